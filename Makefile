@@ -1,0 +1,48 @@
+# The only front door. Every target sets up what it needs in .venv; a second run is quick.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup
+# Two processes that spin on the same cores slow each other down many times over; waiting passively costs nothing.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup demo test test-slow check bench docs vectors proto clean
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/serverlight demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow --timeout=3600 $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python benchmarks/cifar_rate_accuracy.py $(ARGS)
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+vectors: setup
+	$(BIN)/python tests/vectors/make_vectors.py
+
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=src/serverlight/runtime --pyi_out=src/serverlight/runtime proto/serverlight.proto
+
+clean:
+	rm -rf $(VENV) site out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,81 @@
+"""The codec's knobs, theta = (s, lambda, M, delta)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from serverlight.errors import ConfigError
+
+__all__ = ["CodecConfig"]
+
+PROFILES = ("slicer",)
+MAX_GROUPS = 256
+MAX_BITS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecConfig:
+    """Settings of the three stages: filter, groups, allocate and quantise.
+
+    >>> CodecConfig(sparsity=0.75).num_kept(4096)
+    1024
+    """
+
+    profile: str = "slicer"
+    """Which codec writes the frame: ``slicer`` is the paper's."""
+
+    sparsity: float = 0.75
+    """Share ``s`` of the elements that the filter drops, in [0, 1)."""
+
+    asymmetry: float = 1.0
+    """Worth ``lambda`` of a negative element beside a positive one of equal magnitude, > 0."""
+
+    num_groups: int = 1
+    """Number ``M`` of magnitude groups of equal cardinality, 1 to 256."""
+
+    distortion: float = 0.05
+    """Budget ``delta`` per group: mean code error as a share of the group's range, > 0."""
+
+    checksum: bool = True
+    """Whether a CRC-32 of four bytes ends the frame."""
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise ConfigError("profile", f"must be one of {', '.join(PROFILES)}, got {self.profile!r}")
+        _check_number("sparsity", self.sparsity, 0.0 <= self.sparsity < 1.0, "in [0, 1)")
+        _check_number("asymmetry", self.asymmetry, 0.0 < self.asymmetry < math.inf, "positive and finite")
+        _check_number("distortion", self.distortion, 0.0 < self.distortion < math.inf, "positive and finite")
+        if not isinstance(self.num_groups, int) or not 1 <= self.num_groups <= MAX_GROUPS:
+            raise ConfigError("num_groups", f"must be a whole number from 1 to {MAX_GROUPS}, got {self.num_groups!r}")
+        if not isinstance(self.checksum, bool):
+            raise ConfigError("checksum", f"must be true or false, got {self.checksum!r}")
+
+    def num_kept(self, num_elements: int) -> int:
+        """``K = ceil((1 - s) n)``, exactly: the decimal that the user wrote counts, not its nearest float.
+
+        >>> CodecConfig(sparsity=0.7).num_kept(10)  # in floats (1 - 0.7) * 10 is above 3
+        3
+        """
+        return math.ceil((1 - Fraction(repr(float(self.sparsity)))) * num_elements)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> CodecConfig:
+        """The inverse of :meth:`to_dict`; an unknown field is a :class:`ConfigError`."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise ConfigError(name, f"unknown codec setting; choose from {', '.join(sorted(known))}")
+        return cls(**fields)
+
+
+def _check_number(field: str, value: object, ok: bool, wanted: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not ok:
+        raise ConfigError(field, f"must be {wanted}, got {value!r}")

@@ -1,0 +1,71 @@
+"""Server-light inference by training-free compression of activations (SLICER, arXiv 2511.11608).
+
+Names are loaded when first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serverlight.codec import Codec, CodecConfig, FrameInfo, decode, inspect
+    from serverlight.errors import ServerlightError
+    from serverlight.loopback import Loopback
+    from serverlight.models import LoadedModel, load_model
+    from serverlight.partition import CutPoint, Partition, partition
+    from serverlight.plan import Plan
+    from serverlight.runtime import Client, Server, connect
+
+__version__ = "0.1.0"
+
+_HOMES = {  # public name -> the module it lives in
+    "Client": "serverlight.runtime",
+    "Codec": "serverlight.codec",
+    "CodecConfig": "serverlight.codec",
+    "CutPoint": "serverlight.partition",
+    "FrameInfo": "serverlight.codec",
+    "LoadedModel": "serverlight.models",
+    "Loopback": "serverlight.loopback",
+    "Partition": "serverlight.partition",
+    "Plan": "serverlight.plan",
+    "Server": "serverlight.runtime",
+    "ServerlightError": "serverlight.errors",
+    "connect": "serverlight.runtime",
+    "decode": "serverlight.codec",
+    "inspect": "serverlight.codec",
+    "load_model": "serverlight.models",
+    "partition": "serverlight.partition",
+}
+
+__all__ = [
+    "Client",
+    "Codec",
+    "CodecConfig",
+    "CutPoint",
+    "FrameInfo",
+    "LoadedModel",
+    "Loopback",
+    "Partition",
+    "Plan",
+    "Server",
+    "ServerlightError",
+    "connect",
+    "decode",
+    "inspect",
+    "load_model",
+    "partition",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'serverlight' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    # A submodule of the same name (serverlight.partition) would shadow the function once imported.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

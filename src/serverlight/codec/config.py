@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,9 +13,9 @@ from serverlight.errors import ConfigError
 
 __all__ = ["CodecConfig"]
 
-PROFILES = ("slicer",)
+PROFILES = ("slicer", "fp16")
+POSITIONS = ("auto", "bitmap", "csr", "rice")
 MAX_GROUPS = 256
-MAX_BITS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +27,7 @@ class CodecConfig:
     """
 
     profile: str = "slicer"
-    """Which codec writes the frame: ``slicer`` is the paper's."""
+    """Which codec writes the frame: ``slicer`` is the paper's, ``fp16`` the rival that ships plain half floats."""
 
     sparsity: float = 0.75
     """Share ``s`` of the elements that the filter drops, in [0, 1)."""
@@ -40,17 +41,22 @@ class CodecConfig:
     distortion: float = 0.05
     """Budget ``delta`` per group: mean code error as a share of the group's range, > 0."""
 
+    positions: str = "auto"
+    """How a frame says which elements are kept: ``auto`` takes the cheapest of ``bitmap``, ``csr`` and ``rice``."""
+
     checksum: bool = True
     """Whether a CRC-32 of four bytes ends the frame."""
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise ConfigError("profile", f"must be one of {', '.join(PROFILES)}, got {self.profile!r}")
-        _check_number("sparsity", self.sparsity, 0.0 <= self.sparsity < 1.0, "in [0, 1)")
-        _check_number("asymmetry", self.asymmetry, 0.0 < self.asymmetry < math.inf, "positive and finite")
-        _check_number("distortion", self.distortion, 0.0 < self.distortion < math.inf, "positive and finite")
+        _check_number("sparsity", self.sparsity, lambda s: 0.0 <= s < 1.0, "in [0, 1)")
+        _check_number("asymmetry", self.asymmetry, lambda a: 0.0 < a < math.inf, "positive and finite")
+        _check_number("distortion", self.distortion, lambda d: 0.0 < d < math.inf, "positive and finite")
         if not isinstance(self.num_groups, int) or not 1 <= self.num_groups <= MAX_GROUPS:
             raise ConfigError("num_groups", f"must be a whole number from 1 to {MAX_GROUPS}, got {self.num_groups!r}")
+        if self.positions not in POSITIONS:
+            raise ConfigError("positions", f"must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
         if not isinstance(self.checksum, bool):
             raise ConfigError("checksum", f"must be true or false, got {self.checksum!r}")
 
@@ -76,6 +82,6 @@ class CodecConfig:
         return cls(**fields)
 
 
-def _check_number(field: str, value: object, ok: bool, wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not ok:
+def _check_number(field: str, value: object, allowed: Callable[[float], bool], wanted: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not allowed(value):
         raise ConfigError(field, f"must be {wanted}, got {value!r}")

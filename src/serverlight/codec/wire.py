@@ -1,0 +1,216 @@
+"""The format page in code: constants, header, and the only reader and writer of bytes.
+
+Section numbers refer to docs/wire-format.md.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serverlight.errors import (
+    BadMagic,
+    BadPadding,
+    BadVarint,
+    ChecksumMismatch,
+    ConfigError,
+    FrameTooLarge,
+    FrameTooShort,
+    TrailingBytes,
+    UnsupportedFeature,
+    UnsupportedProfile,
+    UnsupportedVersion,
+)
+
+__all__ = ["DEFAULT_MAX_ELEMENTS", "DTYPES", "MAX_RANK", "PROFILE_IDS", "Header", "Reader", "Writer"]
+
+MAGIC = b"SL"
+VERSION = 1
+MAX_RANK = 8
+MAX_VARINT = 2**32 - 1
+CHECKSUM_FLAG = 1 << 4
+CHECKSUM_BYTES = 4
+DEFAULT_MAX_ELEMENTS = 1 << 28
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""Element types; the index is the dtype's number on the wire (section 2)."""
+
+PROFILE_IDS = {"fp16": 0, "slicer": 1}
+"""Profiles by their number on the wire (section 2)."""
+
+PROFILE_NAMES = {number: name for name, number in PROFILE_IDS.items()}
+
+Codes = npt.NDArray[np.uint32]
+Fields = npt.NDArray[np.integer] | npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """What section 2 puts at the front of every frame."""
+
+    profile: str
+    dtype: str
+    shape: tuple[int, ...]
+    checksum: bool
+
+    @property
+    def num_elements(self) -> int:
+        """``n``, as a Python integer that cannot overflow."""
+        return math.prod(self.shape)
+
+
+class Writer:
+    """Collects the bytes of a frame, and remembers how many each part took."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self.part_bytes: dict[str, int] = {}
+
+    def header(self, header: Header) -> None:
+        """Writes section 2."""
+        flags = DTYPES.index(header.dtype) | (CHECKSUM_FLAG if header.checksum else 0)
+        self._put("header", MAGIC + bytes((VERSION, PROFILE_IDS[header.profile], flags, len(header.shape))))
+        for size in header.shape:
+            self.varint(size, "header")
+
+    def byte(self, value: int, part: str) -> None:
+        """Writes one byte."""
+        self._put(part, bytes((value,)))
+
+    def varint(self, value: int, part: str) -> None:
+        """Writes an unsigned integer as section 1.2 says."""
+        encoded = bytearray()
+        while value > 0x7F:
+            encoded.append(value & 0x7F | 0x80)
+            value >>= 7
+        encoded.append(value)
+        self._put(part, bytes(encoded))
+
+    def raw(self, data: bytes, part: str) -> None:
+        """Writes bytes as they are."""
+        self._put(part, data)
+
+    def bit_fields(self, values: Fields, width: int, part: str) -> None:
+        """Writes one section of equally wide bit fields (section 1.3)."""
+        self._put(part, pack_bit_fields(values, width))
+
+    def finish(self, *, checksum: bool) -> bytes:
+        """Ends the frame, with its checksum if asked for."""
+        if checksum:
+            self._put("checksum", zlib.crc32(self._buffer).to_bytes(CHECKSUM_BYTES, "little"))
+        return bytes(self._buffer)
+
+    def _put(self, part: str, data: bytes) -> None:
+        self._buffer += data
+        self.part_bytes[part] = self.part_bytes.get(part, 0) + len(data)
+
+
+class Reader:
+    """Takes bytes off the front of a frame; every length is checked before it is used."""
+
+    def __init__(self, frame: bytes | bytearray | memoryview) -> None:
+        self._view, self._offset = memoryview(frame).cast("B"), 0
+        self.part_bytes: dict[str, int] = {}
+
+    def header(self, max_elements: int) -> Header:
+        """Reads and proves section 2, the limits and the checksum included."""
+        if max_elements < 0:
+            raise ConfigError("max_elements", f"must not be negative, got {max_elements}")
+        magic, version = bytes(self.take(2, "header")), self.byte("header")
+        if magic != MAGIC:
+            raise BadMagic(f"a frame starts with {MAGIC!r}, this starts with {magic!r}")
+        if version != VERSION:
+            raise UnsupportedVersion(
+                f"format version {version}; this reader knows version {VERSION}: update serverlight"
+            )
+        header = self._header_fields()
+        if header.num_elements > max_elements:
+            raise FrameTooLarge(
+                f"the frame declares {header.num_elements} elements, the limit is {max_elements}; raise max_elements "
+                "if you trust the sender"
+            )
+        if header.checksum:
+            self._check_and_cut_checksum()
+        return header
+
+    def byte(self, part: str) -> int:
+        """Reads one byte."""
+        return self.take(1, part)[0]
+
+    def varint(self, part: str) -> int:
+        """Reads an unsigned integer as section 1.2 says."""
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.byte(part)
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if (byte == 0 and shift > 0) or value > MAX_VARINT:
+                    raise BadVarint(f"{part}: an integer is not minimal, or above 2^32 - 1")
+                return value
+        raise BadVarint(f"{part}: an integer is longer than five bytes")
+
+    def take(self, num_bytes: int, part: str) -> memoryview:
+        """Reads ``num_bytes`` bytes without a copy."""
+        left = len(self._view) - self._offset
+        if num_bytes > left:
+            raise FrameTooShort(f"{part}: needs {num_bytes} bytes at offset {self._offset}, {left} left")
+        self._offset += num_bytes
+        self.part_bytes[part] = self.part_bytes.get(part, 0) + num_bytes
+        return self._view[self._offset - num_bytes : self._offset]
+
+    def bit_fields(self, count: int, width: int, part: str) -> Codes:
+        """Reads one section of equally wide bit fields (section 1.3)."""
+        data = self.take((count * width + 7) // 8, part)
+        return unpack_bit_fields(np.frombuffer(data, np.uint8), count, width, part)
+
+    def finish(self) -> None:
+        """Proves that nothing is left."""
+        if left := len(self._view) - self._offset:
+            raise TrailingBytes(f"{left} bytes after the last section")
+
+    def _header_fields(self) -> Header:
+        profile, flags, rank = self.byte("header"), self.byte("header"), self.byte("header")
+        if profile not in PROFILE_NAMES:
+            raise UnsupportedProfile(f"profile {profile}; this reader knows {PROFILE_NAMES}: update serverlight")
+        dtype = flags & 0x0F
+        if dtype >= len(DTYPES) or flags & ~(0x0F | CHECKSUM_FLAG):
+            raise UnsupportedFeature(f"dtype and flags byte 0x{flags:02x} has reserved bits or an unknown dtype")
+        if rank > MAX_RANK:
+            raise UnsupportedFeature(f"rank {rank}; a frame has at most {MAX_RANK} dimensions")
+        shape = tuple(self.varint("header") for _ in range(rank))
+        return Header(
+            profile=PROFILE_NAMES[profile], dtype=DTYPES[dtype], shape=shape, checksum=bool(flags & CHECKSUM_FLAG)
+        )
+
+    def _check_and_cut_checksum(self) -> None:
+        if len(self._view) - self._offset < CHECKSUM_BYTES:
+            raise FrameTooShort("checksum: the frame ends before it")
+        body, stated = self._view[:-CHECKSUM_BYTES], self._view[-CHECKSUM_BYTES:]
+        if (actual := zlib.crc32(body)) != int.from_bytes(stated, "little"):
+            raise ChecksumMismatch(f"checksum is {stated.hex()}, the bytes give {actual.to_bytes(4, 'little').hex()}")
+        self._view = body
+        self.part_bytes["checksum"] = CHECKSUM_BYTES
+
+
+def pack_bit_fields(values: Fields, width: int) -> bytes:
+    """Packs ``values``, each below ``2**width``, least significant bit first.
+
+    >>> pack_bit_fields(np.array([1, 2, 3]), 2).hex()
+    '39'
+    """
+    bits = (values.astype(np.uint32)[:, None] >> np.arange(width, dtype=np.uint32)) & 1
+    return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
+
+
+def unpack_bit_fields(data: npt.NDArray[np.uint8], count: int, width: int, part: str) -> Codes:
+    """The inverse of :func:`pack_bit_fields`; ``data`` has exactly the bytes that ``count`` fields take."""
+    bits = np.unpackbits(data, bitorder="little")
+    if bits[count * width :].any():
+        raise BadPadding(f"{part}: padding bits are not zero")
+    fields = bits[: count * width].reshape(count, width).astype(np.uint32)
+    values: Codes = (fields << np.arange(width, dtype=np.uint32)).sum(axis=1, dtype=np.uint32)
+    return values

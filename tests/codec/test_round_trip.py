@@ -1,0 +1,150 @@
+"""What goes in comes out: shapes, dtypes, exactness of what the format promises exactly."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from serverlight.codec import Codec, CodecConfig, decode, inspect
+from serverlight.errors import ConfigError, NonFiniteTensor, UnsupportedTensor
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SHAPES = [(), (1,), (0,), (0, 3), (5, 0), (7,), (3, 5), (2, 3, 4, 5), (1, 1, 1, 1, 1, 1, 1, 2), (4, 4096)]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), list(itertools.product(SHAPES, DTYPES)), ids=str)
+@pytest.mark.parametrize("profile", ["slicer", "fp16"])
+def test_shape_and_dtype_survive(shape: tuple[int, ...], dtype: torch.dtype, profile: str) -> None:
+    """Every dtype and shape comes back as it went in, empty and rank 0 included."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = decode(Codec(CodecConfig(profile=profile, num_groups=3)).encode(x))
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+
+
+configs = st.builds(
+    CodecConfig,
+    sparsity=st.floats(0, 0.99),
+    asymmetry=st.floats(0.01, 100),
+    num_groups=st.integers(1, 256),
+    distortion=st.floats(1e-4, 2),
+    positions=st.sampled_from(["auto", "bitmap", "csr", "rice"]),
+    checksum=st.booleans(),
+)
+arrays = hnp.arrays(
+    st.sampled_from([np.float32, np.float16]),
+    hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=9),
+    elements={"allow_nan": False, "allow_infinity": False},
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(x=arrays, config=configs)
+def test_any_finite_array_round_trips(x: Any, config: CodecConfig) -> None:
+    """For any finite array: exactly the kept elements are non-zero, signs hold, and no value leaves its group's range."""
+    frame = Codec(config).encode(x)
+    y = decode(frame, like="numpy")
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    num_kept = min(config.num_kept(x.size), int(np.count_nonzero(x)))
+    assert np.count_nonzero(y) == num_kept
+    kept = y != 0
+    assert (np.sign(y[kept]) == np.sign(x[kept])).all()
+    if num_kept:
+        assert np.abs(y[kept]).max() <= np.abs(x[kept]).max()
+        assert np.abs(y[kept]).min() >= np.abs(x[kept]).min()
+    info = inspect(frame)
+    assert sum(info.part_bytes.values()) == info.num_bytes == len(frame)
+
+
+@settings(max_examples=100, deadline=None)
+@given(x=arrays)
+def test_fp16_profile_is_a_half_cast(x: Any) -> None:
+    """The rival profile is a plain cast to half floats, for every value that fits."""
+    x = np.clip(x, -65504, 65504)
+    y = decode(Codec(CodecConfig(profile="fp16")).encode(x), like="numpy")
+    assert (y == x.astype(np.float16).astype(x.dtype)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_single_values_and_outliers_are_exact(dtype: torch.dtype) -> None:
+    """A group of one element is sent exactly, so that a massive activation survives."""
+    x = torch.tensor([0.0, -2000.25, 0.0, 3.140625, 1e-7]).to(dtype)
+    y = decode(Codec(CodecConfig(sparsity=0.0, num_groups=3)).encode(x))
+    assert torch.equal(x, y)
+
+
+def test_bfloat16_rounds_as_torch_does() -> None:
+    """The format's rounding to bfloat16 is the one that torch performs."""
+    from serverlight.codec.tensors import round_to_dtype
+
+    x = np.random.default_rng(0).standard_normal(100_000).astype(np.float32) * np.float32(1e-3)
+    ours = torch.from_numpy(round_to_dtype(x, "bfloat16"))
+    assert torch.equal(ours, torch.from_numpy(x).to(torch.bfloat16).float())
+
+
+def test_negative_zero_decodes_as_zero() -> None:
+    """Negative zero is a zero."""
+    for profile in ("slicer", "fp16"):
+        y = decode(Codec(CodecConfig(profile=profile, sparsity=0)).encode(np.array([-0.0, 1.0], np.float32)), "numpy")
+        assert not np.signbit(y).any()
+
+
+def test_subnormals_survive() -> None:
+    """Subnormal numbers are not flushed."""
+    x = np.array([1e-45, -3e-42, 0, 1e-40], np.float32)
+    assert (decode(Codec(CodecConfig(sparsity=0, num_groups=3)).encode(x), "numpy") == x).all()
+
+
+def test_layout_in_memory_does_not_matter() -> None:
+    """Channels-last, transposed and gradient-carrying tensors give the frame of their contiguous copy."""
+    codec = Codec(CodecConfig(num_groups=2))
+    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    frame = codec.encode(x)
+    assert codec.encode(x.to(memory_format=torch.channels_last)) == frame
+    assert codec.encode(x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)) == frame
+    assert codec.encode(x.clone().requires_grad_()) == frame
+    assert codec.encode(x.numpy()) == frame
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rejects_non_finite_values(bad: float) -> None:
+    """NaN and infinity are refused with their number and place."""
+    x = np.ones(10, np.float32)
+    x[4] = x[7] = bad
+    with pytest.raises(NonFiniteTensor, match=r"2 NaN or infinite values .*index 4") as caught:
+        Codec().encode(x)
+    assert (caught.value.num_nonfinite, caught.value.first_index) == (2, 4)
+
+
+@pytest.mark.parametrize("x", [np.ones(3), np.ones(3, np.int64), torch.ones(3, dtype=torch.int32), [1.0, 2.0], "text"])
+def test_rejects_other_dtypes_and_types(x: Any) -> None:
+    """What the format does not carry is refused by name."""
+    with pytest.raises(UnsupportedTensor):
+        Codec().encode(x)
+
+
+def test_rejects_rank_9_and_large_halves() -> None:
+    """Rank above 8, and values beyond float16 in the fp16 profile, are refused."""
+    with pytest.raises(UnsupportedTensor, match="rank 9"):
+        Codec().encode(np.ones((1,) * 9, np.float32))
+    with pytest.raises(UnsupportedTensor, match="65504"):
+        Codec(CodecConfig(profile="fp16")).encode(np.array([70000.0], np.float32))
+
+
+def test_header_is_at_most_24_bytes() -> None:
+    """The header of a rank-2 tensor takes at most 24 bytes, however long its sides."""
+    for shape in [(1, 1), (512, 4096), (1, 300_000), (2_100_000, 1)]:
+        frame = Codec(CodecConfig(sparsity=0.5)).encode(np.ones(shape, np.float32))
+        assert inspect(frame).part_bytes["header"] <= 24
+
+
+def test_unknown_backend_is_named() -> None:
+    """A backend that does not exist is refused with the choices."""
+    with pytest.raises(ConfigError, match="reference"):
+        Codec(backend="quantum")

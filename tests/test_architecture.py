@@ -1,0 +1,102 @@
+"""The import rules of docs/architecture.md, checked on the source text."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+SRC = pathlib.Path(__file__).parents[1] / "src" / "serverlight"
+
+BASE = {"errors", "codec", "partition", "plan", "models", "link"}
+MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
+    "errors": set(),
+    "codec": {"errors"},
+    "partition": {"errors"},
+    "models": {"errors"},
+    "link": {"errors"},
+    "plan": {"errors", "codec"},
+    "loopback": BASE - {"link"},
+    "runtime": BASE,
+    "evaluation": BASE | {"loopback", "runtime"},
+    "apps": BASE | {"loopback", "runtime", "evaluation"},
+}
+ONLY_IN = {  # package -> the files that may import it
+    "grpc": {"runtime/grpc_transport.py"},
+    "grpc_health": {"runtime/grpc_transport.py"},
+    "transformers": {"models/hub.py"},
+    "PIL": {"models/images.py"},
+    "matplotlib": {"apps/plots.py"},
+    "sklearn": set(),
+    "psutil": set(),
+}
+ONLY_IN_LAYER = {"typer": "apps", "rich": "apps"}
+NEVER = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "torchvision"}
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import; this package writes full names"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(where: pathlib.PurePath, source: str) -> list[str]:
+    layer = where.parts[0].removesuffix(".py")
+    found = []
+    for name in imported_modules(source):
+        top, *rest = name.split(".")
+        if top == "serverlight" and rest and layer in MAY_IMPORT and rest[0] not in MAY_IMPORT[layer] | {layer}:
+            found.append(f"{layer} must not know {rest[0]}")
+        if top in ONLY_IN and where.as_posix() not in ONLY_IN[top]:
+            found.append(f"{top} belongs in {sorted(ONLY_IN[top])}")
+        if top in ONLY_IN_LAYER and layer != ONLY_IN_LAYER[top]:
+            found.append(f"{top} belongs in {ONLY_IN_LAYER[top]}/")
+        if top in NEVER:
+            found.append(f"{top} is not used in this project")
+    return found
+
+
+SOURCES = sorted(path for path in SRC.rglob("*.py") if not path.name.endswith("_pb2.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(SRC)))
+def test_module_imports_only_layers_below(path: pathlib.Path) -> None:
+    """No module knows a layer above its own, and a heavy package is imported in its one file."""
+    assert violations(path.relative_to(SRC), path.read_text()) == []
+
+
+def test_every_layer_has_a_rule() -> None:
+    """A new folder or module at the root of the package must be given its place first."""
+    layers = {path.relative_to(SRC).parts[0].removesuffix(".py") for path in SOURCES}
+    assert layers - {"__init__", "__main__"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("where", "source", "complaint"),
+    [
+        ("codec/wire.py", "import serverlight.runtime.client", "codec must not know runtime"),
+        ("partition/graph.py", "from serverlight.codec import Codec", "partition must not know codec"),
+        ("runtime/client.py", "import grpc", "grpc belongs in ['runtime/grpc_transport.py']"),
+        ("codec/codec.py", "def f():\n    import rich", "rich belongs in apps/"),
+        ("plan.py", "import pickle", "pickle is not used in this project"),
+    ],
+)
+def test_planted_violation_is_found(where: str, source: str, complaint: str) -> None:
+    """The checker itself can fail: each kind of forbidden import is noticed."""
+    assert violations(pathlib.PurePath(where), source) == [complaint]
+
+
+@pytest.mark.parametrize("module", ["serverlight", "serverlight.codec"])
+def test_import_is_free(module: str) -> None:
+    """Importing the package or the codec brings NumPy and nothing heavier."""
+    heavy = {"torch", "grpc", "transformers", "triton", "numba", "PIL", "matplotlib", "typer", "rich"}
+    script = f"import sys, {module}; print(*sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,84 @@
+"""One function that turns what a user wrote after MODEL into a model."""
+
+from __future__ import annotations
+
+import pathlib
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from serverlight.errors import MissingDependency, ModelError
+from serverlight.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD, CifarResNet, is_cifar_resnet
+from serverlight.models.demo_vision import DEMO_VISION, load_demo_vision
+from serverlight.models.importing import import_model, is_import_spec
+from serverlight.models.loaded import LoadedModel
+from serverlight.models.preprocess import Normalize
+
+__all__ = ["load_model"]
+
+DEMO_PREFIX = "demo-"
+WEIGHTS_SUFFIX = ".safetensors"
+
+
+def load_model(spec: str) -> LoadedModel:
+    """The model that ``spec`` names, in evaluation mode and float32.
+
+    ``spec`` is one of
+
+    - ``demo-vision``, the small classifier that comes with the package;
+    - the path of a ``.safetensors`` state dict of a CIFAR ResNet, recognised by its keys;
+    - a Hugging Face folder, or an id on the hub;
+    - ``package.module:function``, see :func:`serverlight.models.importing.import_model`.
+
+    Raises :class:`ModelError` when the model is not there or cannot be loaded, and :class:`MissingDependency` when it
+    needs a package that is not installed.
+
+    >>> load_model("demo-vision").image_shape
+    (32, 32, 1)
+    """
+    path = pathlib.Path(spec).expanduser()
+    if spec == DEMO_VISION:
+        return load_demo_vision()
+    if spec.startswith(DEMO_PREFIX) and not path.exists():
+        raise ModelError(f"no shipped model {spec!r}; the one shipped is {DEMO_VISION!r}")
+    if path.suffix == WEIGHTS_SUFFIX or path.is_file():
+        return _load_weights_file(spec, path)
+    if is_import_spec(spec) and not path.exists():
+        return import_model(spec)
+    if not spec.strip():
+        raise ModelError(f"the model's name is empty; try {DEMO_VISION!r}")
+    return _load_from_hub(spec)
+
+
+def _load_from_hub(spec: str) -> LoadedModel:
+    try:
+        from serverlight.models.hub import load_hub_model
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("transformers", "huggingface_hub"):
+            raise
+        raise MissingDependency(exc.name, "hf") from None
+    return load_hub_model(spec)
+
+
+def _load_weights_file(spec: str, path: pathlib.Path) -> LoadedModel:
+    if not path.is_file():
+        raise ModelError(f"no file {spec!r}; check the path")
+    if path.suffix != WEIGHTS_SUFFIX:
+        raise ModelError(
+            f"{spec!r} is not a {WEIGHTS_SUFFIX} file; save the state dict with safetensors.torch.save_file"
+        )
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as exc:
+        raise ModelError(f"{spec!r} cannot be read: {exc}; copy or download it again") from exc
+    if not is_cifar_resnet(state):
+        raise ModelError(
+            f"{spec!r} holds weights of no network known here (CIFAR ResNets are); "
+            "give the model as package.module:function that returns (module, example_inputs)"
+        )
+    network = CifarResNet.from_state_dict(state)
+    channels = network.conv1.in_channels
+    if channels != len(CIFAR_MEAN):
+        return LoadedModel.of(spec, network, torch.zeros(2, channels, 32, 32))
+    return LoadedModel.of_images(spec, network, Normalize(image_shape=(32, 32, 3), mean=CIFAR_MEAN, std=CIFAR_STD))

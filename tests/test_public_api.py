@@ -18,6 +18,7 @@ PUBLIC = [
     "Plan",
     "Server",
     "ServerlightError",
+    "calibrate",
     "connect",
     "decode",
     "inspect",

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from serverlight.calibration import calibrate
     from serverlight.codec import Codec, CodecConfig, FrameInfo, decode, inspect
     from serverlight.errors import ServerlightError
     from serverlight.loopback import Loopback
@@ -31,6 +32,7 @@ _HOMES = {  # public name -> the module it lives in
     "Plan": "serverlight.plan",
     "Server": "serverlight.runtime",
     "ServerlightError": "serverlight.errors",
+    "calibrate": "serverlight.calibration",
     "connect": "serverlight.runtime",
     "decode": "serverlight.codec",
     "inspect": "serverlight.codec",
@@ -50,6 +52,7 @@ __all__ = [
     "Plan",
     "Server",
     "ServerlightError",
+    "calibrate",
     "connect",
     "decode",
     "inspect",

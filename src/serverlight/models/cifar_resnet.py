@@ -25,6 +25,9 @@ CIFAR_STD = (0.229, 0.224, 0.225)
 
 NUM_STAGES = 3
 
+MAX_REASON = 300
+"""Characters of torch's reason that an error repeats; it may list hundreds of keys."""
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around an identity; a stride or a wider output is bridged by subsampling and zeros."""
@@ -111,7 +114,10 @@ class CifarResNet(nn.Module):
             }
             model.load_state_dict({**counters, **state})
         except (KeyError, IndexError, RuntimeError) as exc:
-            raise ModelError(f"the weights do not fit a CIFAR ResNet: {exc}; check that the file is complete") from exc
+            reason = " ".join(str(exc).split())[:MAX_REASON]
+            raise ModelError(
+                f"the weights do not fit a CIFAR ResNet: {reason}; check that the file is complete"
+            ) from exc
         return model.eval()
 
 

@@ -15,6 +15,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -79,8 +80,8 @@ def _download(spec: str, patterns: list[str]) -> pathlib.Path:
         raise ModelError(f"no folder {spec!r} here and no model {spec!r} on the hub; check the spelling") from None
     except Exception as exc:  # the hub's client raises the classes of whichever HTTP library it was built on
         raise ModelError(
-            f"no folder {spec!r} here, and the hub cannot be reached ({type(exc).__name__}); "
-            "connect to the network, or give the path of a downloaded folder"
+            f"no folder {spec!r} here, and the hub cannot be reached; "
+            "check the path, connect to the network, or give a downloaded folder"
         ) from exc
 
 
@@ -88,7 +89,8 @@ def _read_config(spec: str, folder: pathlib.Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{spec!r} has no config.json; give a folder written by save_pretrained")
     try:
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        with _quiet():
+            return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError, KeyError) as exc:
         raise ModelError(f"cannot read the config of {spec!r}: {exc}; is transformers recent enough for it?") from exc
 
@@ -111,8 +113,8 @@ def _load_weights(spec: str, folder: pathlib.Path, model_class: Any, config: Any
                 folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
                 output_loading_info=True,
             )  # fmt: skip
-    except (OSError, RuntimeError, ValueError) as exc:
-        raise ModelError(f"cannot load the weights of {spec!r}: {exc}") from exc
+    except (SafetensorError, OSError, RuntimeError, ValueError) as exc:
+        raise ModelError(f"cannot load the weights of {spec!r}: {exc}; save it again with save_pretrained") from exc
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{spec!r} lacks {len(missing)} weights of {model_class.__name__}, {missing[0]!r} first, which would be "

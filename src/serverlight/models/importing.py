@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +36,10 @@ def import_model(spec: str) -> LoadedModel:
     :class:`LoadedModel`. Raises :class:`ModelError` when the module or the function is not there or returns something
     else; what the user's own code raises is passed on as it is.
     """
-    result = _find(spec)()
+    function = _find(spec)
+    with contextlib.suppress(ValueError):  # some built-in functions have no signature to check
+        _check_takes_nothing(spec, function)
+    result = function()
     if isinstance(result, LoadedModel):
         return dataclasses.replace(result, name=spec)
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], nn.Module):
@@ -63,3 +68,10 @@ def _find(spec: str) -> Callable[[], Any]:
         )
     function: Callable[[], Any] = found
     return function
+
+
+def _check_takes_nothing(spec: str, function: Callable[[], Any]) -> None:
+    try:
+        inspect.signature(function).bind()
+    except TypeError as exc:
+        raise ModelError(f"{spec} needs arguments ({exc}); give a function that is called without any") from None

@@ -41,7 +41,8 @@ def load_model(spec: str) -> LoadedModel:
     if spec == DEMO_VISION:
         return load_demo_vision()
     if spec.startswith(DEMO_PREFIX) and not path.exists():
-        raise ModelError(f"no shipped model {spec!r}; the one shipped is {DEMO_VISION!r}")
+        coming = " (language models come with the language-model commands)" if spec == "demo-lm" else ""
+        raise ModelError(f"no shipped model {spec!r}{coming}; use {DEMO_VISION!r}")
     if path.suffix == WEIGHTS_SUFFIX or path.is_file():
         return _load_weights_file(spec, path)
     if is_import_spec(spec) and not path.exists():

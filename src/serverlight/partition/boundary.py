@@ -67,6 +67,9 @@ class CutPoint:
     tail_macs: int
     """Multiply-accumulates of the tail for one sample."""
 
+    aliases: tuple[str, ...] = ()
+    """Further modules whose exit this is, from the outside in; :meth:`Partition.cut` takes these names too."""
+
     is_module_exit: bool
     """Whether the cut is the output of a module; such cuts are the ones to offer people first."""
 

@@ -20,21 +20,23 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, Guar
 
 from serverlight.errors import NotExportable
 
-__all__ = ["explain"]
+__all__ = ["explain", "shape_log"]
 
-_SHAPES_LOG = "torch.fx.experimental.symbolic_shapes"
-_FIXES_A_SIZE = re.compile(r"set_replacement s\d+ = \d+|eval Eq\([^,]*\bs\d+, \d+\) ")
+_SHAPE_LOG = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+_FIXES_A_SIZE = re.compile(r"set_replacement s\d+ = \d+")
+_LIMITS_A_SIZE = re.compile(r"\bs\d+\b.*\[guard added\]")
 _OURS = str(pathlib.Path(__file__).parent)
 _MACHINERY = (str(pathlib.Path(torch.__file__).parent), str(pathlib.Path(sympy.__file__).parent), logging.__file__, "<")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Place:
-    """A line of source."""
+    """A line of the model's source, and the modules whose forward it was reached through."""
 
     path: str
     line: int
     function: str
+    modules: tuple[nn.Module, ...]
 
     def __str__(self) -> str:
         code = linecache.getline(self.path, self.line).strip()
@@ -44,29 +46,35 @@ class _Place:
 def explain(module: nn.Module, failure: Exception, retry: Callable[[], object]) -> NotExportable:
     """The error to raise for a failed trace; ``retry`` repeats the trace where the cause has to be watched for."""
     name = type(module).__name__
-    elsewhere = f"or partition a submodule that does not contain it{_example(module)}"
-    if _fixes_batch(failure):
-        place = _find_fixed_size(retry)
-        where = f" at {place}" if place else ""
-        return NotExportable(
-            f"{name} works for one batch size only: it is fixed{where}; write sizes that follow the batch as "
-            f"x.shape[0] or -1 and do not branch on them, {elsewhere}"
+    if _concerns_batch(failure):
+        place = _find_limited_size(retry)
+        message = (
+            f"{name} does not take every batch size{_at(place)}; write sizes that follow the batch as x.shape[0] or -1 "
+            "and do not branch on them"
         )
-    place = _innermost(traceback.walk_tb(failure.__traceback__))
-    where = f" at {place}" if place else ""
-    if isinstance(failure, GuardOnDataDependentSymNode):
-        return NotExportable(
-            f"{name} branches on the values of a tensor{where}; a cut model needs the same operations for every "
-            f"input: select with torch.where instead, {elsewhere}"
-        )
-    return NotExportable(
-        f"{name} cannot be traced{where} ({_summary(failure)}); rewrite the line with tensor operations, {elsewhere}"
-    )
+    else:
+        place = _innermost(traceback.walk_tb(failure.__traceback__))
+        if isinstance(failure, GuardOnDataDependentSymNode):
+            message = (
+                f"{name} branches on the values of a tensor{_at(place)}; a cut model needs the same operations for "
+                "every input: choose with torch.where instead"
+            )
+        else:
+            message = f"{name} cannot be traced{_at(place)} ({_summary(failure)}); use tensor operations instead"
+    return NotExportable(f"{message}, or partition a submodule that does not contain it{_suggestion(module, place)}")
 
 
-def _example(module: nn.Module) -> str:
-    children = [path for path, child in module.named_children() if any(True for _ in child.parameters())]
-    return f", for instance its {children[0]!r}" if children else ""
+def _at(place: _Place | None) -> str:
+    return f" because of {place}" if place else ""
+
+
+def _suggestion(module: nn.Module, place: _Place | None) -> str:
+    """Names a child that holds parameters and is not on the way to the place."""
+    avoid = place.modules if place else ()
+    for path, child in module.named_children():
+        if not any(child is other for other in avoid) and any(True for _ in child.parameters()):
+            return f", such as {path!r}"
+    return ""
 
 
 def _summary(failure: Exception) -> str:
@@ -74,55 +82,59 @@ def _summary(failure: Exception) -> str:
     return f"{type(failure).__name__}: {text.splitlines()[0][:200]}" if text else type(failure).__name__
 
 
-def _fixes_batch(failure: BaseException) -> bool:
-    chain = (failure, failure.__cause__, failure.__context__)
-    return any(isinstance(exc, ConstraintViolationError) for exc in chain)
+def _concerns_batch(failure: Exception) -> bool:
+    return isinstance(failure, ConstraintViolationError) or isinstance(failure.__context__, ConstraintViolationError)
 
 
-def _find_fixed_size(retry: Callable[[], object]) -> _Place | None:
-    """Repeats the trace and notes which line makes the shape solver replace a free size by a number."""
-    with _watching() as places, contextlib.suppress(Exception):
+def _find_limited_size(retry: Callable[[], object]) -> _Place | None:
+    """Repeats the trace and notes which line makes the shape solver fix the batch, or else limit it."""
+    watcher = _Watcher()
+    with shape_log(watcher, logging.INFO), contextlib.suppress(Exception):
         retry()
+    places = watcher.fixing or watcher.limiting[-1:]
     return places[0] if places else None
 
 
 @contextlib.contextmanager
-def _watching() -> Iterator[list[_Place]]:
-    log = logging.getLogger(_SHAPES_LOG)
-    watcher = _Watcher()
-    level, propagate = log.level, log.propagate
-    log.addHandler(watcher)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+def shape_log(handler: logging.Handler, level: int) -> Iterator[None]:
+    """Sends the shape solver's log to one handler and nowhere else."""
+    before = _SHAPE_LOG.handlers, _SHAPE_LOG.level, _SHAPE_LOG.propagate
+    _SHAPE_LOG.handlers, _SHAPE_LOG.propagate = [handler], False
+    _SHAPE_LOG.setLevel(level)
     try:
-        yield watcher.places
+        yield
     finally:
-        log.removeHandler(watcher)
-        log.setLevel(level)
-        log.propagate = propagate
+        _SHAPE_LOG.handlers, level, _SHAPE_LOG.propagate = before
+        _SHAPE_LOG.setLevel(level)
 
 
 class _Watcher(logging.Handler):
-    """Notes the model's line whenever a log record says that a size was fixed."""
+    """Notes the model's line whenever the log says that a size was fixed or limited."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.places: list[_Place] = []
+        self.fixing: list[_Place] = []
+        self.limiting: list[_Place] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if _FIXES_A_SIZE.search(record.getMessage()):
-            callers = list(traceback.walk_stack(sys._getframe(1)))
-            if place := _innermost(reversed(callers)):
-                self.places.append(place)
+        message = record.getMessage()
+        for pattern, places in ((_FIXES_A_SIZE, self.fixing), (_LIMITS_A_SIZE, self.limiting)):
+            if pattern.search(message):
+                callers = list(traceback.walk_stack(sys._getframe(1)))
+                if place := _innermost(reversed(callers)):
+                    places.append(place)
 
 
 def _innermost(frames: Iterable[tuple[FrameType, int]]) -> _Place | None:
     """The deepest line of the model, given frames from the outermost on; what called this package does not count."""
     place = None
+    modules: tuple[nn.Module, ...] = ()
     for frame, line in frames:
         path = frame.f_code.co_filename
         if path.startswith(_OURS):
-            place = None
+            place, modules = None, ()
         elif not path.startswith(_MACHINERY):
-            place = _Place(path=path, line=line, function=frame.f_code.co_name)
+            owner = frame.f_locals.get("self")
+            modules = (*modules, owner) if isinstance(owner, nn.Module) else modules
+            place = _Place(path=path, line=line, function=frame.f_code.co_name, modules=modules)
     return place

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import io
+import logging
 import operator
 import sys
 import warnings
@@ -17,7 +18,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from serverlight.errors import InputMismatch, NotExportable
-from serverlight.partition.diagnose import explain
+from serverlight.partition.diagnose import explain, shape_log
 from serverlight.partition.inputs import InputBinder
 
 __all__ = ["ADAPTER_PREFIX", "Trace", "drop_dead_nodes", "trace"]
@@ -121,8 +122,8 @@ def drop_dead_nodes(graph: fx.Graph) -> None:
 
 def _refuse_mutation(module: nn.Module, program: torch.export.ExportedProgram) -> None:
     signature = program.graph_signature
-    written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-    if written:
+    buffers = [name.removeprefix(ADAPTER_PREFIX) for name in signature.buffers_to_mutate.values()]
+    if written := [*buffers, *signature.user_inputs_to_mutate.values()]:
         raise NotExportable(
             f"the forward of {type(module).__name__} writes to {', '.join(map(repr, written))}; a module that is cut "
             "must not change its buffers or inputs: return new tensors instead, or partition a submodule that does"
@@ -150,13 +151,16 @@ def _check_runs(module: nn.Module, binder: InputBinder) -> None:
 
 @contextlib.contextmanager
 def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
+    """Evaluation mode inside; afterwards every attribute is what it was, those that a traced forward set included."""
+    before = [(vars(part), dict(vars(part))) for part in module.modules()]
+    before += [(entry, dict(entry)) for _, values in before for entry in values.values() if type(entry) is dict]
     module.eval()
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for live, values in before:
+            live.clear()
+            live.update(values)
 
 
 @contextlib.contextmanager
@@ -182,6 +186,7 @@ def _len(x: Any) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps torch.export's hints off the terminal; what matters in them is in our error."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+    quiet_log = shape_log(logging.NullHandler(), logging.CRITICAL)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), quiet_log:
         warnings.simplefilter("ignore")
         yield

@@ -1,0 +1,16 @@
+"""Measuring what a cut saves and what it costs."""
+
+from serverlight.evaluation.datasets import ImageSet, load_images
+from serverlight.evaluation.environment import describe_environment
+from serverlight.evaluation.statistics import PairedDifference, paired_difference
+from serverlight.evaluation.vision import VisionRow, evaluate_vision
+
+__all__ = [
+    "ImageSet",
+    "PairedDifference",
+    "VisionRow",
+    "describe_environment",
+    "evaluate_vision",
+    "load_images",
+    "paired_difference",
+]

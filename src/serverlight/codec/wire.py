@@ -128,10 +128,11 @@ class Reader:
                 f"format version {version}; this reader knows version {VERSION}: update serverlight"
             )
         header = self._header_fields()
-        if header.num_elements > max_elements:
+        # An empty tensor with huge other sides holds nothing, but its strides overflow in every tensor library.
+        extent = math.prod(max(size, 1) for size in header.shape)
+        if extent > max_elements:
             raise FrameTooLarge(
-                f"the frame declares {header.num_elements} elements, the limit is {max_elements}; raise max_elements "
-                "if you trust the sender"
+                f"the frame declares {extent} elements, the limit is {max_elements}; raise max_elements if you trust the sender"
             )
         if header.checksum:
             self._check_and_cut_checksum()

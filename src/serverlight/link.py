@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from serverlight.errors import ConfigError, PeerUnavailable
+from serverlight.errors import AddressInUse, ConfigError
 
 __all__ = ["LinkConfig", "LinkProxy"]
 
@@ -122,8 +122,6 @@ class LinkProxy:
         self._up, self._down = _Direction(link, seed), _Direction(link, seed + 1)
         self._is_cut = False
         self._writers: set[asyncio.StreamWriter] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="serverlight-link", daemon=True)
 
     @property
     def address(self) -> str:
@@ -141,20 +139,22 @@ class LinkProxy:
         return self._down.num_bytes
 
     def start(self) -> Self:
-        """Starts to listen; raises :class:`PeerUnavailable` when the proxy's own address cannot be had."""
+        """Starts to listen; raises :class:`AddressInUse` when the proxy's own address cannot be had."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="serverlight-link", daemon=True)
         self._thread.start()
         opening = asyncio.start_server(self._on_connection, self._host, self._port)
         try:
             self._server = asyncio.run_coroutine_threadsafe(opening, self._loop).result()
         except OSError as exc:
             self._stop_loop()
-            raise PeerUnavailable(f"the link proxy cannot listen on {self.address}: {exc.strerror}") from None
+            raise AddressInUse(f"cannot listen on {self.address}: {exc.strerror}; choose another port, or 0") from None
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
     def set_link(self, link: LinkConfig) -> None:
         """Changes the link from now on; what is already under way arrives as it was going to."""
-        self._call(lambda: (setattr(self._up, "link", link), setattr(self._down, "link", link)))
+        self._up.link = self._down.link = link
 
     def cut(self) -> None:
         """Breaks all connections and takes no more of them until :meth:`restore`."""
@@ -239,33 +239,37 @@ class _Direction:
         self._free_s, self._random = 0.0, random.Random(seed)
 
     async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Forwards until the reader's end, each piece when its time has come."""
-        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(MAX_CHUNKS)
+        """Forwards until the reader's end, each piece when its time has come; raises OSError when either side breaks."""
+        under_way: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(MAX_CHUNKS)
         taking = asyncio.ensure_future(self._take(reader, under_way))
         try:
             await self._deliver(under_way, writer)
-            await taking
         finally:
             taking.cancel()
 
-    async def _take(self, reader: asyncio.StreamReader, under_way: asyncio.Queue[tuple[float, bytes]]) -> None:
+    async def _take(self, reader: asyncio.StreamReader, under_way: asyncio.Queue[tuple[float, bytes | None]]) -> None:
         clock = asyncio.get_running_loop().time
+        last: bytes | None = b""
         try:
             while chunk := await reader.read(CHUNK_BYTES):
                 self.num_bytes += len(chunk)
                 self._free_s, arrival_s = self.link.deliver_at(clock(), self._free_s, len(chunk), self._random.random())
                 await under_way.put((arrival_s, chunk))
                 await asyncio.sleep(max(0.0, self._free_s - clock() - MAX_BACKLOG_S))
-        finally:
-            with_end = (clock() + self.link.delay_ms / 1e3, b"")
-            await under_way.put(with_end)
+        except OSError:
+            last = None
+        await under_way.put((self.link.deliver_at(clock(), self._free_s, 0)[1], last))
 
-    async def _deliver(self, under_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    async def _deliver(
+        self, under_way: asyncio.Queue[tuple[float, bytes | None]], writer: asyncio.StreamWriter
+    ) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             arrival_s, chunk = await under_way.get()
             if (wait_s := arrival_s - clock()) > 0:
                 await asyncio.sleep(wait_s)
+            if chunk is None:
+                raise ConnectionResetError
             if not chunk:
                 break
             writer.write(chunk)

@@ -1,0 +1,313 @@
+"""The server without its sockets: streams, handshake, queue, and the one thread that computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from serverlight.codec.config import CodecConfig
+from serverlight.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    PeerUnavailable,
+    PlanMismatch,
+    ProtocolError,
+    RemoteError,
+    ServerBusy,
+    ServerlightError,
+)
+from serverlight.plan import Plan
+from serverlight.runtime.messages import (
+    PROTOCOL_VERSION,
+    ClientMessage,
+    Failure,
+    Hello,
+    InferReply,
+    InferRequest,
+    ServerMessage,
+    Welcome,
+)
+from serverlight.runtime.scheduler import Job, Scheduler
+from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES
+
+__all__ = ["Runner", "ServerConfig", "ServerCore"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """Limits of a server; the defaults suit small models on a few cores."""
+
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    """The largest message it reads or writes."""
+
+    max_batch: int = 64
+    """The most samples in one request."""
+
+    max_waiting: int = 64
+    """The most requests that wait, all clients together; further ones get :class:`ServerBusy`."""
+
+    max_in_flight: int = 16
+    """Requests without a reply that it reads from one stream; it leaves further ones unread."""
+
+    max_streams: int = 256
+    """The most streams at a time; further ones get :class:`ServerBusy`."""
+
+    hello_timeout_s: float = 10.0
+    """How long a new stream may say nothing."""
+
+    drain_s: float = 10.0
+    """How long a stopping server goes on with what it has accepted."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name == "drain_s" else 1
+            if field.type == "int" and (not isinstance(value, int) or value < least):
+                raise ConfigError(field.name, f"must be a whole number of at least {least}, got {value!r}")
+            if field.type == "float" and not value >= 0:
+                raise ConfigError(field.name, f"must be zero or more seconds, got {value!r}")
+
+
+class Runner(Protocol):
+    """What the compute thread calls; :class:`serverlight.runtime.worker.Worker` is the real one."""
+
+    def run(self, cut: str, request: InferRequest, *, queue_ms: float) -> InferReply:
+        """Runs one request; raises a :class:`ServerlightError` when the request is at fault."""
+
+
+class ServerCore:
+    """Takes streams from any transport and runs their requests, one after the other, on a thread of its own.
+
+    ``plans`` has one plan for each cut that is served. With ``codec`` given, clients must use exactly these settings;
+    otherwise any, since a frame describes itself.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        plans: Mapping[str, Plan],
+        *,
+        codec: CodecConfig | None = None,
+        config: ServerConfig | None = None,
+    ) -> None:
+        self.config = config or ServerConfig()
+        self._runner, self._plans, self._codec = runner, dict(plans), codec
+        self._scheduler = Scheduler(max_waiting=self.config.max_waiting)
+        self._changed = threading.Condition()  # guards all below, and the scheduler
+        self._running: Job | None = None
+        self._num_streams = 0
+        self._is_draining = self._is_stopped = False
+        self._thread = threading.Thread(target=self._compute, name="serverlight-compute", daemon=True)
+
+    # -- life cycle ------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Starts the compute thread."""
+        self._thread.start()
+        return self
+
+    def drain(self, timeout_s: float) -> int:
+        """Refuses new work and finishes what was accepted, for so long at most; returns how many requests were given up."""
+        with self._changed:
+            self._is_draining = True
+            self._changed.wait_for(lambda: self._running is None and not self._scheduler.num_waiting, timeout_s)
+            given_up = []
+            while (job := self._scheduler.take()) is not None:
+                given_up.append(job)
+        for job in given_up:
+            job.reply(Failure(request_id=job.request.request_id, error=_shutting_down()))
+        return len(given_up) + (self._running is not None)
+
+    def stop(self) -> None:
+        """Ends the compute thread; a request that is running is waited for."""
+        with self._changed:
+            self._is_draining = self._is_stopped = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.drain(self.config.drain_s)
+        self.stop()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests accepted and not yet begun."""
+        return self._scheduler.num_waiting
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that are open now."""
+        return self._num_streams
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new work is refused."""
+        return self._is_draining
+
+    # -- streams ---------------------------------------------------------------------------------
+
+    def connect(self, reply: Callable[[ServerMessage], None]) -> _Connection:
+        """A new stream; its first message must be a :class:`Hello`."""
+        connection = _Connection(self, reply)
+        with self._changed:
+            self._num_streams += 1
+            too_many = self._num_streams > self.config.max_streams
+            retry_after_ms = self._scheduler.retry_after_ms
+        if self._is_draining:
+            connection.fail(_shutting_down())
+        elif too_many:
+            connection.fail(ServerBusy(retry_after_ms))
+        return connection
+
+    def disconnect(self, connection: object) -> None:
+        """A stream is gone, and with it the requests that it had waiting."""
+        with self._changed:
+            self._num_streams -= 1
+            self._scheduler.forget(connection)
+            self._changed.notify_all()
+
+    def agree(self, plan: Plan) -> None:
+        """Raises :class:`PlanMismatch`, worded for the client, unless this server serves the client's plan."""
+        anyones = next(iter(self._plans.values()))
+        plan.check_compatible(self._plans.get(plan.cut, dataclasses.replace(anyones, cut=plan.cut)))
+        if plan.cut not in self._plans:
+            raise PlanMismatch("cut", plan.cut, ", ".join(self._plans))
+        for field in dataclasses.fields(CodecConfig) if self._codec else ():
+            ours, theirs = getattr(plan.codec, field.name), getattr(self._codec, field.name)
+            if ours != theirs:
+                raise PlanMismatch(f"codec.{field.name}", ours, theirs)
+
+    def submit(self, job: Job) -> None:
+        """Queues a request; raises :class:`ServerBusy` or :class:`PeerUnavailable` at once if it cannot be taken."""
+        with self._changed:
+            if self._is_draining:
+                raise _shutting_down()
+            self._scheduler.admit(job)
+            self._changed.notify_all()
+
+    # -- the compute thread ----------------------------------------------------------------------
+
+    def _compute(self) -> None:
+        while (job := self._next()) is not None:
+            started_s = time.monotonic()
+            job.reply(self._answer(job, started_s))
+            with self._changed:
+                self._running = None
+                self._scheduler.took(time.monotonic() - started_s)
+                self._changed.notify_all()
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopped or self._scheduler.num_waiting)
+            self._running = self._scheduler.take()
+            return self._running
+
+    def _answer(self, job: Job, now_s: float) -> InferReply | Failure:
+        request_id = job.request.request_id
+        try:
+            if job.is_expired(now_s):
+                raise DeadlineExceeded(
+                    f"the request waited longer than its {job.request.deadline_ms} ms; it was not run"
+                )
+            return self._runner.run(job.cut, job.request, queue_ms=(now_s - job.arrived_s) * 1e3)
+        except ServerlightError as error:
+            return Failure(request_id=request_id, error=error)
+        except BaseException:  # whatever a model raises, the thread must live on for the others
+            _log.exception("request %d at cut %s failed", request_id, job.cut)
+            return Failure(request_id=request_id, error=RemoteError(f"the server failed on request {request_id}"))
+
+
+class _Connection:
+    """The protocol of one stream: Hello first, then requests with rising ids."""
+
+    def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None]) -> None:
+        self._core, self._reply = core, reply
+        self._cut: str | None = None
+        self._last_id = 0
+        self._is_closed = False
+        self.over = False
+
+    def receive(self, message: ClientMessage | Failure) -> None:
+        """Takes one message and never raises."""
+        if self.over:
+            return
+        try:
+            if isinstance(message, Hello):
+                self._greet(message)
+            else:
+                self._take_request(message)
+        except ServerlightError as error:
+            self.fail(error)
+
+    def fail(self, error: ServerlightError) -> None:
+        """Says why and ends the stream."""
+        if not self.over:
+            self.over = True
+            self._reply(Failure(request_id=0, error=error))
+
+    def close(self) -> None:
+        """The client is gone."""
+        if not self._is_closed:
+            self.over = self._is_closed = True
+            self._core.disconnect(self)
+
+    def _greet(self, hello: Hello) -> None:
+        if self._cut is not None:
+            raise ProtocolError("a second Hello; open another stream for another plan")
+        if hello.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"the client speaks protocol version {hello.protocol_version}, the server {PROTOCOL_VERSION}; "
+                "install the same serverlight on both"
+            )
+        plan = _read_plan(hello.plan_json)
+        self._core.agree(plan)
+        self._cut = plan.cut
+        config = self._core.config
+        self._reply(
+            Welcome(
+                max_message_bytes=config.max_message_bytes,
+                max_batch=config.max_batch,
+                max_in_flight=config.max_in_flight,
+            )
+        )
+
+    def _take_request(self, message: InferRequest | Failure) -> None:
+        if self._cut is None:
+            raise ProtocolError("a request before Hello; say Hello first")
+        if message.request_id <= self._last_id:
+            raise ProtocolError(f"request_id {message.request_id} after {self._last_id}; ids must rise")
+        self._last_id = message.request_id
+        if isinstance(message, Failure):
+            self._reply(message)
+            return
+        job = Job(owner=self, cut=self._cut, request=message, reply=self._reply, arrived_s=time.monotonic())
+        try:
+            self._core.submit(job)
+        except ServerlightError as error:
+            self._reply(Failure(request_id=message.request_id, error=error))
+
+
+def _read_plan(plan_json: str) -> Plan:
+    try:
+        return Plan.from_json(plan_json)
+    except ServerlightError:
+        raise
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ProtocolError(f"the plan in Hello cannot be read: {type(exc).__name__}") from None
+
+
+def _shutting_down() -> PeerUnavailable:
+    return PeerUnavailable("the server is shutting down; connect to another, or again when it is back")

@@ -1,0 +1,319 @@
+"""The gRPC transport, client and server side; the only file that imports grpc."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import queue
+import socket
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from serverlight.errors import (
+    AddressInUse,
+    ConfigError,
+    DeadlineExceeded,
+    MessageTooLarge,
+    PeerUnavailable,
+    ProtocolError,
+    RemoteError,
+    TransportError,
+)
+from serverlight.runtime.conversion import decode_client, decode_server, encode_client, encode_server
+from serverlight.runtime.messages import ClientMessage, Failure, ServerMessage, Welcome
+from serverlight.runtime.transport import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    Connection,
+    Listener,
+    MessageServer,
+    wire_bytes,
+)
+
+__all__ = ["ERROR_OF_STATUS", "SERVICE", "GrpcServer", "GrpcTransport", "check_health", "error_of_status"]
+
+SERVICE = "serverlight.v1.Tail"
+"""The service's full name, also in the health service."""
+
+KEEPALIVE_S = 10.0
+"""After so long without a word a client asks whether the server is still there."""
+
+KEEPALIVE_TIMEOUT_S = 5.0
+"""So long it waits for that answer."""
+
+ERROR_OF_STATUS: dict[grpc.StatusCode, type[TransportError]] = {
+    grpc.StatusCode.OK: PeerUnavailable,  # the server ended the stream in good order
+    grpc.StatusCode.CANCELLED: PeerUnavailable,
+    grpc.StatusCode.UNKNOWN: RemoteError,
+    grpc.StatusCode.INVALID_ARGUMENT: ProtocolError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.NOT_FOUND: ProtocolError,
+    grpc.StatusCode.ALREADY_EXISTS: ProtocolError,
+    grpc.StatusCode.PERMISSION_DENIED: ProtocolError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: MessageTooLarge,  # how gRPC reports a message over its limit
+    grpc.StatusCode.FAILED_PRECONDITION: ProtocolError,
+    grpc.StatusCode.ABORTED: RemoteError,
+    grpc.StatusCode.OUT_OF_RANGE: ProtocolError,
+    grpc.StatusCode.UNIMPLEMENTED: ProtocolError,  # somebody else's gRPC server
+    grpc.StatusCode.INTERNAL: RemoteError,
+    grpc.StatusCode.UNAVAILABLE: PeerUnavailable,
+    grpc.StatusCode.DATA_LOSS: RemoteError,
+    grpc.StatusCode.UNAUTHENTICATED: ProtocolError,
+}
+"""Our error for each way in which gRPC can end a stream."""
+
+_REMEDIES: dict[type[TransportError], str] = {
+    PeerUnavailable: "is the server up, and the address right?",
+    ProtocolError: "is this a serverlight server of the same version?",
+    MessageTooLarge: "send smaller batches",
+    RemoteError: "the server's log has the details",
+    DeadlineExceeded: "allow more time",
+}
+
+
+def error_of_status(code: grpc.StatusCode, details: str | None) -> TransportError:
+    """Our error for a stream that gRPC ended with this status."""
+    kind = ERROR_OF_STATUS[code]
+    return kind(f"{details or code.value[1]}; {_REMEDIES[kind]}")
+
+
+def _limits(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+    ]
+
+
+# -- the client's side ------------------------------------------------------------------------------
+
+
+class GrpcTransport:
+    """One stream to a server at ``HOST:PORT``, on a connection of its own."""
+
+    def __init__(self, address: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+        self._address, self._max_message_bytes = address, max_message_bytes
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._is_closed = False
+
+    def open(self, listener: Listener) -> None:
+        """Starts to connect; a server that is not there shows at ``listener.on_closed``."""
+        options = [
+            *_limits(self._max_message_bytes),
+            ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1e3)),
+            ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
+            ("grpc.http2.max_pings_without_data", 0),
+            # Otherwise clients of one process share a TCP connection, and the memory of a failed one.
+            ("grpc.use_local_subchannel_pool", 1),
+            # A device talks to its server directly; a proxy from the environment is for the web.
+            ("grpc.enable_http_proxy", 0),
+        ]
+        self._channel = grpc.insecure_channel(self._address, options=options)
+        self._call = self._channel.stream_stream(f"/{SERVICE}/Connect", None, None)(iter(self._outbox.get, None))
+        self._reader = threading.Thread(target=self._read, args=(listener,), name="serverlight-replies", daemon=True)
+        self._reader.start()
+
+    def send(self, message: ClientMessage) -> int:
+        """Serialises and queues the message; returns its bytes on the wire."""
+        data = encode_client(message)
+        if len(data) > self._max_message_bytes:
+            raise _too_large(len(data), self._max_message_bytes)
+        self._outbox.put(data)
+        return wire_bytes(len(data))
+
+    def close(self) -> None:
+        """Ends the stream and the connection."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._outbox.put(None)
+            self._call.cancel()  # type: ignore[no-untyped-call]
+            self._channel.close()
+            self._reader.join()
+
+    def _read(self, listener: Listener) -> None:
+        error: TransportError = PeerUnavailable(f"{self._address} ended the stream; connect again")
+        try:
+            for data in self._call:
+                listener.on_message(decode_server(data), wire_bytes(len(data)))
+        except grpc.RpcError as exc:
+            error = self._translate(exc)
+        except ProtocolError as exc:
+            error = exc
+            self._call.cancel()  # type: ignore[no-untyped-call]
+        self._outbox.put(None)  # gRPC's own thread waits for what we send next
+        listener.on_closed(error)
+
+    def _translate(self, exc: grpc.RpcError) -> TransportError:
+        code, details = exc.code(), exc.details()  # the error is also the call
+        if self._is_closed:
+            return PeerUnavailable("this client is closed; connect again")
+        return error_of_status(code, f"{self._address}: {details}")
+
+
+def _too_large(num_bytes: int, limit: int) -> MessageTooLarge:
+    return MessageTooLarge(f"a message of {num_bytes} bytes; at most {limit} are taken: send smaller batches")
+
+
+def check_health(address: str, *, timeout_s: float = 2.0) -> bool:
+    """Asks the standard health service whether the server takes work; raises :class:`TransportError`."""
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            request = health_pb2.HealthCheckRequest(service=SERVICE)
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
+        except grpc.RpcError as exc:
+            code, details = exc.code(), exc.details()  # the error is also the call
+            raise error_of_status(code, f"{address}: {details}") from None
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+# -- the server's side ------------------------------------------------------------------------------
+
+
+class GrpcServer:
+    """Serves a :class:`MessageServer` on a socket, with the standard health service; lives on one event loop."""
+
+    def __init__(
+        self, core: MessageServer, *, max_message_bytes: int, max_in_flight: int, hello_timeout_s: float
+    ) -> None:
+        self._core = core
+        self._max_message_bytes, self._max_in_flight = max_message_bytes, max_in_flight
+        self._hello_timeout_s = hello_timeout_s
+        self._streams: set[_ServerStream] = set()
+
+    async def start(self, host: str, port: int) -> int:
+        """Listens and returns the port; raises :class:`AddressInUse` or :class:`ConfigError`."""
+        _check_address(host, port)
+        options = [
+            *_limits(self._max_message_bytes),
+            ("grpc.so_reuseport", 0),  # else a second server on the port would silently take half of the clients
+            ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_S * 500)),
+            ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1e3)),
+            ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
+        ]
+        self._server = grpc.aio.server(options=options)
+        handlers = {"Connect": grpc.stream_stream_rpc_method_handler(self._connect)}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        try:
+            bound = self._server.add_insecure_port(_join_address(host, port))
+        except RuntimeError:
+            raise _address_in_use(host, port) from None
+        await self._server.start()
+        await self.set_serving(True)
+        return int(bound)
+
+    async def set_serving(self, serving: bool) -> None:
+        """What the health service answers from now on."""
+        status = health_pb2.HealthCheckResponse
+        for service in ("", SERVICE):
+            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends all streams once their replies are written, then the server."""
+        for stream in self._streams:
+            stream.end()
+        await self._server.stop(grace_s)
+
+    async def _connect(self, _requests: AsyncIterator[bytes], context: Any) -> None:
+        stream = _ServerStream(context, self._max_in_flight, self._max_message_bytes)
+        self._streams.add(stream)
+        connection = self._core.connect(stream.reply)
+        reading = asyncio.ensure_future(stream.read(connection, self._hello_timeout_s))
+        try:
+            await stream.write()
+        finally:
+            self._streams.discard(stream)
+            connection.close()
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+
+class _ServerStream:
+    """Reads at most so many messages ahead of the replies, so that a client cannot pile up work or unread replies."""
+
+    def __init__(self, context: Any, max_in_flight: int, max_message_bytes: int) -> None:
+        self._context, self._max_in_flight, self._max_message_bytes = context, max_in_flight, max_message_bytes
+        self._loop = asyncio.get_running_loop()
+        self._outbox: asyncio.Queue[tuple[bytes, bool] | None] = asyncio.Queue()
+        self._slots = asyncio.Semaphore(max_in_flight)
+
+    def reply(self, message: ServerMessage) -> None:
+        """Queues a reply; called from any thread."""
+        data = encode_server(message)
+        if len(data) > self._max_message_bytes and not isinstance(message, Welcome):
+            error = _too_large(len(data), self._max_message_bytes)
+            data = encode_server(Failure(request_id=message.request_id, error=error))
+        is_last = isinstance(message, Failure) and message.request_id == 0
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
+            self._loop.call_soon_threadsafe(self._outbox.put_nowait, (data, is_last))
+
+    def end(self) -> None:
+        """Ends the stream after what is queued."""
+        self._outbox.put_nowait(None)
+
+    async def write(self) -> None:
+        """Writes replies until the stream ends."""
+        while (item := await self._outbox.get()) is not None:
+            data, is_last = item
+            await self._context.write(data)
+            self._slots.release()
+            if is_last:
+                return
+
+    async def read(self, connection: Connection, hello_timeout_s: float) -> None:
+        """Hands messages to the connection until the client ends the stream."""
+        await self._read_one(connection, hello_timeout_s)
+        while not connection.over and await self._read_one(connection, None):
+            pass
+        # The client has said all it had to say; it still gets what is under way.
+        for _ in range(self._max_in_flight):
+            await self._slots.acquire()
+        self.end()
+
+    async def _read_one(self, connection: Connection, timeout_s: float | None) -> bool:
+        await self._slots.acquire()
+        try:
+            data = await asyncio.wait_for(self._context.read(), timeout_s)
+            if data is grpc.aio.EOF:  # type: ignore[attr-defined]
+                self._slots.release()
+                return False
+            connection.receive(decode_client(data))
+        except TimeoutError:
+            connection.fail(ProtocolError(f"no Hello within {timeout_s} s"))
+        except ProtocolError as error:
+            connection.fail(error)
+        return True
+
+
+# -- addresses --------------------------------------------------------------------------------------
+
+
+def _check_address(host: str, port: int) -> None:
+    """Finds out by itself why an address cannot be had: gRPC only says that it cannot."""
+    try:
+        candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, OverflowError) as exc:
+        raise ConfigError("host", f"cannot resolve {host!r}: {exc}") from None
+    family, kind, protocol, _, address = candidates[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+            probe.listen(1)
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                raise _address_in_use(host, port) from None
+            raise ConfigError("host", f"cannot listen on {_join_address(host, port)}: {exc.strerror}") from None
+
+
+def _address_in_use(host: str, port: int) -> AddressInUse:
+    return AddressInUse(f"{_join_address(host, port)} is taken; choose another port, or 0 for any free one")
+
+
+def _join_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

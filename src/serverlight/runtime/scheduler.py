@@ -1,0 +1,85 @@
+"""Which request the server runs next: a plain state machine without a clock, a tensor or a socket of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serverlight.errors import ServerBusy
+from serverlight.runtime.messages import InferRequest, ServerMessage
+
+__all__ = ["Job", "Scheduler"]
+
+_NEWEST_SHARE = 0.2
+"""Weight of the newest request in the running mean of the time that one takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Job:
+    """One request on its way through the server."""
+
+    owner: object
+    """The connection that it came by."""
+
+    cut: str
+    """Which tail it is for."""
+
+    request: InferRequest
+    """What came."""
+
+    reply: Callable[[ServerMessage], None]
+    """Where the answer goes."""
+
+    arrived_s: float
+    """When it was read."""
+
+    def is_expired(self, now_s: float) -> bool:
+        """Whether nobody wants the answer any more."""
+        deadline_ms = self.request.deadline_ms
+        return deadline_ms is not None and now_s > self.arrived_s + deadline_ms / 1e3
+
+
+class Scheduler:
+    """First come, first served, up to a limit; what is over the limit is told when to come back.
+
+    >>> scheduler = Scheduler(max_waiting=2)
+    >>> scheduler.num_waiting
+    0
+    """
+
+    def __init__(self, *, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._waiting: deque[Job] = deque()
+        self._mean_s = 0.0
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have not been taken yet."""
+        return len(self._waiting)
+
+    def admit(self, job: Job) -> None:
+        """Takes a request in; raises :class:`ServerBusy` at once when there are too many."""
+        if len(self._waiting) >= self._max_waiting:
+            raise ServerBusy(self.retry_after_ms)
+        self._waiting.append(job)
+
+    def take(self) -> Job | None:
+        """The request to run next, or ``None``."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def forget(self, owner: object) -> int:
+        """Drops the waiting requests of a connection that is gone; returns how many."""
+        kept = deque(job for job in self._waiting if job.owner is not owner)
+        dropped = len(self._waiting) - len(kept)
+        self._waiting = kept
+        return dropped
+
+    def took(self, seconds: float) -> None:
+        """Notes how long one request kept the compute thread."""
+        self._mean_s = seconds if self._mean_s == 0 else self._mean_s + _NEWEST_SHARE * (seconds - self._mean_s)
+
+    @property
+    def retry_after_ms(self) -> int:
+        """When about half of what waits now will be done, in milliseconds; at least 1."""
+        return max(1, round(self._mean_s * 1e3 * len(self._waiting) / 2))

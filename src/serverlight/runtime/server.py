@@ -1,0 +1,164 @@
+"""The server: start, serve until stopped, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from serverlight.codec.config import CodecConfig
+from serverlight.errors import ConfigError
+from serverlight.models import LoadedModel
+from serverlight.partition import Partition, partition
+from serverlight.plan import Plan
+from serverlight.runtime.core import ServerConfig, ServerCore
+from serverlight.runtime.grpc_transport import GrpcServer
+from serverlight.runtime.worker import Worker
+
+__all__ = ["Server", "make_core"]
+
+_log = logging.getLogger(__name__)
+
+_LAST_WORDS_S = 1.0
+"""Time for replies that are written to leave the machine when the server stops."""
+
+
+def make_core(
+    model: LoadedModel,
+    cuts: Sequence[str],
+    *,
+    codec: CodecConfig | None = None,
+    config: ServerConfig | None = None,
+    parts: Partition | None = None,
+) -> ServerCore:
+    """A server without a socket, for :class:`~serverlight.runtime.transport.InProcessTransport`; the arguments are
+    :class:`Server`'s.
+    """
+    if not cuts:
+        raise ConfigError("cuts", "name at least one cut; `serverlight cuts MODEL` lists them")
+    config = config or ServerConfig()
+    parts = parts or partition(model.module, model.example_inputs)
+    worker = Worker(model, parts, cuts, max_batch=config.max_batch)
+    plans = {cut: Plan(model=model.name, revision=model.revision, cut=cut) for cut in cuts}
+    return ServerCore(worker, plans, codec=codec, config=config)
+
+
+class Server:
+    """Runs the tails of one model for many clients.
+
+    A context manager for notebooks and tests; ``serve_until_stopped`` for a process of its own.
+
+    Args:
+        model: what to serve.
+        cuts: names of the cuts at which clients may have cut it.
+        codec: if given, clients must use exactly these settings; otherwise each may choose its own.
+        host: where to listen; loopback unless told otherwise.
+        port: where to listen; 0 for any free port.
+        config: limits.
+        parts: the model's partition, if it has been made already.
+
+    Raises:
+        CutNotFound: the model has no such cut.
+        NotExportable: the model cannot be cut at all.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        cuts: Sequence[str],
+        *,
+        codec: CodecConfig | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        config: ServerConfig | None = None,
+        parts: Partition | None = None,
+    ) -> None:
+        self._core = make_core(model, cuts, codec=codec, config=config, parts=parts)
+        self._host, self._port = host, port
+        self._thread = threading.Thread(target=self._serve, name="serverlight-server", daemon=True)
+        self._started: Future[None] = Future()
+        self._is_running = False
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT`` for clients; the true port once started."""
+        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+
+    def start(self) -> Self:
+        """Listens, and returns when clients can connect; raises :class:`AddressInUse`."""
+        self._thread.start()
+        self._started.result()
+        self._core.start()
+        self._is_running = True
+        return self
+
+    def serve_until_stopped(self) -> None:
+        """Serves until SIGTERM or SIGINT, then drains. To be called on the main thread."""
+        stopped = threading.Event()
+
+        def stop(signum: int, _: FrameType | None) -> None:
+            _log.info("%s: finishing what was accepted", signal.Signals(signum).name)
+            stopped.set()
+
+        previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            if not self._is_running:
+                self.start()
+            stopped.wait()
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)  # a second signal ends the process at once
+            self.drain()
+
+    def drain(self, timeout_s: float | None = None) -> int:
+        """Stops well: health says NOT_SERVING, accepted requests finish (within ``timeout_s``, or the config's
+        ``drain_s``), streams end, the socket closes. Returns how many requests were given up.
+        """
+        if not self._is_running:
+            return 0
+        self._is_running = False
+        self._on_loop(self._grpc.set_serving(False))
+        given_up = self._core.drain(self._core.config.drain_s if timeout_s is None else timeout_s)
+        self._on_loop(self._grpc.stop(_LAST_WORDS_S))
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+        self._core.stop()
+        if given_up:
+            _log.warning("gave up %d requests when the time to drain was over", given_up)
+        return given_up
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.drain()
+
+    def _serve(self) -> None:
+        asyncio.run(self._serve_on_loop())
+
+    async def _serve_on_loop(self) -> None:
+        config = self._core.config
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._grpc = GrpcServer(
+            self._core,
+            max_message_bytes=config.max_message_bytes,
+            max_in_flight=config.max_in_flight,
+            hello_timeout_s=config.hello_timeout_s,
+        )
+        try:
+            self._port = await self._grpc.start(self._host, self._port)
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        self._started.set_result(None)
+        await self._stopping.wait()
+
+    def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -1,0 +1,218 @@
+"""A server core without a model, listeners that remember, and sockets to try them on."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from serverlight.codec.config import CodecConfig
+from serverlight.errors import TransportError
+from serverlight.plan import Plan
+from serverlight.runtime.core import ServerConfig, ServerCore
+from serverlight.runtime.grpc_transport import GrpcServer, GrpcTransport
+from serverlight.runtime.messages import (
+    ClientMessage,
+    Frame,
+    Hello,
+    InferReply,
+    InferRequest,
+    RawTensor,
+    ServerMessage,
+    Timing,
+)
+from serverlight.runtime.transport import InProcessTransport, Transport
+
+PLAN = Plan(model="echo", revision="1", cut="middle", codec=CodecConfig(sparsity=0.5))
+WAIT_S = 20.0
+"""No test waits for less than this before it calls something lost: the machine may be busy."""
+
+
+class EchoRunner:
+    """Answers with the first payload; can be held, and can fail on demand."""
+
+    def __init__(self) -> None:
+        self.may_run = threading.Event()
+        self.may_run.set()
+        self.has_begun = threading.Semaphore(0)
+        self.fail_on: dict[bytes, Exception] = {}
+        self.seen: list[bytes] = []
+
+    def run(self, cut: str, request: InferRequest, *, queue_ms: float) -> InferReply:
+        data = request.payloads[0].data
+        self.seen.append(data)
+        self.has_begun.release()
+        assert self.may_run.wait(WAIT_S)
+        if data in self.fail_on:
+            raise self.fail_on[data]
+        output = RawTensor(dtype="uint8", shape=(len(data),), data=data, name=cut)
+        timing = Timing(queue_ms=queue_ms, decode_ms=1.0, tail_ms=2.0, cpu_ms=3.0, process_cpu_ms=4.0)
+        return InferReply(request_id=request.request_id, outputs=(output,), timing=timing)
+
+
+class Inbox:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self._heard: queue.SimpleQueue[tuple[ServerMessage, int] | TransportError] = queue.SimpleQueue()
+
+    def on_message(self, message: ServerMessage, num_bytes: int) -> None:
+        self._heard.put((message, num_bytes))
+
+    def on_closed(self, error: TransportError) -> None:
+        self._heard.put(error)
+
+    def next(self) -> Any:
+        """The next message, or the error that closed the stream."""
+        heard = self._heard.get(timeout=WAIT_S)
+        return heard[0] if isinstance(heard, tuple) else heard
+
+    def next_with_bytes(self) -> tuple[ServerMessage, int]:
+        heard = self._heard.get(timeout=WAIT_S)
+        assert isinstance(heard, tuple), heard
+        return heard
+
+
+class Stream:
+    """One client's stream, message by message."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport, self.inbox = transport, Inbox()
+        transport.open(self.inbox)
+
+    def say(self, message: ClientMessage) -> int:
+        return self.transport.send(message)
+
+    def ask(self, message: ClientMessage) -> Any:
+        self.say(message)
+        return self.inbox.next()
+
+    def greet(self, plan: Plan = PLAN) -> Any:
+        return self.ask(Hello(plan_json=plan.to_json()))
+
+    def say_infer(self, request_id: int, data: bytes = b"x", **fields: Any) -> int:
+        return self.say(InferRequest(request_id=request_id, payloads=(Frame(data=data),), **fields))
+
+    def infer(self, request_id: int, data: bytes = b"x", **fields: Any) -> Any:
+        """Asks and returns the reply."""
+        self.say_infer(request_id, data, **fields)
+        return self.inbox.next()
+
+
+class GrpcThread:
+    """A GrpcServer on an event loop of its own."""
+
+    def __init__(self, core: ServerCore) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        config = core.config
+        self.server = self.run(self._make(core, config))
+        self.port = self.run(self.server.start("127.0.0.1", 0))
+
+    async def _make(self, core: ServerCore, config: ServerConfig) -> GrpcServer:
+        return GrpcServer(
+            core,
+            max_message_bytes=config.max_message_bytes,
+            max_in_flight=config.max_in_flight,
+            hello_timeout_s=config.hello_timeout_s,
+        )
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_S)
+
+    def close(self) -> None:
+        self.run(self.server.stop(0))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(WAIT_S)
+        self._loop.close()
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Waits for something that another thread is about to do."""
+
+    def until(condition: Callable[[], bool]) -> None:
+        give_up_s = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < give_up_s, "waited in vain"
+            time.sleep(0.0005)
+
+    return until
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """What the server of these tests serves."""
+    return PLAN
+
+
+@pytest.fixture
+def runner() -> EchoRunner:
+    return EchoRunner()
+
+
+@pytest.fixture
+def make_core(runner: EchoRunner) -> Iterator[Callable[..., ServerCore]]:
+    cores = []
+
+    def make(*, codec: CodecConfig | None = None, **limits: Any) -> ServerCore:
+        core = ServerCore(runner, {PLAN.cut: PLAN}, codec=codec, config=ServerConfig(**limits)).start()
+        cores.append(core)
+        return core
+
+    yield make
+    runner.may_run.set()
+    for core in cores:
+        core.stop()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[ServerCore], GrpcThread]]:
+    """Puts a core on a socket."""
+    threads = []
+
+    def serve(core: ServerCore) -> GrpcThread:
+        threads.append(GrpcThread(core))
+        return threads[-1]
+
+    yield serve
+    for thread in threads:
+        thread.close()
+
+
+@pytest.fixture
+def open_stream() -> Iterator[Callable[[Transport], Stream]]:
+    streams = []
+
+    def open_stream(transport: Transport) -> Stream:
+        streams.append(Stream(transport))
+        return streams[-1]
+
+    yield open_stream
+    for stream in streams:
+        stream.transport.close()
+
+
+@pytest.fixture(params=["in-process", "grpc"])
+def connect_to(
+    request: pytest.FixtureRequest,
+    serve: Callable[[ServerCore], GrpcThread],
+    open_stream: Callable[[Transport], Stream],
+) -> Callable[[ServerCore], Stream]:
+    """Opens a stream to a core over each transport in turn; one socket serves all streams to the same core."""
+    sockets: dict[int, GrpcThread] = {}
+
+    def connect_to(core: ServerCore) -> Stream:
+        if request.param == "in-process":
+            return open_stream(InProcessTransport(core))
+        if id(core) not in sockets:
+            sockets[id(core)] = serve(core)
+        return open_stream(GrpcTransport(f"127.0.0.1:{sockets[id(core)].port}"))
+
+    return connect_to

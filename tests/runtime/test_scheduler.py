@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+
+from serverlight.errors import ServerBusy
+from serverlight.runtime.messages import InferRequest
+from serverlight.runtime.scheduler import Job, Scheduler
+
+
+def job(owner: object = None, request_id: int = 1, deadline_ms: int | None = None, arrived_s: float = 0.0) -> Job:
+    request = InferRequest(request_id=request_id, payloads=(), deadline_ms=deadline_ms)
+    return Job(owner=owner, cut="middle", request=request, reply=lambda message: None, arrived_s=arrived_s)
+
+
+def test_first_come_first_served() -> None:
+    """Requests leave in the order in which they came."""
+    scheduler = Scheduler(max_waiting=3)
+    jobs = [job(request_id=i) for i in (1, 2, 3)]
+    for each in jobs:
+        scheduler.admit(each)
+    assert [scheduler.take() for _ in range(4)] == [*jobs, None]
+
+
+def test_full_queue_says_when_to_come_back() -> None:
+    """What is over the limit is refused at once, with a time that follows from how long requests take."""
+    scheduler = Scheduler(max_waiting=2)
+    scheduler.took(0.1)
+    scheduler.admit(job())
+    scheduler.admit(job())
+    with pytest.raises(ServerBusy) as caught:
+        scheduler.admit(job())
+    assert caught.value.retry_after_ms == 100  # half of two requests of 100 ms each
+    assert scheduler.take() is not None
+    scheduler.admit(job())
+
+
+def test_retry_time_is_never_zero() -> None:
+    """A client that obeys does not come back in a busy loop."""
+    assert Scheduler(max_waiting=1).retry_after_ms == 1
+
+
+def test_mean_follows_the_newest_requests() -> None:
+    """The estimate moves towards what requests take now, by a fifth each time."""
+    scheduler = Scheduler(max_waiting=10)
+    for _ in range(10):
+        scheduler.admit(job())
+    scheduler.took(1.0)
+    assert scheduler.retry_after_ms == 5000
+    scheduler.took(2.0)
+    assert scheduler.retry_after_ms == 6000
+
+
+def test_a_gone_client_takes_its_requests_with_it() -> None:
+    """Only the requests of the connection that went away are dropped."""
+    scheduler, gone, here = Scheduler(max_waiting=3), object(), object()
+    kept = job(owner=here)
+    for each in (job(owner=gone), kept, job(owner=gone)):
+        scheduler.admit(each)
+    assert scheduler.forget(gone) == 2
+    assert [scheduler.take(), scheduler.take()] == [kept, None]
+
+
+@pytest.mark.parametrize(("deadline_ms", "now_s", "expired"), [(None, 1e9, False), (50, 1.05, False), (50, 1.06, True)])
+def test_deadline_counts_from_arrival(deadline_ms: int | None, now_s: float, expired: bool) -> None:
+    """A request is worth running until its deadline, counted from when it was read."""
+    assert job(deadline_ms=deadline_ms, arrived_s=1.0).is_expired(now_s) is expired

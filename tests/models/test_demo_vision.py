@@ -60,11 +60,10 @@ def test_unknown_split_is_named() -> None:
 
 
 def test_enlarging_spans_the_full_range() -> None:
-    """No ink is black, full ink is white."""
-    digits = np.stack([np.zeros((8, 8), np.uint8), np.full((8, 8), 16, np.uint8)])
-    enlarged = enlarge_digits(digits)
-    assert (enlarged[0] == 0).all()
-    assert (enlarged[1] == 255).all()
+    """No ink is black, full ink is white, and what lies between is rounded (7/16 of 255 is 111.6)."""
+    enlarged = enlarge_digits(np.stack([np.full((8, 8), ink, np.uint8) for ink in (0, 7, 16)]))
+    for image, grey in zip(enlarged, (0, 112, 255), strict=True):
+        assert (image == grey).all()
 
 
 def test_weights_stay_small() -> None:

@@ -109,10 +109,7 @@ class CifarResNet(nn.Module):
                 in_channels=state["conv1.weight"].shape[1],
                 num_classes=state["linear.weight"].shape[0],
             )
-            counters = {
-                name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")
-            }
-            model.load_state_dict({**counters, **state})
+            model.load_state_dict(dict(state))  # a plain dict: the norms' batch counters may be missing
         except (KeyError, IndexError, RuntimeError) as exc:
             reason = " ".join(str(exc).split())[:MAX_REASON]
             raise ModelError(

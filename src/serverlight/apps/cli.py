@@ -1,0 +1,102 @@
+"""The command ``serverlight``: parse, call, print, exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from serverlight import __version__
+from serverlight.apps.commands.cuts import cuts
+from serverlight.apps.commands.demo import demo
+from serverlight.apps.commands.evaluate import evaluate
+from serverlight.apps.commands.inspect_frame import inspect_frame
+from serverlight.apps.commands.run import run
+from serverlight.apps.commands.serve import serve
+from serverlight.errors import MissingDependency, ServerlightError
+
+__all__ = ["app", "main"]
+
+EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
+DEBUG = "--debug"
+
+EXTRA_OF_PACKAGE = {
+    "torch": "torch",
+    "safetensors": "torch",
+    "PIL": "torch",
+    "grpc": "grpc",
+    "grpc_health": "grpc",
+    "google": "grpc",
+    "transformers": "hf",
+    "huggingface_hub": "hf",
+    "matplotlib": "plot",
+}
+"""Package that a command may miss -> the extra that brings it."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Cut a deep network between devices and a server, and compress what crosses.",
+)
+app.command()(demo)
+app.command()(serve)
+app.command()(run)
+app.command()(cuts)
+app.command("eval")(evaluate)
+app.command("inspect")(inspect_frame)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"serverlight {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and exits: 0 when it worked, 2 for a wrong input, 130 after Ctrl-C, 1 for a bug of ours."""
+    # Two processes that spin on the same cores slow each other down many times over. OpenMP reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Accepted before and after the command's name.
+    debug = DEBUG in words
+    sys.exit(_run([word for word in words if word != DEBUG], debug=debug))
+
+
+def _run(words: list[str], *, debug: bool) -> int:
+    try:
+        return app(words, prog_name="serverlight", standalone_mode=False) or 0
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what is left to print
+        return EXIT_BUG
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message, code = _explain(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return code
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What to tell the user, and the exit code."""
+    if isinstance(error, ServerlightError):
+        return str(error), EXIT_USER_ERROR
+    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").split(".")[0]) in EXTRA_OF_PACKAGE:
+        return str(MissingDependency(package, EXTRA_OF_PACKAGE[package])), EXIT_USER_ERROR
+    if hasattr(error, "format_message"):  # a wrong command line, as typer reports it
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "serverlight"
+        return f"{error.format_message().rstrip('.')}; see `{command} --help`", EXIT_USER_ERROR
+    return f"{type(error).__name__}: {error}; this is a bug or the model's own error, {DEBUG} shows where", EXIT_BUG

@@ -1,0 +1,106 @@
+"""``serverlight eval``."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serverlight.apps.options import DataOption, JsonOption, LimitOption, ModelArgument, ThreadsOption, parse_list
+from serverlight.apps.terminal import (
+    STDOUT,
+    check_writable,
+    format_bytes,
+    print_lines,
+    print_table,
+    progress_bar,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from serverlight.codec import CodecConfig
+    from serverlight.evaluation import VisionRow
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    cut: Annotated[list[str], typer.Option("--cut", metavar="NAME", help="Where to cut; may be repeated.")],
+    model: ModelArgument = "demo-vision",
+    sparsity: Annotated[str, typer.Option(metavar="LIST", help="Shares of elements to drop.")] = "0.5,0.7,0.8",
+    groups: Annotated[str, typer.Option(metavar="LIST", help="Numbers of magnitude groups.")] = "1",
+    distortion: Annotated[str, typer.Option(metavar="LIST", help="Distortion budgets.")] = "0.1,0.25",
+    asymmetry: Annotated[str, typer.Option(metavar="LIST", help="Worth of a negative element.")] = "1",
+    data: DataOption = None,
+    limit: LimitOption = None,
+    threads: ThreadsOption = 1,
+    json: JsonOption = None,
+) -> None:
+    """Measure bytes and accuracy of an image classifier for each combination of cut and codec settings.
+
+    Everything runs in one process. Example:
+    `serverlight eval demo-vision --cut layer2.2 --cut layer3.0 --sparsity 0.7,0.8 --distortion 0.1,0.25`
+    """
+    import torch
+
+    from serverlight.apps.vision import load_model_images
+    from serverlight.evaluation import describe_environment, evaluate_vision
+    from serverlight.models import load_model
+
+    check_writable("json", json)
+    configs = _configs(sparsity, groups, distortion, asymmetry)
+    settings = list(itertools.product(cut, configs))
+    torch.set_num_threads(threads)
+    loaded = load_model(model)
+    images = load_model_images(loaded, data, limit)
+    with progress_bar("measuring", len(settings) * len(images)) as (bar, task):
+        rows = evaluate_vision(
+            loaded, images, settings, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if json:
+        head = {"model": loaded.name, "revision": loaded.revision, "data": data or model, "images": len(images)}
+        write_json(json, {**describe_environment(), **head, "rows": [row.to_dict() for row in rows]})
+    if json != STDOUT:
+        _print_rows(rows)
+
+
+def _configs(sparsity: str, groups: str, distortion: str, asymmetry: str) -> list[CodecConfig]:
+    from serverlight.codec import CodecConfig
+
+    grid = itertools.product(
+        parse_list("sparsity", sparsity, float),
+        parse_list("groups", groups, int),
+        parse_list("distortion", distortion, float),
+        parse_list("asymmetry", asymmetry, float),
+    )
+    return [CodecConfig(sparsity=s, num_groups=m, distortion=d, asymmetry=a) for s, m, d, a in grid]
+
+
+def _print_rows(rows: tuple[VisionRow, ...]) -> None:
+    columns = [
+        "cut", "sparsity", "groups", "distortion", "asymmetry", "bits/element", "bytes/image", "x fp16",
+        "accuracy", "difference, pp (95 %)", "agreement",
+    ]  # fmt: skip
+    print_table(columns, [_cells(row) for row in rows])
+    print_lines(
+        f"{rows[0].num_images} images; the uncut model has {100 * rows[0].uncut_accuracy:.2f} %. Bytes are those of the frames, "
+        "headers included; x fp16 says how many times as many plain halves take."
+    )
+
+
+def _cells(row: VisionRow) -> list[str]:
+    low, high = row.accuracy_delta_low_pp, row.accuracy_delta_high_pp
+    return [
+        row.cut,
+        f"{row.config.sparsity:g}",
+        str(row.config.num_groups),
+        f"{row.config.distortion:g}",
+        f"{row.config.asymmetry:g}",
+        f"{row.bits_per_element:.3f}",
+        format_bytes(row.bytes_per_image),
+        f"{row.ratio_vs_fp16:.1f}",
+        f"{100 * row.accuracy:.2f} %",
+        f"{row.accuracy_delta_pp:+.2f} ({low:+.2f} to {high:+.2f})",
+        f"{100 * row.agreement:.2f} %",
+    ]

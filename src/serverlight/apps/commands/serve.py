@@ -1,0 +1,97 @@
+"""``serverlight serve``."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import threading
+from typing import Annotated, Any
+
+import typer
+
+from serverlight.apps.options import JsonOption, ModelArgument, ThreadsOption
+from serverlight.apps.terminal import STDOUT, check_writable, print_lines, write_json
+from serverlight.errors import ConfigError
+
+__all__ = ["serve"]
+
+
+def serve(
+    model: ModelArgument,
+    cut: Annotated[
+        list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Serve this plan alone, with exactly its codec settings.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; traffic is not encrypted.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 50051,
+    threads: ThreadsOption = 1,
+    until_eof: Annotated[
+        bool, typer.Option("--until-eof", help="Stop also when standard input ends: when a parent process is gone.")
+    ] = False,
+    json: JsonOption = None,
+) -> None:
+    """Run the tail of a model for clients that run its head.
+
+    Stops on SIGTERM or Ctrl-C, after the requests that were accepted. With --json the address, model and cuts are
+    written when clients can connect.
+
+    Example: `serverlight serve demo-vision --cut layer2.2 --port 50051`
+    """
+    import torch
+
+    from serverlight.models import load_model
+    from serverlight.partition import partition
+    from serverlight.plan import Plan
+    from serverlight.runtime import Server
+
+    check_writable("json", json)
+    if bool(cut) == bool(plan):
+        raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; `serverlight cuts MODEL` lists the cuts")
+    agreed = Plan.load(plan) if plan else None
+    torch.set_num_threads(threads)
+    loaded = load_model(model)
+    if agreed:
+        dataclasses.replace(agreed, model=loaded.name, revision=loaded.revision).check_compatible(agreed)
+    parts = partition(loaded.module, loaded.example_inputs)
+    cuts = [parts.cut(name).name for name in ([agreed.cut] if agreed else cut or [])]  # a cut may have several names
+    codec = agreed.codec if agreed else None
+    stopping = _stop_event(until_eof)
+    with Server(loaded, cuts, codec=codec, host=host, port=port, parts=parts) as server:
+        _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
+        stopping.wait()
+        given_up = server.drain()
+    print(f"stopped; {given_up} requests were given up", file=sys.stderr)
+
+
+def _announce(facts: dict[str, Any], json: str | None) -> None:
+    if json:
+        write_json(json, facts, indent=None)
+    if json != STDOUT:
+        print_lines(
+            f"serving {facts['model']} (revision {facts['revision']}) on {facts['address']}, "
+            f"cut at {', '.join(facts['cuts'])}"
+        )
+    sys.stdout.flush()
+
+
+def _stop_event(until_eof: bool) -> threading.Event:
+    """Set by the first SIGTERM or SIGINT; the second one ends the process at once."""
+    stopping = threading.Event()
+
+    def stop(signum: int, _: object) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        stopping.set()
+
+    def wait_for_eof() -> None:
+        while sys.stdin.buffer.read(1 << 16):
+            pass
+        stopping.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, stop)
+    if until_eof:
+        threading.Thread(target=wait_for_eof, name="serverlight-stdin", daemon=True).start()
+    return stopping

@@ -1,0 +1,62 @@
+"""Where the demo cuts a model, and with which codec settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from serverlight.codec import CodecConfig
+from serverlight.errors import ConfigError
+
+if TYPE_CHECKING:
+    from serverlight.partition import CutPoint, Partition
+
+__all__ = ["CAUTIOUS", "MAX_CUTS", "choose_cuts", "codec_for"]
+
+DEMO_VISION_SETTINGS = {
+    "layer1": CodecConfig(sparsity=0.75, num_groups=1, distortion=0.1),
+    "layer2": CodecConfig(sparsity=0.75, num_groups=2, distortion=0.25),
+    "layer3.0": CodecConfig(sparsity=0.85, num_groups=1, distortion=0.25),
+}
+"""Settings for ``demo-vision``, chosen on its 200 calibration images, never on test images.
+
+Of the grid ``serverlight eval demo-vision --data demo-vision:calibration --cut layer1 --cut layer2 --cut layer3.0
+--sparsity 0.7,0.75,0.8,0.85,0.9 --groups 1,2,3 --distortion 0.1,0.15,0.25`` these take the fewest bytes among those that
+changed none of the 200 answers, neither as they are nor with the next higher sparsity of the grid.
+"""
+
+CAUTIOUS = CodecConfig(sparsity=0.6, num_groups=2, distortion=0.1)
+"""Settings for every other model and cut: mild enough for ReLU networks that nobody has calibrated."""
+
+MAX_CUTS = 3
+
+WORK_ON_DEVICE = (0.5, 0.8, 0.9)
+"""Shares of the multiply-accumulates that lie before the cuts of a model that the demo does not know."""
+
+
+def codec_for(model: str, cut: str) -> CodecConfig:
+    """The codec settings of the demo."""
+    return DEMO_VISION_SETTINGS.get(cut, CAUTIOUS) if model == "demo-vision" else CAUTIOUS
+
+
+def choose_cuts(model: str, parts: Partition, wanted: list[str]) -> list[CutPoint]:
+    """The cuts to show, from shallow to deep: those wanted, or some sensible ones.
+
+    Raises :class:`ConfigError` for too many and :class:`CutNotFound` for unknown ones.
+    """
+    if len(wanted) > MAX_CUTS:
+        raise ConfigError("cut", f"the demo shows at most {MAX_CUTS} cuts, got {len(wanted)}; leave some away")
+    names = wanted or (list(DEMO_VISION_SETTINGS) if model == "demo-vision" else _spread_cuts(parts))
+    chosen = {cut.index: cut for cut in map(parts.cut, names)}
+    for end in (parts.cuts[0], parts.cuts[-1]):
+        if end.index in chosen:
+            raise ConfigError("cut", f"{end.name!r} is shown anyway; name a cut between input and output")
+    return [chosen[index] for index in sorted(chosen)]
+
+
+def _spread_cuts(parts: Partition) -> list[str]:
+    inner = [cut for cut in parts.cuts[1:-1] if cut.is_module_exit and len(cut.tensors) == 1]
+    if not inner:
+        raise ConfigError("cut", "the model has no place where a single tensor crosses; name a cut with --cut")
+    total = parts.cuts[0].tail_macs
+    nearest = [min(inner, key=lambda cut: abs(cut.head_macs - share * total)) for share in WORK_ON_DEVICE]
+    return [cut.name for cut in nearest]

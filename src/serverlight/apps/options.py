@@ -1,0 +1,55 @@
+"""Arguments and options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from serverlight.errors import ConfigError
+
+__all__ = ["DataOption", "JsonOption", "LimitOption", "ModelArgument", "ThreadsOption", "parse_list"]
+
+_T = TypeVar("_T", int, float)
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="`demo-vision` (shipped), a Hugging Face id or folder, a CIFAR ResNet's `.safetensors` file, "
+        "or `package.module:function`.",
+    ),
+]
+
+JsonOption = Annotated[
+    str | None,
+    typer.Option("--json", metavar="PATH", help="Write the figures as JSON; `-` for standard output instead of text."),
+]
+
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help="Labelled images: `demo-vision`, `demo-vision:calibration`, an `.npz` file with `images` and `labels`, "
+        "or a folder or `.zip` with a `labels.json`.",
+    ),
+]
+
+LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Use the first N images only.")]
+
+ThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads that PyTorch may use.")]
+
+
+def parse_list(field: str, text: str, kind: Callable[[str], _T]) -> list[_T]:
+    """Reads numbers with commas between them; raises :class:`ConfigError` that names the option.
+
+    >>> parse_list("sparsity", "0.5, 0.7", float)
+    [0.5, 0.7]
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(field, f"cannot read {text!r}; give {what} with commas between them, like 1,2") from None

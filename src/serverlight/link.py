@@ -208,8 +208,8 @@ class LinkProxy:
         try:
             if not self._is_cut:
                 await self._join(reader, writer)
-        except OSError:
-            pass  # either side went away; the other side is told by the abort below
+        except (OSError, asyncio.CancelledError):
+            pass  # either side went away, or the proxy closes; whoever is left is told by the abort below
         finally:
             writer.transport.abort()
             self._writers.discard(writer)

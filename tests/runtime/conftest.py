@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import TransportError
+from serverlight.models import LoadedModel
+from serverlight.partition import Partition, partition
 from serverlight.plan import Plan
 from serverlight.runtime.core import ServerConfig, ServerCore
 from serverlight.runtime.grpc_transport import GrpcServer, GrpcTransport
@@ -216,3 +220,59 @@ def connect_to(
         return open_stream(GrpcTransport(f"127.0.0.1:{sockets[id(core)].port}"))
 
     return connect_to
+
+
+# -- true models ------------------------------------------------------------------------------------
+
+
+class ResidualNet(nn.Module):
+    """Two convolutions with a skip around the second, and a head with two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Conv2d(8, 8, 3, padding=1)
+        self.top = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        stem = torch.relu(self.stem(x))
+        body = torch.tanh(self.body(stem))
+        pooled = (stem + body).mean((2, 3))
+        return {"logits": self.top(pooled), "pooled": pooled}
+
+
+class MaskedNet(nn.Module):
+    """Token ids and a mask that both sides need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.mix = nn.Linear(8, 8)
+        self.top = nn.Linear(8, 3)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mixed = torch.nn.functional.gelu(self.mix(self.embed(input_ids)))
+        kept = mixed * attention_mask.unsqueeze(-1)
+        pooled = kept.sum(1) / attention_mask.sum(1, keepdim=True)
+        return self.top(pooled), pooled.argmax(-1)
+
+
+def loaded(name: str, make: Callable[[], nn.Module], example: Any) -> tuple[LoadedModel, Partition]:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        module = make()
+    model = LoadedModel.of(name, module, example)
+    return model, partition(model.module, model.example_inputs)
+
+
+@pytest.fixture(scope="session")
+def residual() -> tuple[LoadedModel, Partition]:
+    """A small random CNN and its partition."""
+    return loaded("residual", ResidualNet, torch.zeros(2, 3, 16, 16))
+
+
+@pytest.fixture(scope="session")
+def masked() -> tuple[LoadedModel, Partition]:
+    """A small random text encoder and its partition."""
+    example = {"input_ids": torch.zeros(2, 6, dtype=torch.int64), "attention_mask": torch.ones(2, 6, dtype=torch.int64)}
+    return loaded("masked", MaskedNet, example)

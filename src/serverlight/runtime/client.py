@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from serverlight.errors import (
     ConfigError,
     ConnectTimeout,
     DeadlineExceeded,
+    InputMismatch,
     MessageTooLarge,
     PlanMismatch,
     ProtocolError,
@@ -126,13 +128,14 @@ class Client:
         timeout_s: float = 5.0,
         deadline_ms: int = DEFAULT_DEADLINE_MS,
     ) -> None:
-        self.plan = plan
         self._parts = _partition_of(model, plan)
         self._cut = self._parts.cut(plan.cut)
+        # A cut may have aliases; the handshake compares its one name.
+        self.plan = dataclasses.replace(plan, cut=self._cut.name)
         self._head, _ = self._parts.split(self._cut)
         self._codec, self._deadline_ms = Codec(plan.codec), deadline_ms
         self._stream = _Stream(transport)
-        self._welcome = self._stream.greet(plan, timeout_s)
+        self._welcome = self._stream.greet(self.plan, timeout_s)
 
     def infer(self, inputs: Any, *, deadline_ms: int | None = None) -> Any:
         """The outputs for ``inputs`` (a tensor, a tuple of arguments or a dict of keyword arguments).
@@ -154,6 +157,7 @@ class Client:
         with torch.inference_mode():
             tensors = self._head(*args, **kwargs)
             head_done_s = time.perf_counter()
+            self._check_batch(tensors)
             payloads = tuple(
                 Frame(data=self._codec.encode(tensor)) if spec.is_feature else to_raw(tensor)
                 for spec, tensor in zip(self._cut.tensors, tensors, strict=True)
@@ -166,6 +170,11 @@ class Client:
         """Sends PNG or JPEG files, one per sample, and lets the server do it all; the plan's cut must be ``input``."""
         payloads = tuple(Image(data=image) for image in images)
         return self._request(payloads, deadline_ms, head_ms=0.0, encode_ms=0.0)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of this client that have no reply yet."""
+        return self._stream.num_waiting
 
     def close(self) -> None:
         """Ends the stream; a second call does nothing."""
@@ -199,6 +208,15 @@ class Client:
             frame_bytes=sum(len(payload.data) for payload in payloads if isinstance(payload, Frame)),
             server=reply.timing,
         )
+
+    def _check_batch(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        for spec, tensor in zip(self._cut.tensors, tensors, strict=True):
+            for size, wanted in zip(tensor.shape, spec.shape, strict=True):
+                if wanted is None and size > self._welcome.max_batch * spec.batch_factor:
+                    raise InputMismatch(
+                        f"a batch of {size // spec.batch_factor}; the server takes at most {self._welcome.max_batch}: "
+                        "send smaller batches"
+                    )
 
     def _check_size(self, payloads: tuple[Payload, ...]) -> None:
         num_bytes = sum(len(payload.data) for payload in payloads) + _MESSAGE_SLACK_BYTES
@@ -262,6 +280,10 @@ class _Stream:
             with self._lock:
                 self._waiting.pop(request_id, None)
         return reply, uplink_bytes, downlink_bytes
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
 
     def close(self) -> None:
         self._transport.close()

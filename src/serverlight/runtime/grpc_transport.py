@@ -93,9 +93,12 @@ def _limits(max_message_bytes: int) -> list[tuple[str, int]]:
 
 
 class GrpcTransport:
-    """One stream to a server at ``HOST:PORT``, on a connection of its own."""
+    """One stream to a server at ``HOST:PORT``, on a connection of its own; raises :class:`ConfigError` for no address."""
 
     def __init__(self, address: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigError("address", f"must be HOST:PORT, got {address!r}")
         self._address, self._max_message_bytes = address, max_message_bytes
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._is_closed = False
@@ -267,13 +270,15 @@ class _ServerStream:
 
     async def read(self, connection: Connection, hello_timeout_s: float) -> None:
         """Hands messages to the connection until the client ends the stream."""
-        await self._read_one(connection, hello_timeout_s)
-        while not connection.over and await self._read_one(connection, None):
-            pass
-        # The client has said all it had to say; it still gets what is under way.
-        for _ in range(self._max_in_flight):
-            await self._slots.acquire()
-        self.end()
+        try:
+            await self._read_one(connection, hello_timeout_s)
+            while not connection.over and await self._read_one(connection, None):
+                pass
+            # The client has said all it had to say; it still gets what is under way.
+            for _ in range(self._max_in_flight):
+                await self._slots.acquire()
+        finally:
+            self.end()
 
     async def _read_one(self, connection: Connection, timeout_s: float | None) -> bool:
         await self._slots.acquire()

@@ -43,6 +43,7 @@ def make_core(
         raise ConfigError("cuts", "name at least one cut; `serverlight cuts MODEL` lists them")
     config = config or ServerConfig()
     parts = parts or partition(model.module, model.example_inputs)
+    cuts = [parts.cut(cut).name for cut in cuts]  # a cut may have aliases; the handshake compares its one name
     worker = Worker(model, parts, cuts, max_batch=config.max_batch)
     plans = {cut: Plan(model=model.name, revision=model.revision, cut=cut) for cut in cuts}
     return ServerCore(worker, plans, codec=codec, config=config)
@@ -88,6 +89,11 @@ class Server:
     def address(self) -> str:
         """``HOST:PORT`` for clients; the true port once started."""
         return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+
+    @property
+    def core(self) -> ServerCore:
+        """The server without its socket; it tells how much is waiting."""
+        return self._core
 
     def start(self) -> Self:
         """Listens, and returns when clients can connect; raises :class:`AddressInUse`."""

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serverlight.errors import PeerUnavailable, TransportError
+from serverlight.runtime.grpc_transport import ERROR_OF_STATUS, SERVICE, check_health, error_of_status
+
+REPO = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("code", list(grpc.StatusCode))
+def test_every_status_has_its_error(code: grpc.StatusCode) -> None:
+    """Whichever way gRPC ends a stream, the client gets one of our errors with the details and a remedy."""
+    error = error_of_status(code, "the details")
+    assert isinstance(error, TransportError)
+    assert str(error).startswith("the details; ")
+    assert str(error_of_status(code, None)).startswith(code.value[1])
+
+
+def test_status_table_is_complete() -> None:
+    """The table has exactly gRPC's codes: a new one must be given its error."""
+    assert set(ERROR_OF_STATUS) == set(grpc.StatusCode)
+
+
+def test_standard_health_service(make_core: Any, serve: Any) -> None:
+    """Any gRPC health checker can ask, for the whole server and for our service."""
+    thread = serve(make_core())
+    address = f"127.0.0.1:{thread.port}"
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", SERVICE):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert check_health(address)
+    thread.run(thread.server.set_serving(False))
+    assert not check_health(address)
+
+
+def test_health_of_nobody() -> None:
+    """Asking where nobody listens is PeerUnavailable."""
+    with pytest.raises(PeerUnavailable):
+        check_health("127.0.0.1:1")
+
+
+def test_generated_code_is_up_to_date(tmp_path: pathlib.Path) -> None:
+    """The committed protobuf code is what `make proto` makes of proto/serverlight.proto."""
+    pytest.importorskip("grpc_tools", reason="grpcio-tools is not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        "-Iproto",
+        f"--python_out={tmp_path}",
+        f"--pyi_out={tmp_path}",
+    ]
+    subprocess.run([*command, "proto/serverlight.proto"], cwd=REPO, check=True)
+    for name in ("serverlight_pb2.py", "serverlight_pb2.pyi"):
+        committed = REPO / "src" / "serverlight" / "runtime" / name
+        assert (tmp_path / name).read_text() == committed.read_text(), "run `make proto`"

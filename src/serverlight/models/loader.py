@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from serverlight.errors import MissingDependency, ModelError
 from serverlight.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD, CifarResNet, is_cifar_resnet
 from serverlight.models.demo_vision import DEMO_VISION, load_demo_vision
+from serverlight.models.imagenet_nets import IMAGENET_NETS
 from serverlight.models.importing import import_model, is_import_spec
 from serverlight.models.loaded import LoadedModel
 from serverlight.models.preprocess import Normalize
@@ -27,7 +28,8 @@ def load_model(spec: str) -> LoadedModel:
     ``spec`` is one of
 
     - ``demo-vision``, the small classifier that comes with the package;
-    - the path of a ``.safetensors`` state dict of a CIFAR ResNet, recognised by its keys;
+    - the path of a ``.safetensors`` state dict of a CIFAR ResNet, of SqueezeNet 1.1 or of MobileNetV2 with folded batch
+      norms, recognised by its keys;
     - a Hugging Face folder, or an id on the hub;
     - ``package.module:function``, see :func:`serverlight.models.importing.import_model`.
 
@@ -73,9 +75,12 @@ def _load_weights_file(spec: str, path: pathlib.Path) -> LoadedModel:
         state = load_file(path)
     except (SafetensorError, OSError) as exc:
         raise ModelError(f"{spec!r} cannot be read: {exc}; copy or download it again") from exc
+    for is_net, load_net in IMAGENET_NETS:
+        if is_net(state):
+            return LoadedModel.of_images(spec, *load_net(state))
     if not is_cifar_resnet(state):
         raise ModelError(
-            f"{spec!r} holds weights of no network known here (CIFAR ResNets are); "
+            f"{spec!r} holds weights of no network known here (CIFAR ResNets, SqueezeNet 1.1 and MobileNetV2 are); "
             "give the model as package.module:function that returns (module, example_inputs)"
         )
     network = CifarResNet.from_state_dict(state)

@@ -59,7 +59,7 @@ def trace(module: nn.Module, binder: InputBinder) -> Trace:
         except Exception as exc:
             _check_runs(module, binder)
             raise explain(module, exc, lambda: _export(adapter, binder)) from exc
-        _refuse_mutation(module, outcome)
+        _refuse_mutation(module, binder, outcome)
         lifted = outcome.module(check_guards=False)
     assert isinstance(lifted, fx.GraphModule)
     return _as_trace(module, lifted, outcome.call_spec.out_spec)
@@ -120,10 +120,11 @@ def drop_dead_nodes(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _refuse_mutation(module: nn.Module, program: torch.export.ExportedProgram) -> None:
+def _refuse_mutation(module: nn.Module, binder: InputBinder, program: torch.export.ExportedProgram) -> None:
     signature = program.graph_signature
+    inputs = dict(zip(signature.user_inputs, binder.tensors, strict=True))
     buffers = [name.removeprefix(ADAPTER_PREFIX) for name in signature.buffers_to_mutate.values()]
-    if written := [*buffers, *signature.user_inputs_to_mutate.values()]:
+    if written := [*buffers, *(inputs[name] for name in signature.user_inputs_to_mutate.values())]:
         raise NotExportable(
             f"the forward of {type(module).__name__} writes to {', '.join(map(repr, written))}; a module that is cut "
             "must not change its buffers or inputs: return new tensors instead, or partition a submodule that does"

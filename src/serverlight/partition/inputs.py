@@ -57,8 +57,11 @@ class InputBinder:
         self.tensors: dict[str, torch.Tensor] = {n: leaf for n, leaf in named.items() if isinstance(leaf, torch.Tensor)}
         """The example tensors by name, in the order of the module's parameters."""
         self._constants = {name: leaf for name, leaf in named.items() if name not in self.tensors}
-        if not self.tensors or next(iter(self.tensors.values())).ndim == 0:
-            raise InputMismatch("the first tensor among example_inputs must have a batch dimension in front")
+        first = next(iter(self.tensors.values()), torch.tensor(0))
+        if first.ndim == 0 or first.shape[0] == 0:
+            raise InputMismatch(
+                "the first tensor among example_inputs must have a batch dimension in front, with at least one sample"
+            )
 
     @property
     def batch(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from serverlight.partition.boundary import CutPoint, TensorSpec
@@ -89,7 +90,8 @@ def extract(
     Parameters are shared with the source, not copied. The batch size is read off the first entry that shows it.
     """
     graph = fx.Graph()
-    copies = {node: graph.placeholder(node.name) for node, _ in entries}
+    placeholders = [(node, graph.placeholder(node.name)) for node, _ in entries]
+    copies = {node: _lay_out(graph, placeholder, node) for node, placeholder in placeholders}
     needed = _ancestors(source.graph, results, set(copies) | {batch})
     if batch in needed:
         node, spec = next((node, spec) for node, spec in entries if None in spec.shape)
@@ -99,6 +101,21 @@ def extract(
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] for node in results))
     return fx.GraphModule(source, graph)
+
+
+def _lay_out(graph: fx.Graph, entry: fx.Node, traced: fx.Node) -> fx.Node:
+    """Gives an entry the order of dimensions in memory that it had in the trace.
+
+    What comes off the wire is contiguous, but a traced ``view`` may rely on a transposed layout, and another layout
+    may take another kernel and other last bits. It costs nothing where the layout is right already.
+    """
+    strides = [s if isinstance(s, int) else s.node.hint for s in traced.meta["val"].stride()]
+    order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
+    if order == sorted(order):
+        return entry
+    outermost_first = graph.call_function(torch.ops.aten.permute.default, (entry, order))
+    dense = graph.call_function(torch.ops.aten.contiguous.default, (outermost_first,))
+    return graph.call_function(torch.ops.aten.permute.default, (dense, [order.index(dim) for dim in range(len(order))]))
 
 
 def _ancestors(graph: fx.Graph, results: Sequence[fx.Node], stops: set[fx.Node]) -> set[fx.Node]:

@@ -1,7 +1,7 @@
 """Trains ``demo-vision`` on scikit-learn's handwritten digits and writes the files that the package ships.
 
     python training/train_vision.py             # a few minutes on one core
-    python training/train_vision.py --out /tmp/demo --epochs 2
+    python training/train_vision.py --out trial --epochs 2
 
 The quarter of the digits that is shipped as the test set takes no part in training or in any choice: the number of
 epochs and all other settings are fixed, and the test images are looked at once, at the end, with the weights as stored.

@@ -50,7 +50,7 @@ FRAME = Codec(CodecConfig(sparsity=0.5)).encode(FEATURE)
 
 @pytest.fixture(scope="module")
 def server(residual: Pair) -> Iterator[Server]:
-    config = ServerConfig(hello_timeout_s=0.2, max_batch=4, max_message_bytes=1 << 20)
+    config = ServerConfig(max_batch=4, max_message_bytes=1 << 20)
     with Server(residual[0], ["stem", "body"], parts=residual[1], config=config) as server:
         yield server
 
@@ -201,9 +201,9 @@ def test_garbage_in_a_stream_ends_that_stream(server: Server, open_stream: Any, 
     assert isinstance(stream.inbox.next(), PeerUnavailable)
 
 
-def test_silent_stream_is_ended(server: Server, open_stream: Any) -> None:
+def test_silent_stream_is_ended(make_core: Any, serve: Any, open_stream: Any) -> None:
     """A stream without a Hello does not stay open."""
-    stream = open_stream(GrpcTransport(server.address))
+    stream = open_stream(GrpcTransport(f"127.0.0.1:{serve(make_core(hello_timeout_s=0.05)).port}"))
     refusal = stream.inbox.next()
     assert isinstance(refusal.error, ProtocolError)
     assert "no Hello" in str(refusal.error)

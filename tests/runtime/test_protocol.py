@@ -21,7 +21,7 @@ from serverlight.errors import (
 )
 from serverlight.plan import Plan
 from serverlight.runtime.conversion import encode_client, encode_server
-from serverlight.runtime.messages import Failure, Frame, Hello, InferReply, InferRequest, Welcome
+from serverlight.runtime.messages import Failure, Frame, Hello, InferReply, InferRequest, RawTensor, Welcome
 from serverlight.runtime.transport import wire_bytes
 
 
@@ -159,6 +159,22 @@ def test_unknown_failure_tells_nothing(make_core: Any, connect_to: Any, runner: 
     assert type(answer.error) is RemoteError
     assert "secret" not in str(answer.error)
     assert "secret" in caplog.text
+    assert isinstance(stream.infer(2), InferReply)
+
+
+def test_reply_that_cannot_be_written_is_a_remote_error(
+    make_core: Any, connect_to: Any, runner: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    """When the answer itself cannot be serialised the client is told, and the compute thread lives on."""
+    stream = connect_to(make_core())
+    stream.greet()
+    run = runner.run
+    bad = RawTensor(dtype="uint8", shape=(-1,), data=b"")
+    monkeypatch.setattr(runner, "run", lambda *a, **k: dataclasses.replace(run(*a, **k), outputs=(bad,)))
+    answer = stream.infer(1)
+    assert (answer.request_id, type(answer.error)) == (1, RemoteError)
+    assert "reply to request 1" in caplog.text
+    monkeypatch.undo()
     assert isinstance(stream.infer(2), InferReply)
 
 

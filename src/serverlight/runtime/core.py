@@ -203,7 +203,7 @@ class ServerCore:
     def _compute(self) -> None:
         while (job := self._next()) is not None:
             started_s = time.monotonic()
-            job.reply(self._answer(job, started_s))
+            self._deliver(job, self._answer(job, started_s))
             with self._changed:
                 self._running = None
                 self._scheduler.took(time.monotonic() - started_s)
@@ -227,7 +227,14 @@ class ServerCore:
             return Failure(request_id=request_id, error=error)
         except BaseException:  # whatever a model raises, the thread must live on for the others
             _log.exception("request %d at cut %s failed", request_id, job.cut)
-            return Failure(request_id=request_id, error=RemoteError(f"the server failed on request {request_id}"))
+            return _own_fault(job)
+
+    def _deliver(self, job: Job, message: InferReply | Failure) -> None:
+        try:
+            job.reply(message)
+        except Exception:  # an output that cannot be serialised, say
+            _log.exception("the reply to request %d at cut %s failed", job.request.request_id, job.cut)
+            job.reply(_own_fault(job))
 
 
 class _Connection:
@@ -307,6 +314,11 @@ def _read_plan(plan_json: str) -> Plan:
         raise
     except (TypeError, ValueError, RecursionError) as exc:
         raise ProtocolError(f"the plan in Hello cannot be read: {type(exc).__name__}") from None
+
+
+def _own_fault(job: Job) -> Failure:
+    request_id = job.request.request_id
+    return Failure(request_id=request_id, error=RemoteError(f"the server failed on request {request_id}; see its log"))
 
 
 def _shutting_down() -> PeerUnavailable:

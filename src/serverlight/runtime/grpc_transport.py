@@ -40,11 +40,11 @@ __all__ = ["ERROR_OF_STATUS", "SERVICE", "GrpcServer", "GrpcTransport", "check_h
 SERVICE = "serverlight.v1.Tail"
 """The service's full name, also in the health service."""
 
-KEEPALIVE_S = 10.0
-"""After so long without a word a client asks whether the server is still there."""
+KEEPALIVE_S = 20.0
+"""After so long without a byte either side asks whether the other is still there."""
 
-KEEPALIVE_TIMEOUT_S = 5.0
-"""So long it waits for that answer."""
+PING_TIMEOUT_S = 60.0
+"""So long it waits for the answer."""
 
 ERROR_OF_STATUS: dict[grpc.StatusCode, type[TransportError]] = {
     grpc.StatusCode.OK: PeerUnavailable,  # the server ended the stream in good order
@@ -82,10 +82,16 @@ def error_of_status(code: grpc.StatusCode, details: str | None) -> TransportErro
     return kind(f"{details or code.value[1]}; {_REMEDIES[kind]}")
 
 
-def _limits(max_message_bytes: int) -> list[tuple[str, int]]:
+def _options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """What both sides set."""
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1e3)),
+        ("grpc.keepalive_timeout_ms", int(PING_TIMEOUT_S * 1e3)),
+        # A ping waits behind the data that the socket has taken: at 1 Mbit/s a large message holds it up for long. So a
+        # peer that hangs is found out late, and a request's own deadline comes first.
+        ("grpc.http2.ping_timeout_ms", int(PING_TIMEOUT_S * 1e3)),
     ]
 
 
@@ -106,9 +112,7 @@ class GrpcTransport:
     def open(self, listener: Listener) -> None:
         """Starts to connect; a server that is not there shows at ``listener.on_closed``."""
         options = [
-            *_limits(self._max_message_bytes),
-            ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1e3)),
-            ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
+            *_options(self._max_message_bytes),
             ("grpc.http2.max_pings_without_data", 0),
             # Otherwise clients of one process share a TCP connection, and the memory of a failed one.
             ("grpc.use_local_subchannel_pool", 1),
@@ -191,11 +195,9 @@ class GrpcServer:
         """Listens and returns the port; raises :class:`AddressInUse` or :class:`ConfigError`."""
         _check_address(host, port)
         options = [
-            *_limits(self._max_message_bytes),
+            *_options(self._max_message_bytes),
             ("grpc.so_reuseport", 0),  # else a second server on the port would silently take half of the clients
             ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_S * 500)),
-            ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1e3)),
-            ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
         ]
         self._server = grpc.aio.server(options=options)
         handlers = {"Connect": grpc.stream_stream_rpc_method_handler(self._connect)}

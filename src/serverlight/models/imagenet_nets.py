@@ -85,7 +85,8 @@ class SameConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         rows, columns = (_same_padding(x.shape[i], self.kernel_size[0], self.stride[0]) for i in (2, 3))
-        return super().forward(F.pad(x, (*columns, *rows)) if any((*columns, *rows)) else x)
+        y: Tensor = super().forward(F.pad(x, (*columns, *rows)) if any((*columns, *rows)) else x)
+        return y
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -107,7 +108,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        y = F.relu6(self.expand(x)) if self.expansion > 1 else x
+        y: Tensor = F.relu6(self.expand(x)) if self.expansion > 1 else x
         y = self.project(F.relu6(self.dw(y)))
         return x + y if self.has_shortcut else y
 

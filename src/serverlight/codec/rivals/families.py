@@ -1,0 +1,127 @@
+"""Every codec of the comparison with the grid of settings in which its best one is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serverlight.codec.config import PROFILES, CodecConfig
+from serverlight.codec.rivals import zstd
+from serverlight.codec.rivals.blocks import Q80, BlockwiseInt8
+from serverlight.codec.rivals.halves import Halves, ShuffledHalves
+from serverlight.codec.rivals.integers import EntropyCodedInteger, EntropyCodedRotatedInteger, Integer, RotatedInteger
+from serverlight.codec.rivals.profiles import Profile
+from serverlight.codec.rivals.rival import Rival
+from serverlight.codec.rivals.topk import TopK
+from serverlight.codec.rivals.uniform import SparseUniform, Uniform
+from serverlight.errors import ConfigError
+
+__all__ = ["Family", "families", "family"]
+
+Axes = Mapping[str, tuple[Any, ...]]
+
+BITS = (2, 3, 4, 5, 6, 8)
+SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97)
+FINE_SPARSITIES = (*(i / 40 for i in range(2, 34)), *(i / 100 for i in range(84, 99)))
+LEVELS = (4, 5, 6, 7, 8, 9, 11, 13, 16, 19, 23, 27, 32, 38, 45, 54, 64, 76, 91, 108, 128, 152, 181, 215, 256)
+SCOPES = ("token", "channel", "tensor")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """One codec over all its settings."""
+
+    name: str
+    """What the codec is called in tables."""
+
+    make: Callable[..., Rival]
+    """Takes one value for each axis, by name."""
+
+    axes: Axes
+    """Settings to choose from, each in ascending order where there is one; neighbours are alike."""
+
+    pinned: tuple[Mapping[str, Any], ...] = ()
+    """Settings that are always measured in full, besides the best."""
+
+    def at(self, point: Mapping[str, int]) -> Rival:
+        """The codec at a point of the grid: an index for each axis."""
+        return self.make(**{axis: self.axes[axis][i] for axis, i in point.items()})
+
+
+PROFILE_AXES: dict[str, Axes] = {
+    "slicer": {
+        "sparsity": SPARSITIES,
+        "num_groups": (1, 2, 4, 8),
+        "distortion": (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.09, 0.12, 0.15),
+    },
+}
+"""Grids of this package's profiles that have more than one knob to turn; the others are walked by sparsity."""
+
+
+def families() -> tuple[Family, ...]:
+    """All codecs that can run here: this package's profiles first, then the rivals."""
+    return (*_profiles(), *_rivals())
+
+
+def family(name: str) -> Family:
+    """The codec of that name; raises :class:`ConfigError` for a name that is not there."""
+    known = {found.name: found for found in families()}
+    if name not in known:
+        raise ConfigError("codec", f"unknown codec {name!r}; choose from {', '.join(known)}")
+    return known[name]
+
+
+def _profiles() -> list[Family]:
+    found = []
+    for profile in PROFILES:
+        if profile != "fp16":
+            axes = PROFILE_AXES.get(profile, {"sparsity": FINE_SPARSITIES})
+            found.append(Family(name=profile, make=_profile(profile), axes=axes))
+    found.append(Family(name="slicer-bitmap", make=_profile("slicer", "bitmap"), axes=PROFILE_AXES["slicer"]))
+    return found
+
+
+def _profile(profile: str, positions: str = "auto") -> Callable[..., Rival]:
+    def make(**settings: Any) -> Rival:
+        label = profile if positions == "auto" else f"{profile}-{positions}"
+        # Rivals have no checksum either.
+        return Profile(CodecConfig(profile=profile, positions=positions, checksum=False, **settings), label)
+
+    return make
+
+
+def _rivals() -> list[Family]:
+    packed: Axes = {"bits": BITS, "ranges": ("absmax", "minmax")}
+    rotated: Axes = {"bits": BITS, "scope": SCOPES}
+    found = [
+        Family(name="fp16", make=Halves, axes={}),
+        Family(name="blockwise-int8", make=BlockwiseInt8, axes={"block": (64, 4096)}, pinned=({"block": 64},)),
+        Family(name="q80", make=Q80, axes={}),
+        *(_integers(scope, packed) for scope in ("token", "channel")),
+        *(_integers(scope, packed, coded=True) for scope in ("token", "channel")),
+        Family(name="rotated", make=RotatedInteger, axes=rotated, pinned=({"bits": 4, "scope": "token"},)),
+        Family(name="rotated-rans", make=EntropyCodedRotatedInteger, axes=rotated),
+        Family(name="topk-fp16-bitmap", make=_topk("bitmap"), axes={"sparsity": SPARSITIES}),
+        Family(name="topk-fp16-csr", make=_topk("csr"), axes={"sparsity": SPARSITIES}),
+        Family(name="uniform-rans", make=Uniform, axes={"levels": LEVELS}),
+        Family(name="uniform-csr-rans", make=SparseUniform, axes={"levels": LEVELS}),
+    ]
+    if zstd.is_available():
+        found.insert(1, Family(name="fp16-zstd", make=ShuffledHalves, axes={"level": (1, 19)}))
+    return found
+
+
+def _integers(scope: str, axes: Axes, *, coded: bool = False) -> Family:
+    def make(**settings: Any) -> Rival:
+        return (EntropyCodedInteger if coded else Integer)(scope=scope, **settings)  # type: ignore[arg-type]
+
+    pinned = () if coded else tuple({"bits": bits, "ranges": "absmax"} for bits in (4, 8))
+    return Family(name=f"int-{scope}{'-rans' if coded else ''}", make=make, axes=axes, pinned=pinned)
+
+
+def _topk(positions: str) -> Callable[..., Rival]:
+    def make(sparsity: float) -> Rival:
+        return TopK(sparsity=sparsity, positions=positions)  # type: ignore[arg-type]
+
+    return make

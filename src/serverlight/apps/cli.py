@@ -53,14 +53,20 @@ app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"serverlight {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"serverlight {__version__}")
-        raise typer.Exit
+    """``main`` looks for --debug itself, and the callback of --version acts: both stand here for the help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Protocol
-
-import matplotlib
-
-matplotlib.use("Agg")  # files only; a screen need not be there
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-__all__ = ["DemoRow", "plot_demo"]
+from serverlight.apps.demo.report import Row
+
+__all__ = ["plot_demo"]
 
 COLOURS = {"png": "#56B4E9", "jpeg": "#56B4E9", "fp16": "#E69F00", "slicer": "#0072B2", "device": "#999999"}
 """Okabe and Ito's palette, which colour-blind readers can tell apart; SLICER has the darkest."""
@@ -23,24 +20,7 @@ COLOURS = {"png": "#56B4E9", "jpeg": "#56B4E9", "fp16": "#E69F00", "slicer": "#0
 FAINT, GREY, TEXT = "#D0D0D0", "#666666", "#222222"
 
 
-class DemoRow(Protocol):
-    """What is drawn of one row of the demo."""
-
-    @property
-    def mode(self) -> str: ...  # noqa: D102
-    @property
-    def uplink_bytes_per_request(self) -> float: ...  # noqa: D102
-    @property
-    def server_cpu_ms_per_request(self) -> float: ...  # noqa: D102
-    @property
-    def latency_ms_p50(self) -> float: ...  # noqa: D102
-    @property
-    def latency_ms_p95(self) -> float: ...  # noqa: D102
-    @property
-    def accuracy(self) -> float: ...  # noqa: D102
-
-
-def plot_demo(rows: Sequence[DemoRow], titles: Sequence[str], caption: str, path: str) -> tuple[pathlib.Path, ...]:
+def plot_demo(rows: Sequence[Row], titles: Sequence[str], caption: str, path: str) -> tuple[pathlib.Path, ...]:
     """Draws bytes, server time and latency of every row side by side; writes ``path`` as PNG and as SVG.
 
     A suffix of ``path`` is replaced. Returns the two paths.
@@ -65,7 +45,7 @@ def plot_demo(rows: Sequence[DemoRow], titles: Sequence[str], caption: str, path
     return written
 
 
-def _draw_uplink(axes: Axes, rows: Sequence[DemoRow]) -> None:
+def _draw_uplink(axes: Axes, rows: Sequence[Row]) -> None:
     """Points, not bars: on a logarithmic axis a bar's length means nothing."""
     sent = [row.uplink_bytes_per_request for row in rows]
     lowest = 10 ** math.floor(math.log10(min(filter(None, sent), default=1.0)))
@@ -78,7 +58,7 @@ def _draw_uplink(axes: Axes, rows: Sequence[DemoRow]) -> None:
     axes.set(xscale="log", xlim=(lowest, 6 * max(*sent, lowest)))
 
 
-def _draw_server(axes: Axes, rows: Sequence[DemoRow]) -> None:
+def _draw_server(axes: Axes, rows: Sequence[Row]) -> None:
     spent_ms = [row.server_cpu_ms_per_request for row in rows]
     axes.barh(range(len(rows)), spent_ms, color=[COLOURS[row.mode] for row in rows], height=0.62)
     for i, value in enumerate(spent_ms):
@@ -87,7 +67,7 @@ def _draw_server(axes: Axes, rows: Sequence[DemoRow]) -> None:
     axes.set_xlim(0, 1.2 * max(spent_ms))
 
 
-def _draw_latency(axes: Axes, rows: Sequence[DemoRow]) -> None:
+def _draw_latency(axes: Axes, rows: Sequence[Row]) -> None:
     for i, row in enumerate(rows):
         axes.plot([row.latency_ms_p50, row.latency_ms_p95], [i, i], color=FAINT, linewidth=3, zorder=1)
         axes.plot(row.latency_ms_p95, i, "|", color=GREY, markersize=9, zorder=2)

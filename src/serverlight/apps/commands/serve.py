@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -51,6 +52,8 @@ def serve(
     if bool(cut) == bool(plan):
         raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; `serverlight cuts MODEL` lists the cuts")
     agreed = Plan.load(plan) if plan else None
+    if until_eof:
+        threading.Thread(target=_stop_at_eof, name="serverlight-stdin", daemon=True).start()
     torch.set_num_threads(threads)
     loaded = load_model(model)
     if agreed:
@@ -58,7 +61,7 @@ def serve(
     parts = partition(loaded.module, loaded.example_inputs)
     cuts = [parts.cut(name).name for name in ([agreed.cut] if agreed else cut or [])]  # a cut may have several names
     codec = agreed.codec if agreed else None
-    stopping = _stop_event(until_eof)
+    stopping = _stop_event()
     with Server(loaded, cuts, codec=codec, host=host, port=port, parts=parts) as server:
         _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
         stopping.wait()
@@ -77,21 +80,20 @@ def _announce(facts: dict[str, Any], json: str | None) -> None:
     sys.stdout.flush()
 
 
-def _stop_event(until_eof: bool) -> threading.Event:
-    """Set by the first SIGTERM or SIGINT; the second one ends the process at once."""
+def _stop_event() -> threading.Event:
+    """Set by SIGTERM or SIGINT; a second Ctrl-C ends the process at once."""
     stopping = threading.Event()
 
-    def stop(signum: int, _: object) -> None:
-        signal.signal(signum, signal.SIG_DFL)
-        stopping.set()
-
-    def wait_for_eof() -> None:
-        while sys.stdin.buffer.read(1 << 16):
-            pass
+    def stop(_signum: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         stopping.set()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, stop)
-    if until_eof:
-        threading.Thread(target=wait_for_eof, name="serverlight-stdin", daemon=True).start()
     return stopping
+
+
+def _stop_at_eof() -> None:
+    while os.read(sys.stdin.fileno(), 1 << 16):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

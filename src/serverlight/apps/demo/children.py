@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -22,19 +23,19 @@ SILENCE_S = 300.0
 """A child that says nothing for so long has gone wrong."""
 
 STOP_S = 5.0
-"""So long a child may take to end once its standard input has ended."""
+"""So long the children may take to end, all together."""
 
 
 class Child:
     """A Python process; what it prints arrives, line by line, in the family's inbox.
 
-    A child is to end when its standard input ends. Therefore it also ends when the parent is killed.
+    A child ends when its standard input ends, and so does not outlive a parent that was killed.
     """
 
     def __init__(self, name: str, arguments: list[str], inbox: queue.SimpleQueue[tuple[Child, Any]]) -> None:
         self.name = name
         self._inbox = inbox
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in stop)
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in join)
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             stdin=subprocess.PIPE,
@@ -46,6 +47,11 @@ class Child:
         )
         self._reader = threading.Thread(target=self._read, name=f"serverlight-{name}", daemon=True)
         self._reader.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended yet."""
+        return self._process.poll() is None
 
     def say(self, message: Mapping[str, Any]) -> None:
         """Sends one line; raises :class:`PeerUnavailable` when the child is gone."""
@@ -63,17 +69,19 @@ class Child:
         lines = self._stderr.read().strip().splitlines() or [f"ended with exit code {self._process.returncode}"]
         return PeerUnavailable(f"{self.name} process: {lines[-1].removeprefix('error: ')}")
 
-    def hang_up(self) -> None:
-        """Ends its standard input."""
+    def end(self, *, at_once: bool) -> None:
+        """Asks it to end: by the end of its standard input or, at once, by a signal."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):  # it ended before it read all that was said
             self._process.stdin.close()
+        if at_once:
+            self._process.terminate()
 
-    def stop(self) -> None:
+    def join(self, timeout_s: float) -> None:
         """Waits for the end, and brings it about if that takes too long."""
         assert self._process.stdout
         try:
-            self._process.wait(STOP_S)
+            self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -119,7 +127,8 @@ class Family:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for child in reversed(self._children):
-            child.hang_up()
-        for child in reversed(self._children):
-            child.stop()
+        for child in self._children:
+            child.end(at_once=kind is not None)
+        give_up_s = time.monotonic() + STOP_S
+        for child in self._children:
+            child.join(max(0.0, give_up_s - time.monotonic()))

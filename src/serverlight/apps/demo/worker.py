@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import queue
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -125,27 +128,36 @@ class Device:
         return result.outputs, device_ms, result.uplink_bytes, result.server.process_cpu_ms
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Answers until standard input ends."""
     torch.set_num_threads(1)
+    lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(lines,), name="serverlight-stdin", daemon=True).start()
     try:
-        _work(sys.argv[1])
-    except ServerlightError as error:
-        sys.exit(f"error: {error}")
+        _work(sys.argv[1], lines)
+    except Exception as error:
+        name = "" if isinstance(error, ServerlightError) else f"{type(error).__name__}: "
+        print(f"error: {name}{error}", file=sys.stderr, flush=True)
+        os._exit(1)  # an ordinary exit would stumble over the thread that is reading standard input
 
 
-def _work(spec: str) -> None:
+def _listen(lines: queue.SimpleQueue[dict[str, Any]]) -> None:
+    for line in sys.stdin:
+        lines.put(json.loads(line))
+    os._exit(0)  # whatever it is doing: nobody waits for it any more
+
+
+def _work(spec: str, lines: queue.SimpleQueue[dict[str, Any]]) -> NoReturn:
     model = load_model(spec)
     parts = partition(model.module, model.example_inputs)
     _say({"ready": model.revision})
-    lines = map(json.loads, sys.stdin)
-    if (setup := next(lines, None)) is None:
-        return
+    setup = lines.get()
     data = load_model_images(model, setup["data"], setup["limit"])
     device = Device(model, parts, setup["address"])
     for key, mode in setup["modes"].items():
         device.open(key, Mode.from_dict(mode))
-    for job in lines:
+    while True:
+        job = lines.get()
         key, images = job["key"], job["images"]
         for i in images[: job["lead_in"]]:
             _say(dataclasses.asdict(device.answer(key, data.images[i], i, is_lead_in=True)))

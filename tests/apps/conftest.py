@@ -1,0 +1,115 @@
+"""The command line, in this process and in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import serverlight as sl
+from serverlight import models
+from serverlight.apps.cli import main
+from serverlight.models import load_model
+from serverlight.partition import partition
+
+# The package's own attribute of this name is the function.
+partitioning = importlib.import_module("serverlight.partition")
+
+READY_S = 120
+"""The machine may be busy."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@functools.cache
+def traced(spec: str) -> tuple[sl.LoadedModel, sl.Partition]:
+    loaded = load_model(spec)
+    return loaded, partition(loaded.module, loaded.example_inputs)
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Runs a command in this process, where torch is loaded and the shipped model has been traced already."""
+    shipped = functools.partial(traced, "demo-vision")
+    monkeypatch.setattr(models, "load_model", lambda spec: shipped()[0] if spec == "demo-vision" else load_model(spec))
+    monkeypatch.setattr(
+        partitioning,
+        "partition",
+        lambda m, x, **more: shipped()[1] if m is shipped()[0].module else partition(m, x, **more),
+    )
+
+    def run(*words: str) -> Outcome:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        return Outcome(int(stop.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+def spawn(*words: str) -> subprocess.Popen[str]:
+    """Starts a command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "serverlight", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+
+
+Spawned = tuple[subprocess.Popen[str], dict[str, Any]]
+
+
+def spawn_server(*words: str) -> Spawned:
+    process = spawn("serve", "demo-vision", *words, "--port", "0", "--json", "-", "--until-eof")
+    assert process.stdout
+    assert process.stderr
+    line = process.stdout.readline()
+    assert line, process.stderr.read()
+    return process, json.loads(line)
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., Spawned]]:
+    """Starts ``serve`` on a free port and returns when it is ready, with what it then says."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*words: str) -> Spawned:
+            process, ready = spawn_server(*words)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process, ready
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[dict[str, Any]]:
+    """A server process with the cut layer3.0; what it said when it was ready."""
+    process, ready = spawn_server("--cut", "layer3.0")
+    with process:
+        yield ready
+        _, err = process.communicate(timeout=READY_S)  # ends its standard input, and with it the server
+    assert (process.returncode, err.count("\n")) == (0, 1), err
+
+
+@pytest.fixture
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Starts any command in a process of its own."""
+    return spawn

@@ -1,0 +1,85 @@
+"""``serve`` and ``run`` over a real socket."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import serverlight as sl
+from serverlight.errors import PeerUnavailable
+
+Cli = Callable[..., Any]
+StartServer = Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]]
+
+END_S = 60
+
+
+def test_run_says_what_it_takes(cli: Cli, server: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    """``run`` gives accuracy, bytes, ratios and times; its bytes are those of the frames plus the message."""
+    path = tmp_path / "run.json"
+    words = ["--cut", "layer3.0", "--sparsity", "0.8", "--distortion", "0.25", "--limit", "20", "--json", str(path)]
+    outcome = cli("run", "demo-vision", "--server", server["address"], *words)
+    assert (outcome.code, outcome.err) == (0, "")
+    figures = json.loads(path.read_text())
+    assert figures["requests"] == 20
+    assert figures["accuracy"] >= 0.9
+    assert 0 < figures["uplink_bytes_per_request"] - figures["frame_bytes_per_request"] < 100
+    assert figures["ratio_vs_fp16"] == pytest.approx(2 * 3072 / figures["uplink_bytes_per_request"])
+    assert figures["ratio_vs_jpeg"] > 1
+    assert {"head", "encode", "wait", "server tail"} <= set(figures["ms"])
+    server_ms = sum(figures["ms"][f"server {part}"]["mean"] for part in ("queue", "decode", "tail"))
+    assert server_ms < figures["ms"]["wait"]["mean"]
+    assert "accuracy" in outcome.out
+
+
+def test_fp16_features_take_two_bytes_an_element(cli: Cli, server: dict[str, Any]) -> None:
+    """With profile fp16 the frames hold bare halves, whose size is known."""
+    words = ["--cut", "layer3.0", "--profile", "fp16", "--limit", "2", "--json", "-"]
+    figures = json.loads(cli("run", "demo-vision", "--server", server["address"], *words).out)
+    assert 2 * 3072 < figures["frame_bytes_per_request"] < 2 * 3072 + 24
+
+
+def test_either_name_of_a_cut_will_do(cli: Cli, server: dict[str, Any]) -> None:
+    """A cut may be named by any module that ends there; it is agreed on by the outermost one's name."""
+    outcome = cli("run", "demo-vision", "--server", server["address"], "--cut", "layer3.2", "--limit", "1")
+    assert "this side has 'layer3'" in outcome.err
+
+
+def test_plan_file_binds_the_codec(cli: Cli, start_server: StartServer, tmp_path: pathlib.Path) -> None:
+    """A server started with a plan takes that plan and no other codec settings."""
+    loaded = sl.load_model("demo-vision")
+    codec = sl.CodecConfig(profile="slicer", sparsity=0.5)
+    path = str(tmp_path / "plan.json")
+    sl.Plan(model=loaded.name, revision=loaded.revision, cut="layer3.0", codec=codec).save(path)
+    _, ready = start_server("--plan", path)
+    words = ["run", "demo-vision", "--server", ready["address"], "--limit", "1"]
+    assert cli(*words, "--plan", path).code == 0
+    refused = cli(*words, "--cut", "layer3.0", "--sparsity", "0.6")
+    assert refused.code == 2
+    assert "plan mismatch in codec.sparsity" in refused.err
+
+
+def ask_for_ever(client: sl.Client, inputs: Any) -> None:
+    while True:
+        client.infer(inputs)
+
+
+def test_server_drains_on_sigterm(start_server: StartServer) -> None:
+    """On SIGTERM the server tells the client that keeps asking, and ends with exit code 0 and a last line."""
+    process, ready = start_server("--cut", "layer3.0")
+    loaded = sl.load_model("demo-vision")
+    plan = sl.Plan(model=ready["model"], revision=ready["revision"], cut="layer3.0")
+    with sl.connect(ready["address"], plan=plan, model=loaded) as client:
+        assert client.infer(loaded.example_inputs).shape == (2, 10)
+        process.terminate()
+        with pytest.raises(PeerUnavailable):
+            ask_for_ever(client, loaded.example_inputs)
+    _, err = process.communicate(timeout=END_S)
+    assert process.returncode == 0
+    assert err.startswith("stopped; ")
+    assert err.count("\n") == 1

@@ -42,11 +42,13 @@ def run(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where `serverlight serve` listens.")],
     cut: Annotated[str | None, typer.Option(metavar="NAME", help="Where to cut.")] = None,
     plan: Annotated[str | None, typer.Option(metavar="FILE", help="Cut and codec settings from a plan.")] = None,
-    profile: Annotated[str, typer.Option(help="`slicer`, or `fp16` for plain halves.")] = "slicer",
-    sparsity: Annotated[float, typer.Option(help="Share of elements to drop, in [0, 1).")] = 0.75,
-    groups: Annotated[int, typer.Option(help="Magnitude groups, 1 to 256.")] = 1,
-    distortion: Annotated[float, typer.Option(help="Distortion budget.")] = 0.05,
-    asymmetry: Annotated[float, typer.Option(help="Worth of a negative element.")] = 1.0,
+    profile: Annotated[
+        str | None, typer.Option(help="Codec profile, like `slicer`, or `fp16` for plain halves.")
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of elements to drop, in [0, 1).")] = None,
+    groups: Annotated[int | None, typer.Option(help="Magnitude groups, 1 to 256.")] = None,
+    distortion: Annotated[float | None, typer.Option(help="Distortion budget.")] = None,
+    asymmetry: Annotated[float | None, typer.Option(help="Worth of a negative element.")] = None,
     data: DataOption = None,
     limit: LimitOption = None,
     threads: ThreadsOption = 1,
@@ -54,7 +56,8 @@ def run(
 ) -> None:
     """Run the head of a model here and its tail on a server, one sample a request, and say what it takes.
 
-    A vision model runs on labelled images; any other model on its example inputs, again and again.
+    A vision model runs on labelled images; any other model on its example inputs, again and again. Settings that are
+    not given are the codec's defaults.
 
     Example: `serverlight run demo-vision --server 127.0.0.1:50051 --cut layer2.2 --sparsity 0.8`
     """
@@ -69,9 +72,14 @@ def run(
     check_writable("json", json)
     if bool(cut) == bool(plan):
         raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; `serverlight cuts MODEL` lists the cuts")
-    config = CodecConfig(
-        profile=profile, sparsity=sparsity, num_groups=groups, distortion=distortion, asymmetry=asymmetry
-    )
+    knobs = {
+        "profile": profile,
+        "sparsity": sparsity,
+        "num_groups": groups,
+        "distortion": distortion,
+        "asymmetry": asymmetry,
+    }
+    config = CodecConfig.from_dict({name: value for name, value in knobs.items() if value is not None})
     agreed = Plan.load(plan) if plan else None
     torch.set_num_threads(threads)
     loaded = load_model(model)

@@ -156,7 +156,7 @@ def test_images_at_the_input() -> None:
     assert model.preprocess is not None
     pixels = np.random.default_rng(0).integers(0, 256, (2, *model.image_shape), dtype=np.uint8)
     parts = partition(model.module, model.example_inputs)
-    core = make_core(model, ["input"], parts=parts)
+    core = make_core(model, ["input", "layer2"], parts=parts)
     with core, Client(InProcessTransport(core), plan=plan_for((model, parts), "input"), model=parts) as client:
         result = client.infer_image(*(encode_png(image) for image in pixels))
         jpeg = client.infer_image(encode_jpeg(pixels[0], 90))
@@ -164,6 +164,9 @@ def test_images_at_the_input() -> None:
             client.infer_image(b"GIF89a")
         with pytest.raises(InputMismatch, match="65 images"):
             client.infer_image(*[b""] * 65)
+        deeper = Client(InProcessTransport(core), plan=plan_for((model, parts), "layer2"), model=parts)
+        with deeper, pytest.raises(ProtocolError, match="takes no images"):
+            deeper.infer_image(encode_png(pixels[0]))
     with torch.inference_mode():
         expected = model.module(model.preprocess(pixels))
     assert torch.equal(result.outputs, expected)

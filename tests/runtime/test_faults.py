@@ -214,8 +214,10 @@ def test_message_over_the_limit(
 ) -> None:
     """A client refuses to send what the server would not read; one that sends it anyway loses its stream."""
     large = to_raw(torch.zeros(300, 1024))
-    with client_at(server.address) as client, pytest.raises(MessageTooLarge, match="1048576"):
-        client.infer_image(bytes(1 << 20))
+    with client_at(server.address) as client:
+        with pytest.raises(MessageTooLarge, match="1048576"):
+            client.infer_image(bytes(1 << 20))
+        client.infer(torch.rand(1, 3, 16, 16))
     with pytest.raises(MessageTooLarge):
         open_stream(GrpcTransport(server.address, max_message_bytes=1000)).say(
             InferRequest(request_id=1, payloads=(large,))

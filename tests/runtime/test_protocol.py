@@ -241,7 +241,9 @@ def test_too_many_streams_are_refused(make_core: Any, connect_to: Any, until: An
     core = make_core(max_streams=1)
     first = connect_to(core)
     assert isinstance(first.greet(), Welcome)
-    assert isinstance(connect_to(core).greet().error, ServerBusy)
+    refused = connect_to(core)
+    assert isinstance(refused.greet().error, ServerBusy)
+    assert isinstance(refused.inbox.next(), PeerUnavailable)  # the server ended the stream
     first.transport.close()
     until(lambda: core.num_streams == 0)
     assert isinstance(connect_to(core).greet(), Welcome)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serverlight.codec import Codec, CodecConfig, decode, inspect
 from serverlight.codec.allocate import REFERENCE_BITS, integer_guard
-from serverlight.codec.backends.reference import filter_top_k, group_sizes, reference_codes, split_by_magnitude
+from serverlight.codec.backends.slicer import filter_top_k, group_sizes, reference_codes, split_by_magnitude
 from serverlight.errors import ConfigError
 
 values = st.lists(st.integers(-6, 6).map(float), min_size=1, max_size=60).map(lambda v: np.array(v, np.float32))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from serverlight.codec import backends, slicer
+from serverlight.codec import backends, contextual, slicer
 from serverlight.codec.backends import Float32
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.tensors import Like, Tensor, from_float32, to_float32
@@ -28,7 +28,7 @@ class Codec:
     array([[ 0., -3.,  0.,  1.]], dtype=float32)
     """
 
-    def __init__(self, config: CodecConfig | None = None, *, backend: str = "reference") -> None:
+    def __init__(self, config: CodecConfig | None = None, *, backend: str = "auto") -> None:
         self.config = config if config is not None else CodecConfig()
         self._kernels = backends.load(backend)
 
@@ -48,13 +48,15 @@ class Codec:
         writer.header(header)
         if self.config.profile == "fp16":
             writer.raw(_to_halves(values), "values")
+        elif self.config.profile == "slicer":
+            slicer.write(writer, self._kernels.encode_slicer(values, self.config), header, self.config.positions)
         else:
-            slicer.write(writer, self._kernels.encode(values, self.config), header, self.config.positions)
+            contextual.write(writer, self._kernels.encode_contextual(values, shape, self.config))
         return writer.finish(checksum=self.config.checksum)
 
 
 def decode(
-    frame: Frame, like: Like = "torch", *, max_elements: int = DEFAULT_MAX_ELEMENTS, backend: str = "reference"
+    frame: Frame, like: Like = "torch", *, max_elements: int = DEFAULT_MAX_ELEMENTS, backend: str = "auto"
 ) -> Any:
     """The tensor of a frame, with the shape and dtype that were encoded.
 
@@ -69,14 +71,24 @@ def decode(
     """
     reader = Reader(frame)
     header = reader.header(max_elements)
+    values = _read_values(reader, header, backends.load(backend))
+    return from_float32(values, header.shape, header.dtype, like)
+
+
+def _read_values(reader: Reader, header: Header, kernels: backends.Kernels) -> Float32:
     if header.profile == "fp16":
         values = _from_halves(reader, header.num_elements)
         reader.finish()
-    else:
+        return values
+    if header.profile == "slicer":
         survivors = slicer.read(reader, header)
         reader.finish()
-        values = backends.load(backend).decode(survivors, header.num_elements)
-    return from_float32(values, header.shape, header.dtype, like)
+        return kernels.decode_slicer(survivors, header.num_elements)
+    coded = contextual.read(reader, header)
+    reader.finish()
+    return (
+        np.zeros(header.num_elements, np.float32) if coded is None else kernels.decode_contextual(coded, header.shape)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +124,9 @@ def inspect(frame: Frame, *, max_elements: int = DEFAULT_MAX_ELEMENTS) -> FrameI
     config: dict[str, Any] = {"profile": header.profile, "checksum": header.checksum}
     if header.profile == "fp16":
         _from_halves(reader, header.num_elements)
+    elif header.profile == "serverlight":
+        coded = contextual.read(reader, header)
+        config["step"] = coded.step if coded else 0.0
     else:
         survivors = slicer.read(reader, header)
         config["sparsity"] = 1 - len(survivors.positions) / max(header.num_elements, 1)

@@ -13,7 +13,7 @@ from serverlight.errors import ConfigError
 
 __all__ = ["CodecConfig"]
 
-PROFILES = ("slicer", "fp16")
+PROFILES = ("serverlight", "slicer", "fp16")
 POSITIONS = ("auto", "bitmap", "csr", "rice")
 MAX_GROUPS = 256
 
@@ -27,7 +27,7 @@ class CodecConfig:
     """
 
     profile: str = "slicer"
-    """Which codec writes the frame: ``slicer`` is the paper's, ``fp16`` the rival that ships plain half floats."""
+    """Which codec writes the frame: ``serverlight`` is ours, ``slicer`` the paper's, ``fp16`` ships plain half floats."""
 
     sparsity: float = 0.75
     """Share ``s`` of the elements that the filter drops, in [0, 1)."""
@@ -36,10 +36,11 @@ class CodecConfig:
     """Worth ``lambda`` of a negative element beside a positive one of equal magnitude, > 0."""
 
     num_groups: int = 1
-    """Number ``M`` of magnitude groups of equal cardinality, 1 to 256."""
+    """Number ``M`` of magnitude groups of equal cardinality, 1 to 256; ``serverlight`` forms its groups by size instead."""
 
-    distortion: float = 0.05
-    """Budget ``delta`` per group: mean code error as a share of the group's range, > 0."""
+    distortion: float | None = None
+    """Budget ``delta`` of the mean quantisation error, > 0: as a share of a group's range (``slicer``), or of the filter's
+    threshold (``serverlight``). ``None`` lets the profile choose: 0.05, or the rate-distortion optimum."""
 
     positions: str = "auto"
     """How a frame says which elements are kept: ``auto`` takes the cheapest of ``bitmap``, ``csr`` and ``rice``."""
@@ -52,7 +53,8 @@ class CodecConfig:
             raise ConfigError("profile", f"must be one of {', '.join(PROFILES)}, got {self.profile!r}")
         _check_number("sparsity", self.sparsity, lambda s: 0.0 <= s < 1.0, "in [0, 1)")
         _check_number("asymmetry", self.asymmetry, lambda a: 0.0 < a < math.inf, "positive and finite")
-        _check_number("distortion", self.distortion, lambda d: 0.0 < d < math.inf, "positive and finite")
+        if self.distortion is not None:
+            _check_number("distortion", self.distortion, lambda d: 0.0 < d < math.inf, "positive and finite")
         if not isinstance(self.num_groups, int) or not 1 <= self.num_groups <= MAX_GROUPS:
             raise ConfigError("num_groups", f"must be a whole number from 1 to {MAX_GROUPS}, got {self.num_groups!r}")
         if self.positions not in POSITIONS:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from serverlight.codec import positions
 from serverlight.codec.backends import Float32, Survivors
-from serverlight.codec.backends.reference import group_sizes
+from serverlight.codec.backends.slicer import group_sizes
 from serverlight.codec.wire import Header, Reader, Writer
 from serverlight.errors import InconsistentFrame
 

@@ -39,7 +39,7 @@ DEFAULT_MAX_ELEMENTS = 1 << 28
 DTYPES = ("float32", "float16", "bfloat16")
 """Element types; the index is the dtype's number on the wire (section 2)."""
 
-PROFILE_IDS = {"fp16": 0, "slicer": 1}
+PROFILE_IDS = {"fp16": 0, "slicer": 1, "serverlight": 2}
 """Profiles by their number on the wire (section 2)."""
 
 PROFILE_NAMES = {number: name for name, number in PROFILE_IDS.items()}
@@ -162,6 +162,10 @@ class Reader:
         self._offset += num_bytes
         self.part_bytes[part] = self.part_bytes.get(part, 0) + num_bytes
         return self._view[self._offset - num_bytes : self._offset]
+
+    def rest(self, part: str) -> memoryview:
+        """Reads all that is left."""
+        return self.take(len(self._view) - self._offset, part)
 
     def bit_fields(self, count: int, width: int, part: str) -> Codes:
         """Reads one section of equally wide bit fields (section 1.3)."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from serverlight.codec.coded import Coded
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import BackendUnavailable, ConfigError
 
@@ -44,28 +47,45 @@ class Survivors:
 
 
 class Kernels(Protocol):
-    """The three stages and their inverse on flat float32 arrays."""
+    """The three stages and their inverse on flat float32 arrays, for each profile that has stages."""
 
     name: str
 
-    def encode(self, values: Float32, config: CodecConfig) -> Survivors:
+    def encode_slicer(self, values: Float32, config: CodecConfig) -> Survivors:
         """Filters, groups, allocates and quantises ``values`` of shape (n,)."""
         ...
 
-    def decode(self, survivors: Survivors, num_elements: int) -> Float32:
+    def decode_slicer(self, survivors: Survivors, num_elements: int) -> Float32:
         """Reconstructs an array of shape (num_elements,)."""
+        ...
+
+    def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
+        """Filters, quantises and entropy-codes ``values`` of shape (n,); ``None`` if nothing is kept."""
+        ...
+
+    def decode_contextual(self, coded: Coded, shape: tuple[int, ...]) -> Float32:
+        """Reconstructs an array of shape (n,); raises :class:`InconsistentFrame` on streams that do not fit."""
         ...
 
 
 BACKENDS = {  # name -> (where it lives, the package it needs)
+    "cpu": ("serverlight.codec.backends.cpu:NumbaKernels", "numba"),
     "reference": ("serverlight.codec.backends.reference:ReferenceKernels", None),
 }
 
 
+@functools.cache
 def load(name: str) -> Kernels:
-    """The backend of that name; raises :class:`BackendUnavailable` if its package is missing."""
+    """The backend of that name; ``auto`` is ``cpu`` where Numba is installed, else ``reference``.
+
+    Raises:
+        ConfigError: there is no such backend.
+        BackendUnavailable: its package is missing.
+    """
+    if name == "auto":
+        name = "cpu" if importlib.util.find_spec("numba") else "reference"
     if name not in BACKENDS:
-        raise ConfigError("backend", f"unknown backend {name!r}; choose from {', '.join(sorted(BACKENDS))}")
+        raise ConfigError("backend", f"unknown backend {name!r}; choose from auto, {', '.join(sorted(BACKENDS))}")
     target, package = BACKENDS[name]
     module, attribute = target.split(":")
     try:

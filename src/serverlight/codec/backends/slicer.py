@@ -12,25 +12,25 @@ from serverlight.codec.allocate import REFERENCE_BITS, integer_guard
 from serverlight.codec.backends import Float32, Survivors
 from serverlight.codec.config import CodecConfig
 
-__all__ = ["ReferenceKernels", "filter_top_k", "group_sizes", "reference_codes", "split_by_magnitude"]
+__all__ = ["SlicerKernels", "filter_top_k", "group_sizes", "reference_codes", "scores_of", "split_by_magnitude"]
 
+AUTO_DISTORTION = 0.05
 LARGEST_CODE = np.float32(2**REFERENCE_BITS - 1)
 
 
-class ReferenceKernels:
+class SlicerKernels:
     """The stages of profile ``slicer`` in NumPy."""
 
-    name = "reference"
-
-    def encode(self, values: Float32, config: CodecConfig) -> Survivors:
+    def encode_slicer(self, values: Float32, config: CodecConfig) -> Survivors:
         """Sections 6.1 to 6.4, in order."""
+        budget = AUTO_DISTORTION if config.distortion is None else config.distortion
         positions = filter_top_k(values, config.num_kept(len(values)), config.asymmetry)
         kept = values[positions]
         magnitudes = np.abs(kept)
         labels, sizes = split_by_magnitude(magnitudes, config.num_groups)
         low, high = _group_ranges(magnitudes, labels, len(sizes))
         codes = reference_codes(magnitudes, low[labels], high[labels])
-        bits = integer_guard(_code_errors(codes, labels, len(sizes)), sizes, config.distortion)
+        bits = integer_guard(_code_errors(codes, labels, len(sizes)), sizes, budget)
         return Survivors(
             positions=positions,
             negative=kept < 0,
@@ -41,7 +41,7 @@ class ReferenceKernels:
             bits=bits,
         )
 
-    def decode(self, survivors: Survivors, num_elements: int) -> Float32:
+    def decode_slicer(self, survivors: Survivors, num_elements: int) -> Float32:
         """Section 5.7."""
         labels = survivors.labels
         low, high = survivors.low[labels], survivors.high[labels]
@@ -58,18 +58,22 @@ def filter_top_k(values: Float32, num_kept: int, asymmetry: float) -> npt.NDArra
 
     Of equal scores at the threshold those with the lowest index are kept; zeros never are.
     """
-    with np.errstate(over="ignore"):  # infinite scores are ties like any other
-        scores = np.where(values < 0, -values * np.float32(asymmetry), values)
     num_kept = min(num_kept, int(np.count_nonzero(values)))
     if num_kept == 0:
         return np.zeros(0, np.int64)
-    # A product with lambda may round to zero; such an element still comes before a true zero.
-    scores = np.where((scores == 0) & (values != 0), np.float32(1e-45), scores)
+    scores = scores_of(values, asymmetry)
     threshold = np.partition(scores, len(scores) - num_kept)[len(scores) - num_kept]
     above = scores > threshold
     ties = np.flatnonzero(scores == threshold)[: num_kept - int(np.count_nonzero(above))]
     above[ties] = True
     return np.flatnonzero(above)
+
+
+def scores_of(values: Float32, asymmetry: float) -> Float32:
+    """What the filter compares: ``x``, or ``lambda |x|`` for negative ``x``; at least the least subnormal unless ``x`` is zero."""
+    with np.errstate(over="ignore"):  # infinite scores are ties like any other
+        scores = np.where(values < 0, -values * np.float32(asymmetry), values)
+    return np.where((scores == 0) & (values != 0), np.float32(1e-45), scores)
 
 
 def group_sizes(num_kept: int, num_groups: int) -> npt.NDArray[np.int64]:

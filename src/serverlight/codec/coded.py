@@ -1,0 +1,150 @@
+"""What profile ``serverlight`` makes of a tensor, before it is bytes; and its quantiser's rules that all backends share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serverlight.codec.config import CodecConfig
+from serverlight.codec.layout import Grid, Layout, grid_of, segment_bounds
+from serverlight.codec.tables import (
+    DEFAULT_LEVELS,
+    ONE_SIDED_PLANES,
+    SIGNED_PLANES,
+    Ints,
+    levels_of,
+)
+
+__all__ = ["Coded", "Segment", "kind_of", "lanes_for", "layout_of_kind", "segments_of", "shift_classes", "step_of"]
+
+NUM_SHIFTS = 10
+FLAT_RUN = 256
+SHIFT_UNIT = 64
+"""Reconstruction shifts are in 64ths of the step."""
+
+SAMPLE_ELEMENTS = 1 << 16
+"""About as many elements are enough to measure ten means by."""
+
+ROUNDING = np.float32(0.4)
+"""Added before a quotient is floored: below one half, since magnitudes within a cell lean to its lower end."""
+
+STEP_IN_ERRORS = 4
+"""A uniform cell of one step has a mean absolute error of a quarter step."""
+
+AUTO_DISTORTION = {True: 0.3125, False: 0.36}
+"""Budget of the mean error, as a share of the threshold, by one-sidedness: a step of 1.25 and 1.44 thresholds. Cells of this width
+lie on the rate-distortion optimum of the dead-zone quantiser; benchmarks/results has the sweep."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """One independently coded part of a tensor."""
+
+    words: npt.NDArray[np.uint16]
+    """Lane states, then the words of the entropy coder, in the order of reading."""
+
+    escapes: npt.NDArray[np.uint8]
+    """Bits of the pairs that no symbol stands for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coded:
+    """All that a frame of profile ``serverlight`` says beside shape and dtype (docs/wire-format.md, section 6)."""
+
+    kind: int
+    """Family of contexts; see :mod:`serverlight.codec.tables`."""
+
+    one_sided: bool
+    """Whether no element is negative."""
+
+    lanes: int
+    """Entropy coder states that take turns: 1, 2, 4 or 8."""
+
+    step: float
+    """Width of a quantiser cell, a bfloat16 number."""
+
+    activity: int
+    """Tokens only: the index of the starting activity."""
+
+    raw_bits: int
+    """Low bits of each magnitude that are sent as they are."""
+
+    offsets: Ints
+    present: Ints
+    corrections: Ints
+    """Parameters of the probability model."""
+
+    shifts: Ints
+    """Reconstruction shifts by class, in 64ths of the step, -127 to 127; shape (10,)."""
+
+    segments: tuple[Segment, ...]
+
+    raw: npt.NDArray[np.uint8]
+    """The low bits, packed."""
+
+    @property
+    def levels(self) -> Ints:
+        """Levels of all contexts, shape (C, 5)."""
+        return levels_of(DEFAULT_LEVELS[self.kind], self.offsets, self.corrections)
+
+
+def kind_of(layout: Layout, one_sided: bool) -> int:
+    """The family of contexts that a writer uses."""
+    return (ONE_SIDED_PLANES if one_sided else SIGNED_PLANES) if layout is Layout.PLANES else int(layout)
+
+
+def layout_of_kind(kind: int) -> Layout:
+    """The layout that a family of contexts is for."""
+    return Layout(min(kind, Layout.PLANES))
+
+
+def is_one_sided_kind(kind: int) -> bool:
+    """Whether nibbles are plain magnitudes (otherwise they are zigzag codes of signed numbers)."""
+    return kind == ONE_SIDED_PLANES
+
+
+def shift_classes(kind: int, one_sided: bool) -> tuple[int, ...]:
+    """Classes whose shift a frame carries; the others are zero (section 6.8)."""
+    if layout_of_kind(kind) is Layout.PLANES:
+        return tuple(range(0 if one_sided else 1, NUM_SHIFTS))
+    return (0, 5, 8, 9) if one_sided else (5, 8, 9)
+
+
+def sample_stride(num_elements: int) -> int:
+    """Every so-manieth row is looked at for the shifts."""
+    return max(1, num_elements // SAMPLE_ELEMENTS)
+
+
+def sample_run(grid: Grid) -> int:
+    """What counts as a row there."""
+    return grid.columns if grid.layout is not Layout.FLAT else FLAT_RUN
+
+
+def settled_shifts(sums: Ints, counts: Ints, one_sided: bool) -> Ints:
+    """Means, rounded to 64ths of the step and held within a byte; a class that was not seen has none."""
+    shifts = np.clip((2 * sums + counts) // np.maximum(2 * counts, 1), -127, 127)
+    if not one_sided:
+        shifts[0] = 0
+    return np.where(counts > 0, shifts, 0)
+
+
+def step_of(threshold: np.float32, config: CodecConfig, one_sided: bool) -> np.float32:
+    """The step that a threshold and the distortion budget give, rounded to bfloat16, at least the smallest normal number."""
+    budget = AUTO_DISTORTION[one_sided] if config.distortion is None else config.distortion
+    step = np.float32(min(float(threshold) * STEP_IN_ERRORS * budget, 3.0e38))
+    bits = (step.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
+    return max(bits.view(np.float32), np.float32(2.0**-126))
+
+
+def segments_of(shape: tuple[int, ...], kind: int) -> tuple[Grid, list[int]]:
+    """The grid of a frame and its segments' bounds."""
+    grid = grid_of(shape, layout_of_kind(kind))
+    return grid, segment_bounds(grid)
+
+
+def lanes_for(payload_bits: int, num_segments: int) -> int:
+    """As many lanes as cost at most about one percent: four bytes each, beside the bytes that the symbols will take."""
+    segment_bytes = payload_bits // (8 * num_segments)
+    return 1 if segment_bytes < 400 else 2 if segment_bytes < 1000 else 4 if segment_bytes < 3000 else 8

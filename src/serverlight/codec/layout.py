@@ -1,0 +1,88 @@
+"""How profile ``serverlight`` sees a tensor: planes, tokens or a flat run; and how large ones are cut into segments.
+
+Section numbers refer to docs/wire-format.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+__all__ = ["Grid", "Layout", "grid_of", "natural_layout", "segment_bounds"]
+
+SEGMENT_ELEMENTS = 1 << 16
+"""Aimed size of a segment: large enough that its lanes cost nothing, small enough that threads and GPU blocks find work."""
+
+MAX_LANES = 8
+
+
+class Layout(IntEnum):
+    """The layouts by their number on the wire."""
+
+    FLAT = 0
+    """No neighbours: pairs of successive elements."""
+
+    TOKENS = 1
+    """Rows are tokens, columns channels: pairs of successive tokens in one channel; context is the channel's past."""
+
+    PLANES = 2
+    """Feature maps: pairs along a row; context is the neighbourhood."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """A tensor as ``planes`` x ``rows`` x ``columns``; see section 6.2 for what each layout makes of a shape."""
+
+    layout: Layout
+    planes: int
+    rows: int
+    columns: int
+
+    @property
+    def units(self) -> int:
+        """What segments are cut along: planes, channels, or pairs of elements."""
+        if self.layout is Layout.PLANES:
+            return self.planes
+        return self.columns if self.layout is Layout.TOKENS else (self.columns + 1) // 2
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the tensor."""
+        return self.planes * self.rows * self.columns
+
+
+def natural_layout(shape: tuple[int, ...]) -> Layout:
+    """What a writer takes a tensor for unless told otherwise (section 6.9).
+
+    >>> natural_layout((1, 64, 56, 56)), natural_layout((1, 197, 768)), natural_layout((1, 4096))
+    (<Layout.PLANES: 2>, <Layout.TOKENS: 1>, <Layout.FLAT: 0>)
+    """
+    if len(shape) >= 4 and shape[-1] > 1 and shape[-2] > 1:
+        return Layout.PLANES
+    return Layout.TOKENS if len(shape) >= 2 and math.prod(shape[:-1]) > 1 else Layout.FLAT
+
+
+def grid_of(shape: tuple[int, ...], layout: Layout) -> Grid:
+    """The tensor as a grid (section 6.2); shapes with fewer dimensions than the layout needs gain leading ones.
+
+    >>> grid_of((2, 64, 7, 9), Layout.PLANES)
+    Grid(layout=<Layout.PLANES: 2>, planes=128, rows=7, columns=9)
+    """
+    if layout is Layout.FLAT:
+        return Grid(layout=layout, planes=1, rows=1, columns=math.prod(shape))
+    padded = (1, 1, *shape)
+    if layout is Layout.TOKENS:
+        return Grid(layout=layout, planes=1, rows=math.prod(padded[:-1]), columns=padded[-1])
+    return Grid(layout=layout, planes=math.prod(padded[:-2]), rows=padded[-2], columns=padded[-1])
+
+
+def segment_bounds(grid: Grid) -> list[int]:
+    """Where segments start and end, in units: ``len(result) - 1`` segments (section 6.3).
+
+    >>> segment_bounds(grid_of((1, 64, 56, 56), Layout.PLANES))
+    [0, 21, 42, 64]
+    """
+    units = grid.units
+    segments = max(1, min(grid.num_elements // SEGMENT_ELEMENTS, units // MAX_LANES))
+    return [units * i // segments for i in range(segments + 1)]

@@ -106,7 +106,7 @@ def is_one_sided_kind(kind: int) -> bool:
 
 
 def shift_classes(kind: int, one_sided: bool) -> tuple[int, ...]:
-    """Classes whose shift a frame carries; the others are zero (section 6.8)."""
+    """Classes whose shift a frame carries; the others are zero (section 6.7)."""
     if layout_of_kind(kind) is Layout.PLANES:
         return tuple(range(0 if one_sided else 1, NUM_SHIFTS))
     return (0, 5, 8, 9) if one_sided else (5, 8, 9)

@@ -53,7 +53,7 @@ class Grid:
 
 
 def natural_layout(shape: tuple[int, ...]) -> Layout:
-    """What a writer takes a tensor for unless told otherwise (section 6.9).
+    """What a writer takes a tensor for unless told otherwise (section 7).
 
     >>> natural_layout((1, 64, 56, 56)), natural_layout((1, 197, 768)), natural_layout((1, 4096))
     (<Layout.PLANES: 2>, <Layout.TOKENS: 1>, <Layout.FLAT: 0>)

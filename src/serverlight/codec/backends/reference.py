@@ -103,7 +103,7 @@ class ReferenceKernels(SlicerKernels):
         return reconstruct(join_raw(high, coded.raw, coded.raw_bits), high, coded, grid)
 
 
-# -- quantiser (sections 6.7 to 6.9) ------------------------------------------------------------------
+# -- quantiser (sections 6.2, 6.7 and 7) ------------------------------------------------------------------
 
 
 def least_reaching(values: Float32, kept: npt.NDArray[np.int64], asymmetry: float) -> np.float32:
@@ -160,7 +160,7 @@ def join_raw(high: Ints, raw: npt.NDArray[np.uint8], raw_bits: int) -> Ints:
 
 
 def reconstruction_classes(high: Ints, kind: int, one_sided: bool, grid: Grid) -> tuple[Ints, Ints]:
-    """Class, and the sign with which the class's shift is added, of each element (section 6.8)."""
+    """Class, and the sign with which the class's shift is added, of each element (section 6.7)."""
     magnitude, sign = np.abs(high), np.sign(high)
     larger = np.where(magnitude == 2, 8, 9)
     if grid.layout is not Layout.PLANES:
@@ -187,7 +187,7 @@ def neighbour_sum(high: Ints, grid: Grid) -> Ints:
 def measure_shifts(
     values: Float32, quantised: Ints, high: Ints, step: np.float32, kind: int, one_sided: bool, grid: Grid
 ) -> Ints:
-    """The mean distance of each class from its cell's nominal value, in 64ths of the step, shape (10,) (section 6.9)."""
+    """The mean distance of each class from its cell's nominal value, in 64ths of the step, shape (10,) (section 7)."""
     scaled = np.rint(
         np.clip(values * (np.float32(1) / step), -LARGEST_QUOTIENT, LARGEST_QUOTIENT) * np.float32(SHIFT_UNIT)
     )
@@ -200,7 +200,7 @@ def measure_shifts(
 
 
 def reconstruct(quantised: Ints, high: Ints, coded: Coded, grid: Grid) -> Float32:
-    """Values in float32 (section 6.8): an exact integer, one conversion, one product."""
+    """Values in float32 (section 6.7): an exact integer, one conversion, one product."""
     classes, direction = reconstruction_classes(high, coded.kind, coded.one_sided, grid)
     units = SHIFT_UNIT * quantised + coded.shifts[classes] * direction
     with np.errstate(over="ignore"):
@@ -440,7 +440,7 @@ class BitWriter:
         self._bits: list[int] = []
 
     def golomb(self, value: int, order: int = 1) -> None:
-        """An exponential Golomb code (section 1.6)."""
+        """An exponential Golomb code (section 1.5)."""
         value += 1 << order
         width = value.bit_length() - 1
         self._bits += [0] * (width - order) + [1] + [value >> i & 1 for i in range(width)]

@@ -22,7 +22,7 @@ class SlicerKernels:
     """The stages of profile ``slicer`` in NumPy."""
 
     def encode_slicer(self, values: Float32, config: CodecConfig) -> Survivors:
-        """Sections 6.1 to 6.4, in order."""
+        """Section 7, in order."""
         budget = AUTO_DISTORTION if config.distortion is None else config.distortion
         positions = filter_top_k(values, config.num_kept(len(values)), config.asymmetry)
         kept = values[positions]
@@ -54,7 +54,7 @@ class SlicerKernels:
 
 
 def filter_top_k(values: Float32, num_kept: int, asymmetry: float) -> npt.NDArray[np.int64]:
-    """Asymmetric top-K filter (ATKF, section 6.1): flat indices of the kept elements, ascending.
+    """Asymmetric top-K filter (ATKF, section 7): flat indices of the kept elements, ascending.
 
     Of equal scores at the threshold those with the lowest index are kept; zeros never are.
     """
@@ -90,7 +90,7 @@ def group_sizes(num_kept: int, num_groups: int) -> npt.NDArray[np.int64]:
 
 
 def split_by_magnitude(magnitudes: Float32, num_groups: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Magnitude split (MS, section 6.2): the group of each element, shape (K,), and the group sizes, shape (M,)."""
+    """Magnitude split (MS, section 7): the group of each element, shape (K,), and the group sizes, shape (M,)."""
     sizes = group_sizes(len(magnitudes), num_groups)
     labels = np.empty(len(magnitudes), np.uint8)
     labels[np.argsort(magnitudes, kind="stable")] = np.repeat(np.arange(len(sizes), dtype=np.uint8), sizes)
@@ -98,7 +98,7 @@ def split_by_magnitude(magnitudes: Float32, num_groups: int) -> tuple[npt.NDArra
 
 
 def reference_codes(magnitudes: Float32, low: Float32, high: Float32) -> npt.NDArray[np.uint32]:
-    """Codes at the reference width Q0 (section 6.3); all arguments have shape (K,)."""
+    """Codes at the reference width Q0 (section 7); all arguments have shape (K,)."""
     span = high - low
     share = (magnitudes - low) / np.where(span > 0, span, np.float32(1))
     return np.minimum(np.floor(share * np.float32(2**REFERENCE_BITS)), LARGEST_CODE).astype(np.uint32)
@@ -114,7 +114,7 @@ def _group_ranges(magnitudes: Float32, labels: npt.NDArray[np.uint8], num_groups
 def _code_errors(
     codes: npt.NDArray[np.uint32], labels: npt.NDArray[np.uint8], num_groups: int
 ) -> npt.NDArray[np.int64]:
-    """``g[m, Q]`` of section 6.4: the bits that a shift to width Q drops, summed over the group."""
+    """``g[m, Q]`` of section 7: the bits that a shift to width Q drops, summed over the group."""
     errors = np.zeros((num_groups, REFERENCE_BITS + 1), np.int64)
     for width in range(REFERENCE_BITS + 1):
         dropped_bits = codes & ((1 << (REFERENCE_BITS - width)) - 1)

@@ -151,10 +151,10 @@ def test_summary_says_what_won() -> None:
 
 
 def test_plot_draws_every_row(tmp_path: pathlib.Path) -> None:
-    """The figure has a label for each row; a suffix in the path is replaced."""
+    """The figure has a label for each row, and comes as PNG and SVG whichever was named."""
     titles = [mode.title for mode in modes()]
-    png, svg = plot_demo(made_up_rows(), titles, "a caption", str(tmp_path / "figure.pdf"))
-    assert (png.name, svg.name) == ("figure.png", "figure.svg")
+    png, svg = plot_demo(made_up_rows(), titles, "a caption", str(tmp_path / "figure.v2.svg"))
+    assert (png.name, svg.name) == ("figure.v2.png", "figure.v2.svg")
     text = svg.read_text()
     assert all(f"<!-- {title} -->" in text for title in titles)
 

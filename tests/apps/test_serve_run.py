@@ -83,3 +83,28 @@ def test_server_drains_on_sigterm(start_server: StartServer) -> None:
     assert process.returncode == 0
     assert err.startswith("stopped; ")
     assert err.count("\n") == 1
+
+
+TEXT_MODEL = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    layers = torch.nn.Embedding(50, 16), torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)
+    return torch.nn.Sequential(*layers), torch.randint(50, (2, 7))
+"""
+
+
+def test_run_takes_models_without_images(cli: Cli, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any other model runs on its example inputs; there is no accuracy, but bytes and times are as ever."""
+    (tmp_path / "text_models.py").write_text(TEXT_MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    with sl.Server(sl.load_model("text_models:make"), ["2"]) as server:
+        words = ["--server", server.address, "--cut", "2", "--limit", "3", "--json", "-"]
+        figures = json.loads(cli("run", "text_models:make", *words).out)
+        refused = cli("run", "text_models:make", *words, "--data", "demo-vision")
+    assert figures["requests"] == 3
+    assert figures["accuracy"] is None
+    assert figures["ratio_vs_jpeg"] is None
+    assert 0 < figures["frame_bytes_per_request"] < figures["uplink_bytes_per_request"]
+    assert "leave --data away" in refused.err

@@ -23,7 +23,7 @@ FAINT, GREY, TEXT = "#D0D0D0", "#666666", "#222222"
 def plot_demo(rows: Sequence[Row], titles: Sequence[str], caption: str, path: str) -> tuple[pathlib.Path, ...]:
     """Draws bytes, server time and latency of every row side by side; writes ``path`` as PNG and as SVG.
 
-    A suffix of ``path`` is replaced. Returns the two paths.
+    A suffix ``.png`` or ``.svg`` of ``path`` is dropped first. Returns the two paths.
     """
     figure = Figure(
         figsize=(11.5, 1.7 + 0.4 * len(rows)), layout=ConstrainedLayoutEngine(w_pad=0.08), facecolor="white"
@@ -38,8 +38,8 @@ def plot_demo(rows: Sequence[Row], titles: Sequence[str], caption: str, path: st
         label.set_fontweight("bold" if row.mode == "slicer" else "normal")
     figure.suptitle("What cutting the network saves, and what it costs", x=0.005, ha="left", fontsize=13, color=TEXT)
     figure.supxlabel(caption, x=0.005, ha="left", fontsize=8, color=GREY)
-    stem = pathlib.Path(path).with_suffix("")
-    written = (stem.with_suffix(".png"), stem.with_suffix(".svg"))
+    stem = path.removesuffix(".png").removesuffix(".svg")
+    written = (pathlib.Path(f"{stem}.png"), pathlib.Path(f"{stem}.svg"))
     for target in written:
         figure.savefig(target, dpi=160)
     return written

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from serverlight.apps.options import JsonOption, ModelArgument, ThreadsOption
-from serverlight.apps.terminal import STDOUT, check_writable, print_lines, write_json
+from serverlight.apps.terminal import STDOUT, check_writable, write_json
 from serverlight.errors import ConfigError
 
 __all__ = ["serve"]
@@ -73,7 +73,7 @@ def _announce(facts: dict[str, Any], json: str | None) -> None:
     if json:
         write_json(json, facts, indent=None)
     if json != STDOUT:
-        print_lines(
+        print(
             f"serving {facts['model']} (revision {facts['revision']}) on {facts['address']}, "
             f"cut at {', '.join(facts['cuts'])}"
         )

@@ -92,7 +92,8 @@ class Child:
     def _read(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
-            self._inbox.put((self, json.loads(line)))
+            if line.startswith("{"):  # a model's own code may print what it likes
+                self._inbox.put((self, json.loads(line)))
         self._inbox.put((self, None))
 
 

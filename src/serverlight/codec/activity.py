@@ -22,7 +22,8 @@ def nearest_activity(magnitude_sum: int, num_elements: int) -> int:
 
 def thresholds_for(start: int) -> npt.NDArray[np.int32]:
     """The seven borders for a starting activity."""
-    return np.maximum(1, (start * THRESHOLDS) >> 8).astype(np.int32)
+    borders: npt.NDArray[np.int32] = np.maximum(1, (start * THRESHOLDS) >> 8).astype(np.int32)
+    return borders
 
 
 def forgetting(pair: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from serverlight.codec import backends, contextual, slicer
 from serverlight.codec.backends import Float32
 from serverlight.codec.config import CodecConfig
-from serverlight.codec.tensors import Like, Tensor, from_float32, to_float32
+from serverlight.codec.tensors import Like, Tensor, from_float32, saturate, to_float32
 from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer
 from serverlight.errors import InconsistentFrame, UnsupportedTensor
 
@@ -86,9 +86,9 @@ def _read_values(reader: Reader, header: Header, kernels: backends.Kernels) -> F
         return kernels.decode_slicer(survivors, header.num_elements)
     coded = contextual.read(reader, header)
     reader.finish()
-    return (
-        np.zeros(header.num_elements, np.float32) if coded is None else kernels.decode_contextual(coded, header.shape)
-    )
+    if coded is None:
+        return np.zeros(header.num_elements, np.float32)
+    return saturate(kernels.decode_contextual(coded, header.shape), header.dtype, coded.step)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from serverlight.errors import ConfigError, NonFiniteTensor, UnsupportedTensor
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Like", "Tensor", "from_float32", "round_to_dtype", "to_float32"]
+__all__ = ["Like", "Tensor", "from_float32", "round_to_dtype", "saturate", "to_float32"]
 
 Tensor: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
 Like = Literal["torch", "numpy"]
@@ -54,6 +54,19 @@ def from_float32(values: Float32, shape: tuple[int, ...], dtype: str, like: Like
 
         return torch.from_numpy(rounded).to(getattr(torch, dtype)).reshape(shape)
     raise ConfigError("like", f"must be 'torch' or 'numpy', got {like!r}")
+
+
+LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+"""The largest finite number of each dtype."""
+
+LARGE_STEP = 1e24
+"""No smaller step can reach a float32's or bfloat16's largest number with the largest quotient, 2^32 in an escape and 2^8 of shift."""
+
+
+def saturate(values: Float32, dtype: str, step: float) -> Float32:
+    """Holds what a quantiser of that step has reconstructed within the dtype's finite range."""
+    largest = np.float32(LARGEST[dtype])
+    return np.clip(values, -largest, largest, out=values) if dtype == "float16" or step > LARGE_STEP else values
 
 
 def round_to_dtype(values: Float32, dtype: str) -> Float32:

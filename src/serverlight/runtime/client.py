@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -13,36 +11,14 @@ from typing import Any, Self
 import torch
 
 from serverlight.codec import Codec
-from serverlight.errors import (
-    ConfigError,
-    ConnectTimeout,
-    DeadlineExceeded,
-    InputMismatch,
-    MessageTooLarge,
-    PlanMismatch,
-    ProtocolError,
-    ServerlightError,
-    TransportError,
-)
+from serverlight.errors import ConfigError, InputMismatch, MessageTooLarge, PlanMismatch
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
 from serverlight.partition.inputs import as_call
 from serverlight.plan import Plan
-from serverlight.runtime import failure
 from serverlight.runtime.grpc_transport import GrpcTransport
-from serverlight.runtime.messages import (
-    PROTOCOL_VERSION,
-    Failure,
-    Frame,
-    Hello,
-    Image,
-    InferReply,
-    InferRequest,
-    Payload,
-    ServerMessage,
-    Timing,
-    Welcome,
-)
+from serverlight.runtime.messages import Frame, Image, Payload, Timing
+from serverlight.runtime.stream import ClientStream
 from serverlight.runtime.tensors import from_raw, to_raw
 from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES, Transport
 
@@ -134,7 +110,7 @@ class Client:
         self.plan = dataclasses.replace(plan, cut=self._cut.name)
         self._head, _ = self._parts.split(self._cut)
         self._codec, self._deadline_ms = Codec(plan.codec), deadline_ms
-        self._stream = _Stream(transport)
+        self._stream = ClientStream(transport)
         self._welcome = self._stream.greet(self.plan, timeout_s)
 
     def infer(self, inputs: Any, *, deadline_ms: int | None = None) -> Any:
@@ -225,106 +201,6 @@ class Client:
                 f"a request of {num_bytes} bytes; the server takes at most {self._welcome.max_message_bytes}: "
                 "send smaller batches"
             )
-
-
-class _Stream:
-    """Tells replies apart by their request's id, so that threads can share one stream; a Listener."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._lock = threading.RLock()  # guards all below; a reply may come while its request is being sent
-        self._last_id = 0
-        self._waiting: dict[int, Future[tuple[InferReply, int]]] = {}
-        self._error: ServerlightError | None = None
-        self._welcome: Future[Welcome] = Future()
-
-    def greet(self, plan: Plan, timeout_s: float) -> Welcome:
-        """Opens the stream and agrees on the plan."""
-        self._transport.open(self)
-        try:
-            self._transport.send(Hello(plan_json=plan.to_json()))
-            welcome = self._welcome.result(timeout_s)
-            if welcome.protocol_version != PROTOCOL_VERSION:
-                raise ProtocolError(
-                    f"the server speaks protocol version {welcome.protocol_version}, this client {PROTOCOL_VERSION}; "
-                    "install the same serverlight on both"
-                )
-            return welcome
-        except TimeoutError:
-            self.close()
-            raise ConnectTimeout(f"no answer within {timeout_s} s; is the address right, is the server up?") from None
-        except BaseException:
-            self.close()
-            raise
-
-    def ask(self, payloads: tuple[Payload, ...], deadline_ms: int) -> tuple[InferReply, int, int]:
-        """Sends a request and waits for its reply; returns it with the bytes up and down."""
-        future: Future[tuple[InferReply, int]] = Future()
-        with self._lock:
-            if self._error is not None:
-                raise _copy(self._error)
-            self._last_id += 1
-            request_id = self._last_id
-            self._waiting[request_id] = future
-            try:
-                request = InferRequest(request_id=request_id, payloads=payloads, deadline_ms=deadline_ms)
-                uplink_bytes = self._transport.send(request)
-            except BaseException:
-                del self._waiting[request_id]
-                raise
-        try:
-            reply, downlink_bytes = future.result(deadline_ms / 1e3)
-        except TimeoutError:
-            raise DeadlineExceeded(f"no reply within {deadline_ms} ms; allow more time, or try a faster link") from None
-        finally:
-            with self._lock:
-                self._waiting.pop(request_id, None)
-        return reply, uplink_bytes, downlink_bytes
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
-
-    def close(self) -> None:
-        self._transport.close()
-
-    def on_message(self, message: ServerMessage, num_bytes: int) -> None:
-        """Hands a message to the thread that waits for it; what nobody waits for any more is dropped."""
-        match message:
-            case Welcome():
-                if not self._welcome.done():
-                    self._welcome.set_result(message)
-            case Failure(request_id=0):
-                self._end(message.error)
-            case Failure():
-                if future := self._take(message.request_id):
-                    future.set_exception(message.error)
-            case InferReply():
-                if future := self._take(message.request_id):
-                    future.set_result((message, num_bytes))
-
-    def on_closed(self, error: TransportError) -> None:
-        """Everybody who waits is told."""
-        self._end(error)
-
-    def _take(self, request_id: int) -> Future[tuple[InferReply, int]] | None:
-        with self._lock:
-            return self._waiting.pop(request_id, None)
-
-    def _end(self, error: ServerlightError) -> None:
-        with self._lock:
-            if self._error is None:  # the first reason is the true one
-                self._error = error
-            waiting, self._waiting = self._waiting, {}
-        if not self._welcome.done():
-            self._welcome.set_exception(_copy(self._error))
-        for future in waiting.values():
-            future.set_exception(_copy(self._error))
-
-
-def _copy(error: ServerlightError) -> ServerlightError:
-    """A fresh error for each thread that raises it, since raising writes a traceback into it."""
-    return failure.rebuild(*failure.describe(error))
 
 
 def _partition_of(model: LoadedModel | Partition, plan: Plan) -> Partition:

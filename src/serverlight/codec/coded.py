@@ -27,6 +27,9 @@ SHIFT_UNIT = 64
 SAMPLE_ELEMENTS = 1 << 16
 """About as many elements are enough to measure ten means by."""
 
+LARGEST_NUMBER = 1 << 28
+"""Largest magnitude of a number: four times as much still fits 32 bits, and nothing in a network is 2^28 thresholds large."""
+
 ROUNDING = np.float32(0.4)
 """Added before a quotient is floored: below one half, since magnitudes within a cell lean to its lower end."""
 

@@ -59,8 +59,8 @@ def from_float32(values: Float32, shape: tuple[int, ...], dtype: str, like: Like
 LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 """The largest finite number of each dtype."""
 
-LARGE_STEP = 1e24
-"""No smaller step can reach a float32's or bfloat16's largest number with the largest quotient, 2^32 in an escape and 2^8 of shift."""
+LARGE_STEP = 1e20
+"""No smaller step can lead out of a float32's or bfloat16's range: numbers of steps are below 2^53."""
 
 
 def saturate(values: Float32, dtype: str, step: float) -> Float32:

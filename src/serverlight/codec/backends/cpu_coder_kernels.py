@@ -206,14 +206,6 @@ def code_of(number, one_sided):
     return 2 * np.int64(number) - 1 if number > 0 else -2 * np.int64(number)
 
 
-@inlined
-def number_from_code(code, one_sided):
-    """The inverse of :func:`code_of`."""
-    if one_sided:
-        return code
-    return (code + 1) >> 1 if code & 1 else -(code >> 1)
-
-
 @njit
 def is_escaped(entry, frequencies):
     """Whether a pair has no symbol of its own."""
@@ -433,12 +425,20 @@ def get_states(words, states):
 @njit
 def store_escaped(one_sided, high, first, second, escapes, bits):
     """Reads the numbers of an escaped pair; returns the position in their stream, -1 if it is broken."""
-    code, bits = get_golomb(escapes, bits)
-    high[first] = number_from_code(code, one_sided)
-    if second >= 0 and bits >= 0:
-        code, bits = get_golomb(escapes, bits)
-        high[second] = number_from_code(code, one_sided)
+    number, bits = get_number(one_sided, escapes, bits)
+    high[first] = number
+    if second >= 0:
+        number, bits = get_number(one_sided, escapes, bits)
+        high[second] = number
     return bits
+
+
+@njit
+def get_number(one_sided, escapes, bits):
+    """Reads one escaped number; returns it and the position after it, -1 if it is broken or too large."""
+    code, bits = get_golomb(escapes, bits)
+    number = code if one_sided else ((code + 1) >> 1 if code & 1 else -(code >> 1))
+    return (number, bits) if abs(number) <= 1 << 28 else (0, -1)
 
 
 # Words past the end read as the last one: the check of how many were used notices it, and no read leaves the array.

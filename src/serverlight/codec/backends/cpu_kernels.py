@@ -237,7 +237,7 @@ def least_kept(values, scores, threshold):
 @njit
 def quantise(values, scores, threshold, inverse, out):
     """Signed numbers of steps; returns how many scores reach the threshold."""
-    most, rounding, one = np.float32(2**30), np.float32(0.4), np.int32(1)
+    most, rounding, one = np.float32(2**28), np.float32(0.4), np.int32(1)
     reached = 0
     for start in range(0, values.size, 16384):
         end = min(start + 16384, values.size)
@@ -395,7 +395,7 @@ def one_sided_classes(here, around, classes, directions):
 @njit
 def tally(values, inverse, quantised, classes, directions, sums, counts):
     """Adds the distances of one line's elements from their nominal values, in 64ths of a step."""
-    most = np.float32(2**30)
+    most = np.float32(2**28)
     for x in range(values.size):
         scaled = np.rint(max(min(values[x] * inverse, most), -most) * np.float32(64))
         sums[classes[x]] += (np.int64(scaled) - 64 * np.int64(quantised[x])) * directions[x]

@@ -17,6 +17,7 @@ from serverlight.codec import activity, tables
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends.slicer import SlicerKernels, filter_top_k, scores_of
 from serverlight.codec.coded import (
+    LARGEST_NUMBER,
     NUM_SHIFTS,
     ROUNDING,
     SHIFT_UNIT,
@@ -39,7 +40,7 @@ from serverlight.errors import InconsistentFrame
 __all__ = ["ReferenceKernels"]
 
 LEAST_STATE = 1 << 15
-LARGEST_QUOTIENT = np.float32(2**30)
+LARGEST_QUOTIENT = np.float32(LARGEST_NUMBER)
 LARGEST_SEEN = 255
 
 
@@ -410,8 +411,11 @@ def magnitude_code(number: int, one_sided: bool) -> int:
 
 
 def number_from_code(code: int, one_sided: bool) -> int:
-    """The inverse of :func:`magnitude_code`."""
-    return code if one_sided else ((code + 1) >> 1 if code & 1 else -(code >> 1))
+    """The inverse of :func:`magnitude_code`; raises :class:`InconsistentFrame` for a number that no writer has."""
+    number = code if one_sided else ((code + 1) >> 1 if code & 1 else -(code >> 1))
+    if abs(number) > LARGEST_NUMBER:
+        raise InconsistentFrame(f"escapes: {number} is larger than any number of steps")
+    return number
 
 
 class WordReader:

@@ -14,7 +14,7 @@ __all__ = ["read", "write"]
 
 ALL_ZERO = 7
 ONE_SIDED_FLAG, LANES_SHIFT, RAW_FLAG, RESERVED = 1 << 3, 4, 1 << 6, 1 << 7
-MAX_RAW_BITS = 24
+MAX_RAW_BITS = 26
 OFFSET_BITS, OFFSET_BIAS = 6, 32
 
 

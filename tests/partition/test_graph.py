@@ -188,6 +188,39 @@ def test_sizes_deep_in_the_head_do_not_cross() -> None:
         assert torch.equal(tail(*head(x)), module(x))
 
 
+def test_tensor_that_is_only_measured_does_not_cross() -> None:
+    """Where only the shape of a tensor is used, nothing of it is sent, and it is not even computed."""
+
+    class Measures(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.measured = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.measured(x)
+            return x.exp().view(y.shape[0], 2, 2).sin()
+
+    parts = partition(Measures(), torch.randn(2, 4))
+    assert [cut.name for cut in parts.cuts] == ["input", "forward:exp", "forward:view", "output"]
+    assert crossing(parts, "forward:exp") == ["forward:exp"]
+    assert parts.cuts[0].tail_parameters == 0
+
+
+def test_tail_must_be_able_to_find_the_batch_size() -> None:
+    """No cut where all that crosses is the same for every batch, but the tail repeats it for each sample."""
+
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.exp().sum(0).expand(x.shape[0], -1).sin()
+
+    module = Sums()
+    parts = partition(module, torch.randn(2, 4))
+    assert [cut.name for cut in parts.cuts] == ["input", "forward:exp", "forward:expand", "output"]
+    head, tail = parts.split("forward:exp")
+    x = torch.randn(5, 4)
+    assert torch.equal(tail(*head(x)), module(x))
+
+
 def test_noise_is_drawn_on_one_side_only() -> None:
     """A random operation in forward happens once: its result crosses, and both sides see the same."""
 

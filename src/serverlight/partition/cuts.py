@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from serverlight.partition.boundary import CutPoint, TensorSpec
 from serverlight.partition.inputs import dtype_name
@@ -117,15 +117,11 @@ def _loose_spec(name: str, node: fx.Node) -> TensorSpec:
 
 
 def _parameter_spans(source: fx.GraphModule, liveness: Liveness) -> Iterator[tuple[Span, int]]:
-    """Where each parameter is needed, and its elements; one that has two names counts once."""
-    parameters = dict(source.named_parameters(remove_duplicate=False))
-    spans: dict[nn.Parameter, Span] = {}
+    """Where each parameter is needed, and its elements; torch.export reads a tied parameter under one name only."""
+    parameters = dict(source.named_parameters())
     for node in source.graph.find_nodes(op="get_attr"):
-        if (parameter := parameters.get(node.target)) is not None:
-            first, last = liveness.spans[node]
-            other_first, other_last = spans.get(parameter, (first, last))
-            spans[parameter] = (min(first, other_first), max(last, other_last))
-    return ((span, parameter.numel()) for parameter, span in spans.items())
+        if node.target in parameters:
+            yield liveness.spans[node], parameters[node.target].numel()
 
 
 class _Costs:

@@ -23,7 +23,6 @@ from serverlight.errors import NotExportable
 __all__ = ["explain", "shape_log"]
 
 _SHAPE_LOG = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-_FIXES_A_SIZE = re.compile(r"set_replacement s\d+ = \d+")
 _LIMITS_A_SIZE = re.compile(r"\bs\d+\b.*\[guard added\]")
 _OURS = str(pathlib.Path(__file__).parent)
 _MACHINERY = (str(pathlib.Path(torch.__file__).parent), str(pathlib.Path(sympy.__file__).parent), logging.__file__, "<")
@@ -87,12 +86,11 @@ def _concerns_batch(failure: Exception) -> bool:
 
 
 def _find_limited_size(retry: Callable[[], object]) -> _Place | None:
-    """Repeats the trace and notes which line makes the shape solver fix the batch, or else limit it."""
+    """Repeats the trace and notes the first line that makes the shape solver limit the batch, or fix it."""
     watcher = _Watcher()
     with shape_log(watcher, logging.INFO), contextlib.suppress(Exception):
         retry()
-    places = watcher.fixing or watcher.limiting[-1:]
-    return places[0] if places else None
+    return watcher.places[0] if watcher.places else None
 
 
 @contextlib.contextmanager
@@ -109,20 +107,17 @@ def shape_log(handler: logging.Handler, level: int) -> Iterator[None]:
 
 
 class _Watcher(logging.Handler):
-    """Notes the model's line whenever the log says that a size was fixed or limited."""
+    """Notes the model's line whenever the log says that a size was limited."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fixing: list[_Place] = []
-        self.limiting: list[_Place] = []
+        self.places: list[_Place] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        for pattern, places in ((_FIXES_A_SIZE, self.fixing), (_LIMITS_A_SIZE, self.limiting)):
-            if pattern.search(message):
-                callers = list(traceback.walk_stack(sys._getframe(1)))
-                if place := _innermost(reversed(callers)):
-                    places.append(place)
+        if _LIMITS_A_SIZE.search(record.getMessage()):
+            callers = list(traceback.walk_stack(sys._getframe(1)))
+            if place := _innermost(reversed(callers)):
+                self.places.append(place)
 
 
 def _innermost(frames: Iterable[tuple[FrameType, int]]) -> _Place | None:

@@ -20,8 +20,9 @@ from torch.utils import _pytree as pytree
 from serverlight.errors import InputMismatch, NotExportable
 from serverlight.partition.diagnose import explain, shape_log
 from serverlight.partition.inputs import InputBinder
+from serverlight.partition.sizes import unify_sizes
 
-__all__ = ["ADAPTER_PREFIX", "Trace", "drop_dead_nodes", "trace"]
+__all__ = ["ADAPTER_PREFIX", "Trace", "trace"]
 
 ADAPTER_PREFIX = "module."
 """What the traced paths carry in front of the module's own."""
@@ -36,6 +37,9 @@ class Trace:
 
     inputs: tuple[fx.Node, ...]
     """Placeholders, one per input tensor, in the order of :attr:`InputBinder.tensors`."""
+
+    batch: fx.Node
+    """The node from which all sizes that follow the batch are derived."""
 
     outputs: tuple[Any, ...]
     """Leaves of the module's output: nodes for tensors, plain values for the rest."""
@@ -86,21 +90,23 @@ def _export(adapter: _Adapter, binder: InputBinder) -> torch.export.ExportedProg
 
 
 def _as_trace(module: nn.Module, lifted: fx.GraphModule, out_spec: pytree.TreeSpec) -> Trace:
-    attributes = _strip_prefix(lifted)
-    drop_dead_nodes(lifted.graph)
-    _refuse_mutable_operations(module, lifted.graph)
-    graph = fx.Graph()  # plain code generation: tensors in, tuple of leaves out
-    returned: Any = graph.graph_copy(lifted.graph, {}, return_output_node=True)
-    leaves = tuple(pytree.tree_leaves(returned[0]))
-    graph.output(leaves)
+    graph = lifted.graph
+    inputs = tuple(graph.find_nodes(op="placeholder"))
+    batch = unify_sizes(graph, inputs[0])
+    _drop_dead_nodes(graph)
+    _refuse_mutable_operations(module, graph)
+    output = graph.output_node()
+    leaves = tuple(pytree.tree_leaves(output.args[0]))
     for leaf in leaves:
         if isinstance(leaf, fx.Node) and not isinstance(leaf.meta.get("val"), torch.Tensor):
             raise NotExportable(
                 f"{type(module).__name__} returns a number that depends on its input ({leaf.name}); "
                 "return tensors only, or partition a submodule that does"
             )
-    inputs = tuple(graph.find_nodes(op="placeholder"))
-    return Trace(graph_module=fx.GraphModule(attributes, graph), inputs=inputs, outputs=leaves, out_spec=out_spec)
+    output.args = (leaves,)
+    graph.set_codegen(fx.graph.CodeGen())  # tensors in, a tuple of leaves out
+    source = fx.GraphModule(_strip_prefix(lifted), graph)
+    return Trace(graph_module=source, inputs=inputs, batch=batch, outputs=leaves, out_spec=out_spec)
 
 
 def _strip_prefix(lifted: fx.GraphModule) -> dict[str, Any]:
@@ -113,7 +119,7 @@ def _strip_prefix(lifted: fx.GraphModule) -> dict[str, Any]:
     return attributes
 
 
-def drop_dead_nodes(graph: fx.Graph) -> None:
+def _drop_dead_nodes(graph: fx.Graph) -> None:
     """Removes what has no effect on the output, checks of export's own among it."""
     for node in reversed(graph.nodes):
         if not node.users and node.op not in ("placeholder", "output"):

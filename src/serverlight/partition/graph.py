@@ -11,12 +11,11 @@ from torch import Tensor, fx, nn
 from serverlight.errors import ConfigError, CutNotFound
 from serverlight.partition.boundary import Boundary, CutPoint
 from serverlight.partition.cuts import Line, find_lines
-from serverlight.partition.export import Trace, drop_dead_nodes, trace
+from serverlight.partition.export import Trace, trace
 from serverlight.partition.inputs import InputBinder, as_call, widen
 from serverlight.partition.macs import count_macs
 from serverlight.partition.outputs import Outputs
 from serverlight.partition.sides import Head, Tail, extract
-from serverlight.partition.sizes import unify_sizes
 
 __all__ = ["Partition", "partition"]
 
@@ -81,8 +80,7 @@ class Partition:
         self._results = [leaf for leaf in traced.outputs if isinstance(leaf, fx.Node)]
         specs = [binder.spec(name, side_input=name in side_inputs) for name in binder.tensors]
         self._inputs = dict(zip(traced.inputs, specs, strict=True))
-        self._batch = unify_sizes(self._source.graph, traced.inputs[0])
-        drop_dead_nodes(self._source.graph)
+        self._batch = traced.batch
         self._lines = find_lines(
             self._source,
             self._batch,

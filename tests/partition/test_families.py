@@ -253,18 +253,28 @@ def resize(example: Any, batch: int) -> Any:
     return pytree.tree_map(lambda tensor: torch.cat([tensor, tensor.flip(0)])[:batch], example)
 
 
-def test_head_then_tail_equals_module(case: Case) -> None:
-    """Cut anywhere, at any batch size, the two sides return what the uncut module returns, in its own structure."""
+def assert_exact(case: Case, cuts: list[CutPoint]) -> None:
     case.module.eval()
     with torch.no_grad():
         expected = {batch: call(case.module, resize(case.example, batch)) for batch in (1, 3)}
-        for cut in spread(case.parts.cuts, at_most=32):
+        for cut in cuts:
             head, tail = case.parts.split(cut)
             for batch, wanted in expected.items():
                 got = tail(*call(head, resize(case.example, batch)))
                 assert type(got) is type(wanted), cut.name
                 pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(wanted), strict=True)
                 assert all(torch.equal(a, b) for a, b in pairs), (cut.name, batch)
+
+
+def test_head_then_tail_equals_module(case: Case) -> None:
+    """Cut anywhere, at any batch size, the two sides return what the uncut module returns, in its own structure."""
+    assert_exact(case, spread(case.parts.cuts, at_most=32))
+
+
+@pytest.mark.slow
+def test_head_then_tail_equals_module_at_every_cut(case: Case) -> None:
+    """No cut is left out."""
+    assert_exact(case, list(case.parts.cuts))
 
 
 def test_sides_hold_only_their_own_parameters(case: Case) -> None:

@@ -84,7 +84,7 @@ def _read_values(reader: Reader, header: Header, kernels: backends.Kernels) -> F
         survivors = slicer.read(reader, header)
         reader.finish()
         return kernels.decode_slicer(survivors, header.num_elements)
-    coded = contextual.read(reader, header)
+    coded = contextual.read(reader, header, kernels.unpack_model)
     reader.finish()
     if coded is None:
         return np.zeros(header.num_elements, np.float32)

@@ -10,11 +10,9 @@ import numpy.typing as npt
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import Grid, Layout, grid_of, segment_bounds
 from serverlight.codec.tables import (
-    DEFAULT_LEVELS,
     ONE_SIDED_PLANES,
     SIGNED_PLANES,
     Ints,
-    levels_of,
 )
 
 __all__ = ["Coded", "Segment", "kind_of", "lanes_for", "layout_of_kind", "segments_of", "shift_classes", "step_of"]
@@ -24,7 +22,7 @@ FLAT_RUN = 256
 SHIFT_UNIT = 64
 """Reconstruction shifts are in 64ths of the step."""
 
-SAMPLE_ELEMENTS = 1 << 16
+SAMPLE_ELEMENTS = 1 << 13
 """About as many elements are enough to measure ten means by."""
 
 LARGEST_NUMBER = 1 << 28
@@ -74,10 +72,11 @@ class Coded:
     raw_bits: int
     """Low bits of each magnitude that are sent as they are."""
 
-    offsets: Ints
-    present: Ints
-    corrections: Ints
-    """Parameters of the probability model."""
+    model: bytes
+    """Parameters of the probability model, packed."""
+
+    levels: Ints
+    """The levels that they stand for, by context: shape (C, 5)."""
 
     shifts: Ints
     """Reconstruction shifts by class, in 64ths of the step, -127 to 127; shape (10,)."""
@@ -86,11 +85,6 @@ class Coded:
 
     raw: npt.NDArray[np.uint8]
     """The low bits, packed."""
-
-    @property
-    def levels(self) -> Ints:
-        """Levels of all contexts, shape (C, 5)."""
-        return levels_of(DEFAULT_LEVELS[self.kind], self.offsets, self.corrections)
 
 
 def kind_of(layout: Layout, one_sided: bool) -> int:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from serverlight.codec import activity, tables
 from serverlight.codec.coded import NUM_SHIFTS, Coded, Segment, is_one_sided_kind, segments_of, shift_classes
-from serverlight.codec.tables import NUM_DECISIONS, Ints
+from serverlight.codec.tables import Ints
 from serverlight.codec.wire import Header, Reader, Writer
-from serverlight.errors import BadPadding, InconsistentFrame, UnsupportedFeature
+from serverlight.errors import BadPadding, FrameError, FrameTooShort, InconsistentFrame, UnsupportedFeature
 
 __all__ = ["read", "write"]
 
 ALL_ZERO = 7
 ONE_SIDED_FLAG, LANES_SHIFT, RAW_FLAG, RESERVED = 1 << 3, 4, 1 << 6, 1 << 7
 MAX_RAW_BITS = 26
-OFFSET_BITS, OFFSET_BIAS = 6, 32
+MAX_MODEL_BYTES = 300  # five offsets, and 27 corrections of at most 13 bits each
+MODEL_ERRORS: dict[int, tuple[type[FrameError], str]] = {
+    -1: (FrameTooShort, "the parameters are cut short"),
+    -2: (InconsistentFrame, "a correction is wider than any level"),
+    -3: (BadPadding, "padding bits are not zero"),
+}
 
 
 def write(writer: Writer, coded: Coded | None) -> None:
@@ -31,7 +38,7 @@ def write(writer: Writer, coded: Coded | None) -> None:
         writer.byte(coded.activity, "header")
     if coded.raw_bits:
         writer.byte(coded.raw_bits, "header")
-    writer.raw(_pack_model(coded), "model")
+    writer.raw(coded.model, "model")
     writer.raw(bytes(int(coded.shifts[c]) & 0xFF for c in shift_classes(coded.kind, coded.one_sided)), "shifts")
     for segment in coded.segments:
         writer.varint(len(segment.words), "segments")
@@ -43,8 +50,11 @@ def write(writer: Writer, coded: Coded | None) -> None:
     writer.raw(coded.raw.tobytes(), "raw bits")
 
 
-def read(reader: Reader, header: Header) -> Coded | None:
-    """Reads sections 6.1 to 6.6 and proves all that can be proved without the entropy coder."""
+def read(reader: Reader, header: Header, unpack_model: Callable[..., int] = tables.unpack_model) -> Coded | None:
+    """Reads sections 6.1 to 6.6 and proves all that can be proved without the entropy coder.
+
+    ``unpack_model`` is :func:`serverlight.codec.tables.unpack_model`, or the same at another speed.
+    """
     mode = reader.byte("header")
     if mode == ALL_ZERO:
         return None
@@ -60,7 +70,7 @@ def read(reader: Reader, header: Header) -> Coded | None:
     if start >= len(activity.ACTIVITY):
         raise InconsistentFrame(f"starting activity {start}; there are {len(activity.ACTIVITY)}")
     raw_bits = _read_raw_bits(reader) if mode & RAW_FLAG else 0
-    model = _read_model(reader, kind)
+    model, levels = _read_model(reader, kind, unpack_model)
     shifts = np.zeros(NUM_SHIFTS, np.int64)
     classes = list(shift_classes(kind, one_sided))
     shifts[classes] = np.frombuffer(reader.take(len(classes), "shifts"), np.int8)
@@ -71,9 +81,8 @@ def read(reader: Reader, header: Header) -> Coded | None:
         step=step,
         activity=start,
         raw_bits=raw_bits,
-        offsets=model[0],
-        present=model[1],
-        corrections=model[2],
+        model=model,
+        levels=levels,
         shifts=shifts,
         segments=_read_segments(reader, header, kind),
         raw=np.frombuffer(reader.rest("raw bits"), np.uint8),
@@ -95,83 +104,19 @@ def _read_raw_bits(reader: Reader) -> int:
     return raw_bits
 
 
+def _read_model(reader: Reader, kind: int, unpack_model: Callable[..., int]) -> tuple[bytes, Ints]:
+    levels = np.empty((tables.NUM_CONTEXTS[kind], tables.NUM_DECISIONS), np.int64)
+    data = np.frombuffer(reader.peek(MAX_MODEL_BYTES), np.uint8)
+    size = unpack_model(data, tables.DEFAULT_LEVELS[kind], is_one_sided_kind(kind), levels)
+    if size < 0:
+        error, why = MODEL_ERRORS[size]
+        raise error(f"model: {why}")
+    return bytes(reader.take(size, "model")), levels
+
+
 def _read_segments(reader: Reader, header: Header, kind: int) -> tuple[Segment, ...]:
     _, bounds = segments_of(header.shape, kind)
     lengths = [(reader.varint("segments"), reader.varint("segments")) for _ in bounds[1:]]
     words = [np.frombuffer(reader.take(2 * num_words, "symbols"), "<u2") for num_words, _ in lengths]
     escapes = [np.frombuffer(reader.take(num_bytes, "escapes"), np.uint8) for _, num_bytes in lengths]
     return tuple(Segment(words=w.astype(np.uint16, copy=False), escapes=e) for w, e in zip(words, escapes, strict=True))
-
-
-# -- the model section (6.5) as one run of bits ------------------------------------------------------------
-
-
-def _decisions(kind: int) -> list[int]:
-    return [d for d in range(NUM_DECISIONS) if not (d == 1 and is_one_sided_kind(kind))]
-
-
-def _pack_model(coded: Coded) -> bytes:
-    number = length = 0
-
-    def put(value: int, width: int) -> None:
-        nonlocal number, length
-        number |= value << length
-        length += width
-
-    for decision in _decisions(coded.kind):
-        put(int(coded.offsets[decision]) + OFFSET_BIAS, OFFSET_BITS)
-        put(int(coded.present[decision]), 1)
-        for correction in coded.corrections[:, decision] if coded.present[decision] else ():
-            value = _zigzag(int(correction)) + 1
-            width = value.bit_length() - 1
-            put(1 << width | (value - (1 << width)) << (width + 1), 2 * width + 1)
-    return number.to_bytes((length + 7) // 8, "little")
-
-
-def _read_model(reader: Reader, kind: int) -> tuple[Ints, Ints, Ints]:
-    bits = _BitsOf(reader)
-    offsets, present = np.zeros(NUM_DECISIONS, np.int64), np.zeros(NUM_DECISIONS, np.int64)
-    corrections = np.zeros((tables.NUM_CONTEXTS[kind], NUM_DECISIONS), np.int64)
-    for decision in _decisions(kind):
-        offsets[decision] = bits.take(OFFSET_BITS) - OFFSET_BIAS
-        present[decision] = bits.take(1)
-        for context in range(len(corrections) if present[decision] else 0):
-            corrections[context, decision] = _unzigzag(bits.golomb())
-    bits.finish()
-    return offsets, present, corrections
-
-
-def _zigzag(number: int) -> int:
-    return 2 * number - 1 if number > 0 else -2 * number
-
-
-def _unzigzag(code: int) -> int:
-    return (code + 1) >> 1 if code & 1 else -(code >> 1)
-
-
-class _BitsOf:
-    """Bits off the front of a reader, a byte at a time."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader, self._held, self._count = reader, 0, 0
-
-    def take(self, width: int) -> int:
-        while self._count < width:
-            self._held |= self._reader.byte("model") << self._count
-            self._count += 8
-        value = self._held & (1 << width) - 1
-        self._held >>= width
-        self._count -= width
-        return value
-
-    def golomb(self) -> int:
-        width = 0
-        while not self.take(1):
-            width += 1
-            if width > 6:
-                raise InconsistentFrame("model: a correction is wider than any level")
-        return (1 << width) + self.take(width) - 1
-
-    def finish(self) -> None:
-        if self._held:
-            raise BadPadding("model: padding bits are not zero")

@@ -28,16 +28,21 @@ __all__ = [
     "count_decisions",
     "fit_levels",
     "levels_of",
+    "pack_model",
     "payload_bits",
+    "unpack_model",
 ]
 
 Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 
 SCALE_BITS = 12
 SCALE = 1 << SCALE_BITS
 ESCAPE = 255
 NUM_DECISIONS = 5
 MAX_LEVEL = 32
+OFFSET_BITS, OFFSET_BIAS = 6, 32
+MAX_CORRECTION_WIDTH = 6
 LEAST_SHARE = 180_000  # of 2^32: rarer pairs than 0.17 / 4096 are escaped, commoner ones get a frequency of one
 
 ONE = 65536
@@ -276,6 +281,85 @@ def best_correction(counts: Ints, base: int, cost: Ints) -> tuple[int, int]:
                 least, best = payload + 256 * correction_bits(correction), correction
             correction += direction
     return best, uncorrected - least
+
+
+# -- the parameters section (section 6.5) -----------------------------------------------------------------
+
+
+def pack_model(offsets: Ints, present: Ints, corrections: Ints, one_sided: bool, buffer: Bytes) -> int:
+    """Writes the parameters into a buffer of zeros; returns the number of bytes."""
+    at = 0
+    for decision in range(5):
+        if one_sided and decision == 1:
+            continue
+        at = put_bits(buffer, at, offsets[decision] + OFFSET_BIAS, OFFSET_BITS)
+        at = put_bits(buffer, at, present[decision], 1)
+        if present[decision]:
+            for context in range(corrections.shape[0]):
+                at = put_correction(buffer, at, corrections[context, decision])
+    return (at + 7) >> 3
+
+
+def put_bits(buffer: Bytes, at: int, value: int, width: int) -> int:
+    """Writes a bit field, least significant bit first; returns the position after it."""
+    for i in range(width):
+        if (value >> i) & 1:
+            buffer[at >> 3] |= 1 << (at & 7)
+        at += 1
+    return at
+
+
+def put_correction(buffer: Bytes, at: int, correction: int) -> int:
+    """Writes a correction's zigzag code as an exponential Golomb code of order 0."""
+    value = 2 * correction if correction > 0 else 1 - 2 * correction
+    width = 0
+    while value >> (width + 1):
+        width += 1
+    at = put_bits(buffer, at + width, 1, 1)
+    return put_bits(buffer, at, value, width)
+
+
+def unpack_model(data: Bytes, defaults: Ints, one_sided: bool, levels: Ints) -> int:
+    """Reads the parameters and writes the levels; returns the number of bytes.
+
+    Negative if they are broken: -1 cut short, -2 a correction wider than any level, -3 padding that is not zero.
+    """
+    at, size = 0, 8 * data.shape[0]
+    for decision in range(5):
+        if one_sided and decision == 1:
+            for context in range(levels.shape[0]):
+                levels[context, decision] = 0
+            continue
+        if at + OFFSET_BITS + 1 > size:
+            return -1
+        offset = get_bits(data, at, OFFSET_BITS) - OFFSET_BIAS
+        present = get_bits(data, at + OFFSET_BITS, 1)
+        at += OFFSET_BITS + 1
+        for context in range(levels.shape[0]):
+            correction = 0
+            if present:
+                width = 0
+                while at < size and get_bits(data, at, 1) == 0:
+                    width, at = width + 1, at + 1
+                if width > MAX_CORRECTION_WIDTH:
+                    return -2
+                if at + 1 + width > size:
+                    return -1
+                value = (1 << width) + get_bits(data, at + 1, width)
+                at += 1 + width
+                correction = value >> 1 if value & 1 == 0 else -(value >> 1)
+            levels[context, decision] = clamp_level(clamp_level(defaults[context, decision] + offset) + correction)
+    if at & 7 and data[at >> 3] >> (at & 7):
+        return -3
+    return (at + 7) >> 3
+
+
+def get_bits(data: Bytes, at: int, width: int) -> int:
+    """Reads a bit field."""
+    value = 0
+    for i in range(width):
+        value |= ((data[(at + i) >> 3] >> ((at + i) & 7)) & 1) << i
+    return value
 
 
 def levels_of(defaults: Ints, offsets: Ints, corrections: Ints) -> Ints:

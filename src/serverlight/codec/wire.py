@@ -163,6 +163,10 @@ class Reader:
         self.part_bytes[part] = self.part_bytes.get(part, 0) + num_bytes
         return self._view[self._offset - num_bytes : self._offset]
 
+    def peek(self, num_bytes: int) -> memoryview:
+        """The next bytes, at most so many, without taking them."""
+        return self._view[self._offset : self._offset + num_bytes]
+
     def rest(self, part: str) -> memoryview:
         """Reads all that is left."""
         return self.take(len(self._view) - self._offset, part)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from serverlight.codec.coded import Coded
 from serverlight.codec.config import CodecConfig
+from serverlight.codec.tables import Bytes, Ints
 from serverlight.errors import BackendUnavailable, ConfigError
 
 __all__ = ["BACKENDS", "Float32", "Kernels", "Survivors", "load"]
@@ -61,6 +62,10 @@ class Kernels(Protocol):
 
     def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
         """Filters, quantises and entropy-codes ``values`` of shape (n,); ``None`` if nothing is kept."""
+        ...
+
+    def unpack_model(self, data: Bytes, defaults: Ints, one_sided: bool, levels: Ints) -> int:
+        """See :func:`serverlight.codec.tables.unpack_model`."""
         ...
 
     def decode_contextual(self, coded: Coded, shape: tuple[int, ...]) -> Float32:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serverlight.codec import activity, tables
+from serverlight.codec import activity, contextual, tables
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends import cpu_coder_kernels as coder
 from serverlight.codec.backends import cpu_kernels as kernels
@@ -48,6 +48,10 @@ class NumbaKernels(SlicerKernels):
 
     name = "cpu"
 
+    def unpack_model(self, data: tables.Bytes, defaults: Ints, one_sided: bool, levels: Ints) -> int:
+        """See :func:`serverlight.codec.tables.unpack_model`."""
+        return int(kernels.unpack_model(data, defaults, one_sided, levels))
+
     def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
         """Filters, quantises and entropy-codes; byte for byte what the reference writes."""
         num_nonzero, has_negative = kernels.survey(values)
@@ -69,11 +73,10 @@ class NumbaKernels(SlicerKernels):
         quantised = _join_raw(high, coded.raw, coded.raw_bits)
         values = np.empty(frame.grid.num_elements, np.float32)
         unit = np.float32(coded.step) * np.float32(1 / SHIFT_UNIT)
-        grid = frame.grid
-        if grid.layout is Layout.PLANES:
-            kernels.reconstruct_planes(
-                quantised, high, grid.planes, grid.rows, grid.columns, coded.one_sided, coded.shifts, unit, values
-            )
+        if frame.grid.layout is Layout.PLANES:
+            turned = np.concatenate([-coded.shifts, 0 * coded.shifts, coded.shifts])
+            cubes = (array.reshape(frame.cube) for array in (quantised, high))
+            kernels.reconstruct_planes(*cubes, coded.one_sided, turned, unit, values.reshape(frame.cube))
         else:
             kernels.reconstruct(quantised, high, coded.one_sided, coded.shifts, unit, values)
         return values
@@ -92,6 +95,11 @@ class _Frame:
     def of(cls, shape: tuple[int, ...], kind: int, one_sided: bool) -> _Frame:
         grid, bounds = segments_of(shape, kind)
         return cls(kind, one_sided, grid, bounds)
+
+    @property
+    def cube(self) -> tuple[int, int, int]:
+        """The tensor's shape as planes."""
+        return self.grid.planes, self.grid.rows, self.grid.columns
 
     @property
     def lines(self) -> int:
@@ -154,27 +162,17 @@ def _split_raw(quantised: Int32, kind: int) -> tuple[Int32, npt.NDArray[np.uint8
 
 
 def _measure_shifts(values: Float32, quantised: Int32, high: Int32, step: np.float32, frame: _Frame) -> Ints:
-    sums, counts = np.zeros(NUM_SHIFTS, np.int64), np.zeros(NUM_SHIFTS, np.int64)
+    sums, counts = np.zeros(3 * NUM_SHIFTS, np.int64), np.zeros(3 * NUM_SHIFTS, np.int64)
     inverse, stride, grid = np.float32(1) / step, sample_stride(len(values)), frame.grid
     if grid.layout is Layout.PLANES:
-        kernels.measure_plane_shifts(
-            values,
-            inverse,
-            quantised,
-            high,
-            grid.planes,
-            grid.rows,
-            grid.columns,
-            frame.one_sided,
-            stride,
-            sums,
-            counts,
-        )
+        cubes = (array.reshape(frame.cube) for array in (quantised, high))
+        kernels.measure_plane_shifts(values.reshape(frame.cube), inverse, *cubes, frame.one_sided, stride, sums, counts)
     else:
         kernels.measure_shifts(
             values, inverse, quantised, high, sample_run(grid), frame.one_sided, stride, sums, counts
         )
-    return settled_shifts(sums, counts, frame.one_sided)
+    against, _, along = sums.reshape(3, NUM_SHIFTS)
+    return settled_shifts(along - against, counts.reshape(3, NUM_SHIFTS).sum(axis=0), frame.one_sided)
 
 
 def _code(
@@ -185,13 +183,17 @@ def _code(
     index, histogram = _symbols(high, frame, start)
     counts = kernels.count_decisions(histogram, tables.NEXT[kind], tables.FLIP_NEXT[kind], one_sided)
     offsets, present, corrections = kernels.fit_levels(counts, tables.DEFAULT_LEVELS[kind], one_sided, tables.COST)
-    levels = tables.levels_of(tables.DEFAULT_LEVELS[kind], offsets, corrections)
+    levels = kernels.levels_of(tables.DEFAULT_LEVELS[kind], offsets, corrections)
+    model = np.zeros(contextual.MAX_MODEL_BYTES, np.uint8)
+    model_bytes = kernels.pack_model(offsets, present, corrections, one_sided, model)
     frequencies = _frequencies(levels, frame)
     payload_bits = kernels.payload_bits(histogram, frequencies, tables.COST_OF_FREQUENCY)
     lanes = lanes_for(int(payload_bits), len(frame.bounds) - 1)
     table = np.zeros((len(frequencies) * 256, 2), np.uint64)
     coder.encoder_table(frequencies, table)
-    num_escapes = coder.count_escapes(index, frequencies)
+    flags = np.empty(len(frequencies) * 256, np.bool_)
+    coder.escape_flags(frequencies, flags)
+    num_escapes = int(coder.count_escapes(histogram, flags))
     return Coded(
         kind=kind,
         one_sided=frame.one_sided,
@@ -199,12 +201,11 @@ def _code(
         step=float(step),
         activity=start,
         raw_bits=raw_bits,
-        offsets=offsets,
-        present=present,
-        corrections=corrections,
+        model=model[:model_bytes].tobytes(),
+        levels=levels,
         shifts=shifts,
         segments=tuple(
-            _encode_segment(high, index, frequencies, table, frame, lanes, num_escapes, first, last)
+            _encode_segment(high, index, flags, table, frame, lanes, num_escapes, first, last)
             for first, last in itertools.pairwise(frame.bounds)
         ),
         raw=raw,
@@ -216,7 +217,8 @@ def _symbols(high: Int32, frame: _Frame, start: int) -> tuple[npt.NDArray[np.uin
     num_contexts = tables.NUM_CONTEXTS[kind]
     index = np.empty(frame.num_pairs, np.uint16)
     if grid.layout is Layout.PLANES:
-        coder.plane_symbols(high, grid.planes, grid.rows, grid.columns, frame.one_sided, num_contexts, index)
+        pairs = index.reshape(grid.planes, grid.rows, -1)
+        coder.plane_symbols(high.reshape(frame.cube), frame.one_sided, num_contexts, pairs)
     elif grid.layout is Layout.TOKENS:
         begin = int(activity.ACTIVITY[start])
         coder.token_symbols(high, grid.rows, grid.columns, begin, activity.thresholds_for(begin), num_contexts, index)
@@ -230,7 +232,7 @@ def _symbols(high: Int32, frame: _Frame, start: int) -> tuple[npt.NDArray[np.uin
 def _encode_segment(
     high: Int32,
     index: npt.NDArray[np.uint16],
-    frequencies: Ints,
+    flags: npt.NDArray[np.bool_],
     table: npt.NDArray[np.uint64],
     frame: _Frame,
     lanes: int,
@@ -246,16 +248,16 @@ def _encode_segment(
     if grid.layout is Layout.PLANES:
         if num_escapes:
             num_bits = coder.escape_planes(
-                high, grid.rows, grid.columns, frame.one_sided, index, frequencies, lanes, first, last, escapes
+                high, grid.rows, grid.columns, frame.one_sided, index, flags, lanes, first, last, escapes
             )
         at = coder.encode_planes(index, frame.plane_pairs, lanes, first, last, table, states, words)
     elif grid.layout is Layout.TOKENS:
         if num_escapes:
-            num_bits = coder.escape_tokens(high, grid.rows, grid.columns, index, frequencies, first, last, escapes)
+            num_bits = coder.escape_tokens(high, grid.rows, grid.columns, index, flags, first, last, escapes)
         at = coder.encode_tokens(index, frame.lines, grid.columns, lanes, first, last, table, states, words)
     else:
         if num_escapes:
-            num_bits = coder.escape_flat(high, index, frequencies, first, last, escapes)
+            num_bits = coder.escape_flat(high, index, flags, first, last, escapes)
         at = coder.encode_tokens(index, 1, 0, lanes, first, last, table, states, words)
     return Segment(words=words[int(at) :], escapes=escapes[: (num_bits + 7) // 8])
 

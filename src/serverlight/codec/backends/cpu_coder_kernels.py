@@ -18,64 +18,83 @@ ESCAPE = U(255)
 # -- symbols ---------------------------------------------------------------------------------------------------
 
 
-@njit
-def classes_of(numbers, one_sided, out):
-    """Class of each number as a neighbour: 0, 1, 2 for none, one, more; or for negative, zero, positive."""
-    if one_sided:
-        for i in range(numbers.size):
-            out[i] = np.uint8(min(numbers[i], np.int32(2)))
-    else:
-        for i in range(numbers.size):
-            out[i] = np.uint8((numbers[i] > 0) - (numbers[i] < 0) + 1)
+# Arrays are indexed as [plane, row, column] with offsets that the compiler can prove to be positive: an index that might wrap
+# around, as negative ones do in Python, would keep a loop from being turned into vectors.
 
 
 @njit
-def one_sided_line(here, left, up, index):
-    """``256 context + symbol`` of the pairs of one line of a one-sided plane; ``left`` is shifted by one element."""
-    for pair in range(index.size):
-        first, second = here[2 * pair], here[2 * pair + 1]
-        context = np.int32(9) * left[2 * pair] + np.int32(3) * up[2 * pair] + up[2 * pair + 1]
-        symbol = np.int32(16) * min(first, np.int32(15)) + min(second, np.int32(15))
-        index[pair] = np.uint16(np.int32(256) * context + symbol)
-
-
-@njit
-def signed_line(here, left, up, index):
-    """The same for a signed plane, where the neighbours' signs may turn the pair's signs around."""
-    for pair in range(index.size):
-        first, second = here[2 * pair], here[2 * pair + 1]
-        leaning = np.int32(9) * left[2 * pair] + np.int32(3) * up[2 * pair] + up[2 * pair + 1] - np.int32(13)
-        turned = leaning < 0
-        a, b = (-first if turned else first), (-second if turned else second)
-        high = min(np.int32(2) * abs(a) - np.int32(a > 0), np.int32(15))
-        low = min(np.int32(2) * abs(b) - np.int32(b > 0), np.int32(15))
-        index[pair] = np.uint16(np.int32(256) * abs(leaning) + np.int32(16) * high + low)
-
-
-@njit
-def plane_symbols(high, planes, rows, columns, one_sided, num_contexts, index):
-    """Row of the table and symbol of each pair, as ``256 row + symbol``, plane by plane."""
-    pairs = (columns + 1) // 2
-    width = 2 * pairs
-    rest = np.uint8(0 if one_sided else 1)
-    here = np.zeros(width, np.int32)
-    left, up = np.full(width + 1, rest, np.uint8), np.full(width, rest, np.uint8)
-    for line in range(planes * rows):
-        if line % rows == 0:
-            up[:] = rest
-        here[:columns] = high[line * columns : (line + 1) * columns]
-        classes_of(here, one_sided, left[1:])
-        if columns % 2:
-            up[columns] = up[columns - 1]
-            left[columns + 1] = left[columns]
-        into = index[line * pairs : (line + 1) * pairs]
+def pad_classes(high, plane, one_sided, padded):
+    """Classes of a plane with a row above and a column on either side: what lies outside counts as zero."""
+    rows, columns = high.shape[1], high.shape[2]
+    for row in range(rows):
         if one_sided:
-            one_sided_line(here, left, up, into)
+            for x in range(columns):
+                padded[row + 1, x + 1] = np.uint8(min(high[plane, row, x], np.int32(2)))
         else:
-            signed_line(here, left, up, into)
-        if columns % 2:
-            into[pairs - 1] += np.uint16(256 * num_contexts)
-        up[:] = left[1:]
+            for x in range(columns):
+                padded[row + 1, x + 1] = np.uint8((high[plane, row, x] > 0) - (high[plane, row, x] < 0) + 1)
+        padded[row + 1, columns + 1] = padded[row + 1, columns]  # beside an odd end stands its own class
+
+
+@njit
+def one_sided_line(high, plane, row, padded, index):
+    """``256 context + symbol`` of the whole pairs of one line of a one-sided plane."""
+    nine, three, sixteen, most = np.int32(9), np.int32(3), np.int32(16), np.int32(15)
+    for pair in range(high.shape[2] // 2):
+        first, second = high[plane, row, 2 * pair], high[plane, row, 2 * pair + 1]
+        context = np.int32(
+            nine * padded[row + 1, 2 * pair] + three * padded[row, 2 * pair + 1] + padded[row, 2 * pair + 2]
+        )
+        symbol = np.int32(sixteen * min(first, most) + min(second, most))
+        index[plane, row, pair] = np.uint16(np.int32(256) * context + symbol)
+
+
+@njit
+def signed_line(high, plane, row, padded, index):
+    """The same for a signed plane, where the neighbours' signs may turn the pair's signs around."""
+    nine, three, sixteen, most, two = np.int32(9), np.int32(3), np.int32(16), np.int32(15), np.int32(2)
+    for pair in range(high.shape[2] // 2):
+        first, second = high[plane, row, 2 * pair], high[plane, row, 2 * pair + 1]
+        place = np.int32(
+            nine * padded[row + 1, 2 * pair] + three * padded[row, 2 * pair + 1] + padded[row, 2 * pair + 2]
+        )
+        leaning = np.int32(place - np.int32(13))
+        a = np.int32(-first) if leaning < 0 else first
+        b = np.int32(-second) if leaning < 0 else second
+        upper = min(np.int32(two * np.int32(abs(a)) - np.int32(a > 0)), most)
+        lower = min(np.int32(two * np.int32(abs(b)) - np.int32(b > 0)), most)
+        index[plane, row, pair] = np.uint16(np.int32(256) * np.int32(abs(leaning)) + np.int32(sixteen * upper) + lower)
+
+
+@njit
+def odd_end(high, plane, row, one_sided, padded, num_contexts, index):
+    """The single element at the end of an odd line."""
+    last = high.shape[2] - 1
+    place = 9 * np.int32(padded[row + 1, last]) + 4 * np.int32(padded[row, last + 1])
+    number = high[plane, row, last]
+    if one_sided:
+        nibble = min(number, 15)
+    else:
+        number = -number if place < 13 else number
+        place = abs(place - 13)
+        nibble = min(2 * abs(number) - (number > 0), 15)
+    index[plane, row, last // 2] = np.uint16(256 * (place + num_contexts) + 16 * nibble)
+
+
+@njit
+def plane_symbols(high, one_sided, num_contexts, index):
+    """Row of the table and symbol of each pair, as ``256 row + symbol``; ``high`` and ``index`` have three dimensions."""
+    planes, rows, columns = high.shape
+    padded = np.full((rows + 1, columns + 2), 0 if one_sided else 1, np.uint8)
+    for plane in range(planes):
+        pad_classes(high, plane, one_sided, padded)
+        for row in range(rows):
+            if one_sided:
+                one_sided_line(high, plane, row, padded, index)
+            else:
+                signed_line(high, plane, row, padded, index)
+            if columns % 2:
+                odd_end(high, plane, row, one_sided, padded, num_contexts, index)
 
 
 @njit
@@ -207,20 +226,22 @@ def code_of(number, one_sided):
 
 
 @njit
-def is_escaped(entry, frequencies):
-    """Whether a pair has no symbol of its own."""
-    symbol = entry & 255
-    return (symbol >> 4) == 15 or (symbol & 15) == 15 or frequencies[entry >> 8, symbol] == 0
+def escape_flags(frequencies, flags):
+    """For each ``256 row + symbol``, whether a pair has no symbol of its own; returns whether any such pair is to be expected."""
+    for row in range(frequencies.shape[0]):
+        for symbol in range(256):
+            too_large = (symbol >> 4) == 15 or (symbol & 15) == 15
+            flags[256 * row + symbol] = too_large or frequencies[row, symbol] == 0
 
 
 @njit
-def count_escapes(index, frequencies):
+def count_escapes(histogram, flags):
     """How many pairs must be escaped."""
-    table = frequencies.reshape(-1)
     found = 0
-    for i in range(index.size):
-        symbol = index[i] & np.uint16(255)
-        found += (symbol >> np.uint16(4) == 15) | (symbol & np.uint16(15) == 15) | (table[index[i]] == 0)
+    for row in range(flags.size // 256):
+        for symbol in range(256):
+            if flags[256 * row + symbol]:
+                found += histogram[row, symbol]
     return found
 
 
@@ -234,29 +255,30 @@ def escape_pair(high, first, second, one_sided, buffer, at):
 
 
 @njit
-def escape_planes(high, rows, columns, one_sided, index, frequencies, lanes, first, last, buffer):
+def escape_planes(high, rows, columns, one_sided, index, flags, lanes, first, last, buffer):
     """Marks the escaped pairs of a segment of planes, in coding order; returns the number of bits written."""
     at, pairs = 0, (columns + 1) // 2
     for block in range(first, last, lanes):
-        for place in range(rows * pairs):
-            for plane in range(block, min(block + lanes, last)):
-                entry = plane * rows * pairs + place
-                if is_escaped(index[entry], frequencies):
-                    column = 2 * (place % pairs)
-                    element = (plane * rows + place // pairs) * columns + column
-                    at = escape_pair(high, element, element + 1 if column + 1 < columns else -1, one_sided, buffer, at)
-                    index[entry] |= np.uint16(255)
+        for row in range(rows):
+            for pair in range(pairs):
+                for plane in range(block, min(block + lanes, last)):
+                    entry = (plane * rows + row) * pairs + pair
+                    if flags[index[entry]]:
+                        element = (plane * rows + row) * columns + 2 * pair
+                        second = element + 1 if 2 * pair + 1 < columns else -1
+                        at = escape_pair(high, element, second, one_sided, buffer, at)
+                        index[entry] |= np.uint16(255)
     return at
 
 
 @njit
-def escape_tokens(high, rows, columns, index, frequencies, first, last, buffer):
+def escape_tokens(high, rows, columns, index, flags, first, last, buffer):
     """The same for tokens."""
     at = 0
     for row in range(0, rows, 2):
         for channel in range(first, last):
             entry = row // 2 * columns + channel
-            if is_escaped(index[entry], frequencies):
+            if flags[index[entry]]:
                 element = row * columns + channel
                 at = escape_pair(high, element, element + columns if row + 1 < rows else -1, False, buffer, at)
                 index[entry] |= np.uint16(255)
@@ -264,11 +286,11 @@ def escape_tokens(high, rows, columns, index, frequencies, first, last, buffer):
 
 
 @njit
-def escape_flat(high, index, frequencies, first, last, buffer):
+def escape_flat(high, index, flags, first, last, buffer):
     """The same for a flat run."""
     at = 0
     for pair in range(first, last):
-        if is_escaped(index[pair], frequencies):
+        if flags[index[pair]]:
             at = escape_pair(high, 2 * pair, 2 * pair + 1 if 2 * pair + 1 < high.size else -1, False, buffer, at)
             index[pair] |= np.uint16(255)
     return at
@@ -353,13 +375,14 @@ def put_groups(index, base, stride, advance, groups, table, states, words, at):
 @njit
 def encode_run(index, base, count, lanes, table, states, words, at):
     """Codes a run of pairs that lie side by side, lane after lane, last pair first."""
-    groups = count // lanes
-    if count % lanes:
-        at = put_loop(index, base + groups * lanes, 1, count % lanes, table, states, words, at)
-    if lanes == 8:
-        return put_groups(index, base, 1, 8, groups, table, states, words, at)
-    for group in range(groups - 1, -1, -1):
-        at = put_loop(index, base + group * lanes, 1, lanes, table, states, words, at)
+    groups = count // 8 if lanes == 8 else 0
+    lane = (count - 1) % lanes
+    for i in range(base + count - 1, base + 8 * groups - 1, -1):
+        entry = U(index[i])
+        states[lane], at = put(states[lane], table[entry, U(0)], table[entry, U(1)], words, at)
+        lane = lanes - 1 if lane == 0 else lane - 1
+    if groups:
+        at = put_groups(index, base, 1, 8, groups, table, states, words, at)
     return at
 
 

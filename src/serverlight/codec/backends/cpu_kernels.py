@@ -52,6 +52,12 @@ def compiled(*names: str) -> list[Any]:
     frequency_of,
     settle,
     build_tables,
+    levels_of,
+    put_bits,
+    put_correction,
+    pack_model,
+    get_bits,
+    unpack_model,
 ) = compiled(
     "class_of_nibble",
     "count_nibble",
@@ -68,6 +74,12 @@ def compiled(*names: str) -> list[Any]:
     "frequency_of",
     "settle",
     "build_tables",
+    "levels_of",
+    "put_bits",
+    "put_correction",
+    "pack_model",
+    "get_bits",
+    "unpack_model",
 )
 
 
@@ -345,110 +357,115 @@ def count_nonzero(high):
 # -- reconstruction ----------------------------------------------------------------------------------------------
 
 
-@njit
-def neighbour_row(high, base, row, rows, columns, around):
-    """Sums of the four neighbours of each element of one row."""
-    here = high[base + row * columns : base + (row + 1) * columns]
-    around[0] = 0
-    for x in range(1, columns):
-        around[x] = here[x - 1]
-    for x in range(columns - 1):
-        around[x] = np.int32(around[x] + here[x + 1])
-    if row > 0:
-        up = high[base + (row - 1) * columns : base + row * columns]
-        for x in range(columns):
-            around[x] = np.int32(around[x] + up[x])
-    if row < rows - 1:
-        down = high[base + (row + 1) * columns : base + (row + 2) * columns]
-        for x in range(columns):
-            around[x] = np.int32(around[x] + down[x])
+# Arrays are indexed as [plane, row, column] with offsets that the compiler can prove to be positive: an index that might wrap
+# around, as negative ones do in Python, would keep a loop from being turned into vectors.
 
 
 @njit
-def signed_classes(here, around, classes, directions):
-    """Class and direction of the elements of one line of a signed plane."""
-    zero, one, two = np.int32(0), np.int32(1), np.int32(2)
-    for x in range(here.size):
-        number, sum_around = here[x], around[x]
-        magnitude = abs(number)
-        leaning = -sum_around if number < 0 else sum_around
-        ones = np.int32(5) + min(max((leaning + np.int32(4)) >> two, zero), two)
+def pad_row(high, plane, row, padded, into):
+    """Copies a row of a plane to row ``into`` of ``padded``, between zeros; a row outside the plane is zeros."""
+    if row < 0 or row >= high.shape[1]:
+        for x in range(high.shape[2]):
+            padded[into, x + 1] = 0
+    else:
+        for x in range(high.shape[2]):
+            padded[into, x + 1] = high[plane, row, x]
+
+
+@njit
+def signed_classes(padded, row, places):
+    """Class of each element of line ``row + 1`` of a signed plane, plus 20, 10 or 0 for a direction of +1, 0 or -1."""
+    zero, one, two, four = np.int32(0), np.int32(1), np.int32(2), np.int32(4)
+    for x in range(places.size):
+        number = padded[row + 1, x + 1]
+        beside = np.int32(padded[row + 1, x] + padded[row + 1, x + 2])
+        around = np.int32(beside + np.int32(padded[row, x + 1] + padded[row + 2, x + 1]))
+        magnitude = np.int32(abs(number))
+        leaning = np.int32(-around) if number < zero else around
+        ones = np.int32(np.int32(5) + min(max(np.int32(np.int32(leaning + four) >> two), zero), two))
         larger = np.int32(8) if magnitude == two else np.int32(9)
-        zeros = min(abs(sum_around), np.int32(4))
-        classes[x] = zeros if magnitude == zero else (ones if magnitude == one else larger)
-        decides = sum_around if magnitude == zero else number
-        directions[x] = np.int32(decides > 0) - np.int32(decides < 0)
+        zeros = min(np.int32(abs(around)), four)
+        place = zeros if magnitude == zero else (ones if magnitude == one else larger)
+        decides = around if magnitude == zero else number
+        turn = np.int32(np.int32(decides > zero) - np.int32(decides < zero) + one)
+        places[x] = np.int32(place + np.int32(10) * turn)
 
 
 @njit
-def one_sided_classes(here, around, classes, directions):
-    """The same for a plane without negative elements."""
-    zero, one, two = np.int32(0), np.int32(1), np.int32(2)
-    for x in range(here.size):
-        number, sum_around = here[x], around[x]
-        ones = np.int32(5) + min(sum_around >> one, two)
+def one_sided_classes(padded, row, places):
+    """The same for a plane without negative elements: the direction is always +1."""
+    zero, one, two, four = np.int32(0), np.int32(1), np.int32(2), np.int32(4)
+    for x in range(places.size):
+        number = padded[row + 1, x + 1]
+        beside = np.int32(padded[row + 1, x] + padded[row + 1, x + 2])
+        around = np.int32(beside + np.int32(padded[row, x + 1] + padded[row + 2, x + 1]))
+        ones = np.int32(np.int32(5) + min(np.int32(around >> one), two))
         larger = np.int32(8) if number == two else np.int32(9)
-        classes[x] = min(sum_around, np.int32(4)) if number == zero else (ones if number == one else larger)
-        directions[x] = one
+        place = min(around, four) if number == zero else (ones if number == one else larger)
+        places[x] = np.int32(place + np.int32(20))
 
 
 @njit
-def tally(values, inverse, quantised, classes, directions, sums, counts):
+def tally(values, inverse, quantised, places, sums, counts):
     """Adds the distances of one line's elements from their nominal values, in 64ths of a step."""
     most = np.float32(2**28)
-    for x in range(values.size):
+    for x in range(places.size):
         scaled = np.rint(max(min(values[x] * inverse, most), -most) * np.float32(64))
-        sums[classes[x]] += (np.int64(scaled) - 64 * np.int64(quantised[x])) * directions[x]
-        counts[classes[x]] += 1
+        place = places[x]
+        sums[place] += np.int64(scaled) - 64 * np.int64(quantised[x])
+        counts[place] += 1
 
 
 @njit
-def measure_plane_shifts(values, inverse, quantised, high, planes, rows, columns, one_sided, every, sums, counts):
-    """Sums of distances and numbers of elements by class, over every so-manieth row."""
-    around, classes, directions = np.empty(columns, np.int32), np.empty(columns, np.int32), np.empty(columns, np.int32)
+def measure_plane_shifts(values, inverse, quantised, high, one_sided, every, sums, counts):
+    """Sums of distances and numbers of elements by class and direction, over every so-manieth row."""
+    planes, rows, columns = high.shape
+    padded, places = np.zeros((3, columns + 2), np.int32), np.empty(columns, np.int32)
     for line in range(0, planes * rows, every):
-        begin, end = line * columns, (line + 1) * columns
-        neighbour_row(high, line // rows * rows * columns, line % rows, rows, columns, around)
+        plane, row = line // rows, line % rows
+        for into in range(3):
+            pad_row(high, plane, row - 1 + into, padded, into)
         if one_sided:
-            one_sided_classes(high[begin:end], around, classes, directions)
+            one_sided_classes(padded, 0, places)
         else:
-            signed_classes(high[begin:end], around, classes, directions)
-        tally(values[begin:end], inverse, quantised[begin:end], classes, directions, sums, counts)
+            signed_classes(padded, 0, places)
+        tally(values[plane, row], inverse, quantised[plane, row], places, sums, counts)
 
 
 @njit
 def measure_shifts(values, inverse, quantised, high, columns, one_sided, every, sums, counts):
     """The same where elements have no neighbours, over every so-manieth run of ``columns`` elements."""
-    classes, directions = np.empty(columns, np.int32), np.empty(columns, np.int32)
     for begin in range(0, values.size, columns * every):
-        here = high[begin : min(begin + columns, values.size)]
-        for i in range(here.size):
-            magnitude = abs(here[i])
-            classes[i] = 0 if magnitude == 0 else (5 if magnitude == 1 else (8 if magnitude == 2 else 9))
-            directions[i] = 1 if one_sided else (here[i] > 0) - (here[i] < 0)
-        end = begin + here.size
-        tally(values[begin:end], inverse, quantised[begin:end], classes, directions, sums, counts)
+        end = min(begin + columns, values.size)
+        here = high[begin:end]
+        places = np.empty(end - begin, np.int32)
+        zero, one, two = np.int32(0), np.int32(1), np.int32(2)
+        for x in range(places.size):
+            number = here[x]
+            magnitude = np.int32(abs(number))
+            larger = np.int32(8) if magnitude == two else np.int32(9)
+            place = zero if magnitude == zero else (np.int32(5) if magnitude == one else larger)
+            turn = two if one_sided else np.int32(np.int32(number > zero) - np.int32(number < zero) + one)
+            places[x] = np.int32(place + np.int32(10) * turn)
+        tally(values[begin:end], inverse, quantised[begin:end], places, sums, counts)
 
 
 @njit
-def rebuild(quantised, classes, directions, shifts, unit, out):
-    """Values of one line from numbers of steps, classes and directions."""
-    for x in range(out.size):
-        out[x] = np.float32(64 * np.int64(quantised[x]) + shifts[classes[x]] * directions[x]) * unit
-
-
-@njit
-def reconstruct_planes(quantised, high, planes, rows, columns, one_sided, shifts, unit, out):
-    """Values from numbers of steps and the neighbourhood's shift."""
-    around, classes, directions = np.empty(columns, np.int32), np.empty(columns, np.int32), np.empty(columns, np.int32)
-    for line in range(planes * rows):
-        begin, end = line * columns, (line + 1) * columns
-        neighbour_row(high, line // rows * rows * columns, line % rows, rows, columns, around)
-        if one_sided:
-            one_sided_classes(high[begin:end], around, classes, directions)
-        else:
-            signed_classes(high[begin:end], around, classes, directions)
-        rebuild(quantised[begin:end], classes, directions, shifts, unit, out[begin:end])
+def reconstruct_planes(quantised, high, one_sided, turned_shifts, unit, out):
+    """Values from numbers of steps and the neighbourhood's shift, which knows its direction; all with three dimensions."""
+    planes, rows, columns = high.shape
+    padded, places = np.zeros((rows + 2, columns + 2), np.int32), np.empty(columns, np.int32)
+    for plane in range(planes):
+        for row in range(rows):
+            pad_row(high, plane, row, padded, row + 1)
+        for row in range(rows):
+            if one_sided:
+                one_sided_classes(padded, row, places)
+            else:
+                signed_classes(padded, row, places)
+            for x in range(columns):
+                steps = 64 * np.int64(quantised[plane, row, x])
+                out[plane, row, x] = np.float32(steps + turned_shifts[places[x]]) * unit
 
 
 @njit

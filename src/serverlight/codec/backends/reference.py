@@ -48,6 +48,7 @@ class ReferenceKernels(SlicerKernels):
     """The stages of both profiles, as written on the page."""
 
     name = "reference"
+    unpack_model = staticmethod(tables.unpack_model)
 
     def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
         """All stages; ``None`` if nothing is kept."""
@@ -72,7 +73,10 @@ class ReferenceKernels(SlicerKernels):
             is_one_sided_kind(kind),
             tables.COST,
         )
-        frequencies = frequencies_for(tables.levels_of(tables.DEFAULT_LEVELS[kind], fitted[0], fitted[2]), grid, kind)
+        levels = tables.levels_of(tables.DEFAULT_LEVELS[kind], fitted[0], fitted[2])
+        frequencies = frequencies_for(levels, grid, kind)
+        model = np.zeros(300, np.uint8)
+        model_bytes = tables.pack_model(*fitted, is_one_sided_kind(kind), model)
         lanes = lanes_for(
             tables.payload_bits(symbols.histogram(), frequencies, tables.COST_OF_FREQUENCY), len(bounds) - 1
         )
@@ -83,9 +87,8 @@ class ReferenceKernels(SlicerKernels):
             step=float(step),
             activity=start,
             raw_bits=raw_bits,
-            offsets=fitted[0],
-            present=fitted[1],
-            corrections=fitted[2],
+            model=model[:model_bytes].tobytes(),
+            levels=levels,
             shifts=shifts,
             segments=tuple(
                 encode_segment(symbols, high, frequencies, grid, kind, lanes, first, last)

@@ -22,9 +22,9 @@ __all__ = ["Family", "families", "family"]
 Axes = Mapping[str, tuple[Any, ...]]
 
 BITS = (2, 3, 4, 5, 6, 8)
-SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97)
+SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97)
 FINE_SPARSITIES = (*(i / 40 for i in range(2, 34)), *(i / 100 for i in range(84, 99)))
-LEVELS = (4, 5, 6, 7, 8, 9, 11, 13, 16, 19, 23, 27, 32, 38, 45, 54, 64, 76, 91, 108, 128, 152, 181, 215, 256)
+LEVELS = (3, 4, 5, 6, 7, 8, 9, 11, 13, 16, 19, 23, 27, 32, 38, 45, 54, 64, 76, 91, 108, 128, 152, 181, 215, 256)
 SCOPES = ("token", "channel", "tensor")
 
 
@@ -53,7 +53,8 @@ PROFILE_AXES: dict[str, Axes] = {
     "slicer": {
         "sparsity": SPARSITIES,
         "num_groups": (1, 2, 4, 8),
-        "distortion": (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.09, 0.12, 0.15),
+        # A group of full range takes one bit a survivor from 0.25 on, two from 0.125, three from 0.0625.
+        "distortion": (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.09, 0.13, 0.15, 0.2, 0.26),
     },
 }
 """Grids of this package's profiles that have more than one knob to turn; the others are walked by sparsity."""

@@ -23,7 +23,7 @@ class Profile(Rival):
     label: str = ""
     """What to call it in tables; the profile's name where this is empty."""
 
-    backend: str = "reference"
+    backend: str = "auto"
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -7,6 +7,7 @@ import pathlib
 import struct
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,15 @@ import torch
 from serverlight.codec import Codec, CodecConfig, decode
 
 TESTS = pathlib.Path(__file__).parents[1]
+READER = TESTS / "independent_reader"
 FRAMES = sorted((TESTS / "vectors" / "v1").glob("*/frame.bin"))
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(scope="module")
 def reader() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("independent_reader", TESTS / "independent_reader.py")
+    """The package of the second reader, under its own name."""
+    spec = importlib.util.spec_from_file_location("independent_reader", READER / "__init__.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -29,28 +33,47 @@ def reader() -> ModuleType:
     return module
 
 
+def agree(reader: ModuleType, frame: bytes, expected: Any) -> None:
+    """Both readers give this float32 array, bit for bit."""
+    decoded = reader.read_frame(frame)
+    assert tuple(decoded.shape) == expected.shape
+    assert struct.pack(f"<{len(decoded.values)}f", *decoded.values) == expected.tobytes()
+
+
 def test_it_shares_no_code() -> None:
-    """The second reader imports the standard library only."""
-    source = (TESTS / "independent_reader.py").read_text()
-    imports = [line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))]
-    assert set(imports) <= sys.stdlib_module_names
+    """The second reader imports the standard library and itself only."""
+    lines = [line for path in READER.glob("*.py") for line in path.read_text().splitlines()]
+    imports = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
+    assert imports <= sys.stdlib_module_names | {"independent_reader"}
 
 
 @pytest.mark.parametrize("path", FRAMES, ids=lambda path: path.parent.name)
 def test_golden_frames(reader: ModuleType, path: pathlib.Path) -> None:
     """Both readers give the same bits for every golden frame."""
-    expected = np.load(path.parent / "decoded.npy", allow_pickle=False)
-    decoded = reader.read_frame(path.read_bytes())
-    assert tuple(decoded.shape) == expected.shape
-    assert struct.pack(f"<{len(decoded.values)}f", *decoded.values) == expected.tobytes()
+    agree(reader, path.read_bytes(), np.load(path.parent / "decoded.npy", allow_pickle=False))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("positions", ["auto", "bitmap", "csr", "rice"])
-def test_fresh_frames(reader: ModuleType, dtype: torch.dtype, positions: str) -> None:
+def test_fresh_frames_of_slicer(reader: ModuleType, dtype: torch.dtype, positions: str) -> None:
     """Both readers agree on frames of random tensors, whatever the dtype and position coding."""
     for seed, sparsity in enumerate((0.0, 0.3, 0.9)):
         x = torch.randn(6, 33, generator=torch.Generator().manual_seed(seed)).to(dtype)
-        frame = Codec(CodecConfig(sparsity=sparsity, num_groups=5, positions=positions)).encode(x)
-        decoded = reader.read_frame(frame)
-        assert torch.equal(torch.tensor(decoded.values).reshape(x.shape), decode(frame).float())
+        config = CodecConfig(profile="slicer", sparsity=sparsity, num_groups=5, positions=positions)
+        frame = Codec(config).encode(x)
+        agree(reader, frame, decode(frame).float().numpy())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(67,), (1, 128), (6, 33), (2, 7, 40), (2, 3, 7, 9), (1, 5, 8, 8)], ids=str)
+@pytest.mark.parametrize("one_sided", [False, True], ids=["signed", "one-sided"])
+def test_fresh_frames_of_serverlight(
+    reader: ModuleType, shape: tuple[int, ...], one_sided: bool, dtype: torch.dtype
+) -> None:
+    """Both readers agree on every layout, with odd ends, escapes and raw bits."""
+    for seed, (sparsity, distortion) in enumerate([(0.7, None), (0.0, None), (0.3, 0.03), (0.5, 1e-4), (0.95, 0.2)]):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        x = (x.relu() if one_sided else x).to(dtype)
+        config = CodecConfig(profile="serverlight", sparsity=sparsity, distortion=distortion)
+        frame = Codec(config, backend="reference").encode(x)
+        agree(reader, frame, decode(frame, backend="reference").float().numpy())

@@ -1,0 +1,44 @@
+"""Sections 2 and 4 of the page: the header, the checksum, and the profiles by number."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+
+from independent_reader.parts import Bytes, to_dtype
+from independent_reader.serverlight import read_serverlight
+from independent_reader.slicer import read_slicer
+
+
+@dataclass
+class Decoded:
+    """A tensor as plain data: values in C order."""
+
+    dtype: str
+    shape: list[int]
+    values: list[float]
+
+
+def read_frame(frame: bytes) -> Decoded:
+    """The tensor of one frame."""
+    source = Bytes(frame)
+    assert source.take(3) == b"SL\x01"
+    profile, flags, rank = source.byte(), source.byte(), source.byte()
+    dtype = ("float32", "float16", "bfloat16")[flags & 15]
+    shape = [source.varint() for _ in range(rank)]
+    if flags & 16:
+        assert zlib.crc32(frame[:-4]) == int.from_bytes(frame[-4:], "little")
+        source.data = frame[:-4]
+    values = PROFILES[profile](source, dtype, shape, math.prod(shape))
+    assert source.at == len(source.data)
+    return Decoded(dtype, shape, [to_dtype(v, dtype) for v in values])
+
+
+def read_fp16(source: Bytes, dtype: str, shape: list[int], num_elements: int) -> list[float]:
+    """Section 4."""
+    return [x + 0.0 for x in struct.unpack(f"<{num_elements}e", source.take(2 * num_elements))]
+
+
+PROFILES = {0: read_fp16, 1: read_slicer, 2: read_serverlight}

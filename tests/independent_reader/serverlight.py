@@ -1,0 +1,265 @@
+"""Section 6 of the page: profile 2."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from independent_reader.model import (
+    ESCAPE,
+    FLAT,
+    ONE_SIDED_PLANES,
+    SIGNED_PLANES,
+    TOKENS,
+    class_of,
+    number_of,
+    pair_tables,
+    read_levels,
+    single_tables,
+)
+from independent_reader.parts import LARGEST, Bits, Bytes, from_zigzag, single, single_from_int
+
+ALL_ZERO = 7
+BORDERS = (64, 96, 140, 200, 280, 420, 680)
+
+
+@dataclass
+class Stage:
+    """Sections 6.1 and 6.2: the stage header, and the rows and columns that the layout sees."""
+
+    kind: int
+    one_sided: bool
+    num_lanes: int
+    step: float
+    activity: int
+    raw_bits: int
+    rows: int
+    columns: int
+    num_elements: int
+
+
+def read_serverlight(source: Bytes, dtype: str, shape: list[int], num_elements: int) -> list[float]:
+    """Values in binary32, in C order."""
+    mode = source.byte()
+    if mode == ALL_ZERO:
+        return [0.0] * num_elements
+    stage = read_stage(source, mode, shape, num_elements)
+    levels = read_levels(Bits(source), stage.kind)
+    shifts = read_shifts(source, stage)
+    high = read_streams(source, stage, pair_tables(levels, stage.kind), single_tables(levels, stage.kind))
+    raw = iter(source.fields(sum(h != 0 for h in high), stage.raw_bits))
+    unit, limit = single(stage.step * 2.0**-6), LARGEST[dtype]
+    values = []
+    for index, h in enumerate(high):
+        q = ((abs(h) - 1) << stage.raw_bits) + next(raw) + 1 if h else 0
+        shift_class, direction = place(stage, high, index)
+        count = 64 * (q if h > 0 else -q) + shifts.get(shift_class, 0) * direction
+        values.append(single(max(-limit, min(limit, single_from_int(count) * unit))))
+    return values
+
+
+def read_stage(source: Bytes, mode: int, shape: list[int], num_elements: int) -> Stage:
+    kind, one_sided = mode & 7, bool(mode & 8)
+    assert kind <= SIGNED_PLANES
+    assert mode < 128
+    assert num_elements > 0
+    step = struct.unpack("<f", b"\0\0" + source.take(2))[0]
+    assert 2.0**-126 <= step < math.inf
+    activity = source.byte() if kind == TOKENS else 0
+    raw_bits = source.byte() if mode & 64 else 0
+    assert raw_bits <= 26
+    columns = shape[-1] if shape and kind != FLAT else 1
+    rows = num_elements // columns if kind == TOKENS else shape[-2] if len(shape) > 1 and kind != FLAT else 1
+    start = ((8 + (activity & 7)) << (activity >> 3)) >> 3
+    return Stage(kind, one_sided, 1 << (mode >> 4 & 3), step, start, raw_bits, rows, columns, num_elements)
+
+
+def read_shifts(source: Bytes, stage: Stage) -> dict[int, int]:
+    """Section 6.7: one signed byte for each class that may have a shift."""
+    if stage.kind == ONE_SIDED_PLANES:
+        classes = list(range(10))
+    elif stage.kind == SIGNED_PLANES:
+        classes = list(range(1, 10))
+    else:
+        classes = [0, 5, 8, 9] if stage.one_sided else [5, 8, 9]
+    return {shift_class: source.signed_byte() for shift_class in classes}
+
+
+# -- section 6.3: segments, lanes, order ----------------------------------------------------------------
+
+
+def segments(stage: Stage) -> list[tuple[int, int]]:
+    """From which unit to which, for each segment."""
+    units = {FLAT: (stage.num_elements + 1) // 2, TOKENS: stage.columns}.get(
+        stage.kind, stage.num_elements // (stage.rows * stage.columns)
+    )
+    count = max(1, min(stage.num_elements // 65536, units // 8))
+    return [(units * i // count, units * (i + 1) // count) for i in range(count)]
+
+
+def visits(stage: Stage, start: int, stop: int) -> Iterator[tuple[int, int, int | None]]:
+    """Lane, first element and second element (if there is one) of a segment's pairs, in order."""
+    lanes, rows, columns = stage.num_lanes, stage.rows, stage.columns
+    if stage.kind == FLAT:
+        for pair in range(start, stop):
+            yield (pair - start) % lanes, 2 * pair, 2 * pair + 1 if 2 * pair + 1 < stage.num_elements else None
+    elif stage.kind == TOKENS:
+        for row in range(0, rows, 2):
+            for channel in range(start, stop):
+                first = row * columns + channel
+                yield (channel - start) % lanes, first, first + columns if row + 1 < rows else None
+    else:
+        for block in range(start, stop, lanes):
+            for row in range(rows):
+                for column in range(0, columns, 2):
+                    for plane in range(block, min(block + lanes, stop)):
+                        first = (plane * rows + row) * columns + column
+                        yield plane - block, first, first + 1 if column + 1 < columns else None
+
+
+# -- section 6.4: contexts ------------------------------------------------------------------------------
+
+
+class Flat:
+    """One context for all."""
+
+    def look(self, first: int, second: int | None) -> tuple[int, int]:
+        return 0, 1
+
+    def seen(self, first: int, a: int, b: int) -> None:
+        """Nothing is remembered."""
+
+
+class Tokens:
+    """A channel's recent past."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.columns = stage.columns
+        self.activity = [stage.activity] * stage.columns
+        self.leaning = [0] * stage.columns
+        self.num_seen = [0] * stage.columns
+        self.borders = [max(1, stage.activity * t >> 8) for t in BORDERS]
+
+    def look(self, first: int, second: int | None) -> tuple[int, int]:
+        activity, leaning = self.activity[first % self.columns], self.leaning[first % self.columns]
+        c = sum(border <= activity for border in self.borders)
+        return 2 * c + (8 * abs(leaning) >= 3 * activity + 24), -1 if leaning < 0 else 1
+
+    def seen(self, first: int, a: int, b: int) -> None:
+        channel = first % self.columns
+        a, b = max(-255, min(255, a)), max(-255, min(255, b))
+        rate = (1, 2, 2, 3)[min(self.num_seen[channel], 3)]
+        self.num_seen[channel] += 1
+        self.activity[channel] += (64 * (abs(a) + abs(b)) - self.activity[channel]) >> rate
+        self.leaning[channel] += (64 * (a + b) - self.leaning[channel]) >> rate
+
+
+class Planes:
+    """The neighbours to the left and above."""
+
+    def __init__(self, stage: Stage, high: list[int]) -> None:
+        self.stage, self.high = stage, high
+
+    def look(self, first: int, second: int | None) -> tuple[int, int]:
+        columns, kind = self.stage.columns, self.stage.kind
+        left = class_of(self.high[first - 1], kind) if first % columns else 0
+        has_above = first // columns % self.stage.rows > 0
+        above = class_of(self.high[first - columns], kind) if has_above else 0
+        right = above if second is None else class_of(self.high[second - columns], kind) if has_above else 0
+        k = 9 * left + 3 * above + right
+        return abs(k), -1 if k < 0 else 1
+
+    def seen(self, first: int, a: int, b: int) -> None:
+        """The numbers themselves are the memory."""
+
+
+# -- section 6.6: streams -------------------------------------------------------------------------------
+
+
+def read_streams(
+    source: Bytes, stage: Stage, pair_frequencies: list[list[int]], single_frequencies: list[list[int]]
+) -> list[int]:
+    high = [0] * stage.num_elements
+    parts = segments(stage)
+    lengths = [(source.varint(), source.varint()) for _ in parts]
+    words = [source.words(count) for count, _ in lengths]
+    escapes = [Bytes(source.take(count)) for _, count in lengths]
+    contexts = Flat() if stage.kind == FLAT else Tokens(stage) if stage.kind == TOKENS else Planes(stage, high)
+    for (start, stop), own_words, own_escapes in zip(parts, words, escapes, strict=True):
+        coder, bits = Lanes(own_words, stage.num_lanes), Bits(own_escapes)
+        for lane, first, second in visits(stage, start, stop):
+            context, flip = contexts.look(first, second)
+            symbol = coder.symbol(lane, (single_frequencies if second is None else pair_frequencies)[context])
+            if symbol == ESCAPE:
+                a = escaped(bits, stage.kind)
+                b = escaped(bits, stage.kind) if second is not None else 0
+            else:
+                a, b = flip * number_of(symbol >> 4, stage.kind), flip * number_of(symbol & 15, stage.kind)
+            high[first] = a
+            if second is not None:
+                high[second] = b
+            contexts.seen(first, a, b)
+        coder.end()
+        bits.end()
+        assert own_escapes.at == len(own_escapes.data)
+    return high
+
+
+def escaped(bits: Bits, kind: int) -> int:
+    code = bits.golomb(1, 32)
+    number = code if kind == ONE_SIDED_PLANES else from_zigzag(code)
+    assert abs(number) <= 1 << 28
+    return number
+
+
+class Lanes:
+    """Interleaved range coders over one run of words."""
+
+    def __init__(self, words: list[int], num_lanes: int) -> None:
+        self.words = iter(words)
+        self.states = [next(self.words) << 16 | next(self.words) for _ in range(num_lanes)]
+
+    def symbol(self, lane: int, table: list[int]) -> int:
+        state, symbol, below = self.states[lane], 0, 0
+        slot = state % 4096
+        while below + table[symbol] <= slot:
+            below += table[symbol]
+            symbol += 1
+        state = table[symbol] * (state >> 12) + slot - below
+        if state < 1 << 15:
+            state = state << 16 | next(self.words)
+        self.states[lane] = state
+        return symbol
+
+    def end(self) -> None:
+        assert all(state == 1 << 15 for state in self.states)
+        assert next(self.words, None) is None
+
+
+# -- section 6.7: shifts --------------------------------------------------------------------------------
+
+
+def place(stage: Stage, high: list[int], index: int) -> tuple[int, int]:
+    """Class and direction of an element."""
+    h = high[index]
+    m, sign = abs(h), 1 if stage.one_sided else (h > 0) - (h < 0)
+    if m >= 2:
+        return (8 if m == 2 else 9), sign
+    if stage.kind in (FLAT, TOKENS):
+        return 5 * m, sign
+    around = neighbour_sum(stage, high, index)
+    if m == 0:
+        return min(abs(around), 4), 1 if stage.kind == ONE_SIDED_PLANES else (around > 0) - (around < 0)
+    if stage.kind == ONE_SIDED_PLANES:
+        return 5 + min(around >> 1, 2), 1
+    return 5 + max(0, min(2, (around * sign + 4) >> 2)), sign
+
+
+def neighbour_sum(stage: Stage, high: list[int], index: int) -> int:
+    row, column = index // stage.columns % stage.rows, index % stage.columns
+    total = high[index - 1] if column else 0
+    total += high[index + 1] if column + 1 < stage.columns else 0
+    total += high[index - stage.columns] if row else 0
+    return total + (high[index + stage.columns] if row + 1 < stage.rows else 0)

@@ -325,6 +325,15 @@ def test_inputs_may_be_spelt_either_way() -> None:
         assert torch.equal(tail(*tensors), module(x, mask))
 
 
+@pytest.mark.parametrize("defaults", [{"mask": None}, {"scale": 1.0}, {"mask": None, "scale": 1.0}])
+def test_example_may_spell_out_defaults(defaults: dict[str, Any]) -> None:
+    """An example that passes an argument at its default does not oblige later calls to pass it, nor forbid it."""
+    module, x = TwoInputs(), torch.randn(2, 4)
+    head, tail = partition(module, {"x": x, **defaults}).split("forward:mul")
+    for kwargs in ({}, defaults, {"scale": float("1")}):
+        assert torch.equal(tail(*head(x, **kwargs)), module(x))
+
+
 def test_keyword_arguments_beyond_the_signature() -> None:
     """Tensors among **kwargs are inputs, and a constant that differs from the default is part of the partition."""
     module, x, bias = TwoInputs(), torch.randn(2, 4), torch.randn(2, 4)
@@ -482,6 +491,13 @@ def test_output_may_relate_samples_to_each_other() -> None:
     for cut in parts.cuts:
         head, tail = parts.split(cut)
         assert torch.equal(tail(*head(x)), module(x)), cut.name
+
+
+def test_function_is_not_a_module() -> None:
+    """Something that is not a module is refused at once."""
+    not_a_module: Any = torch.relu
+    with pytest.raises(NotExportable, match=r"expected a torch\.nn\.Module, got builtin"):
+        partition(not_a_module, torch.randn(2, 4))
 
 
 def test_number_as_output_is_refused() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from serverlight.errors import ConfigError, CutNotFound
+from serverlight.errors import ConfigError, CutNotFound, NotExportable
 from serverlight.partition.boundary import Boundary, CutPoint
 from serverlight.partition.cuts import Line, find_lines
 from serverlight.partition.export import Trace, trace
@@ -50,6 +50,8 @@ def partition(module: nn.Module, example_inputs: object, *, side_inputs: Collect
     >>> torch.equal(tail(*head(x)), model(x))
     True
     """
+    if not isinstance(module, nn.Module):
+        raise NotExportable(f"expected a torch.nn.Module, got {type(module).__name__}; put it into a module's forward")
     call = as_call(example_inputs)
     binder = InputBinder(module.forward, call)
     if binder.batch == 1:
@@ -88,16 +90,13 @@ class Partition:
             dict(zip(self._results, self._outputs.names, strict=True)),
             count_macs(self._source, list(binder.tensors.values())),
         )
+        self.cuts = tuple(line.cut for line in self._lines)
+        """Every legal cut, from ``input`` (all on the server) to ``output`` (all on the device)."""
         self._by_name = {alias: line for line in self._lines for alias in line.cut.aliases}
         self._by_name.update({line.cut.name: line for line in self._lines})
 
     def __repr__(self) -> str:
         return f"Partition({self._module_name}, {len(self._lines)} cuts)"
-
-    @property
-    def cuts(self) -> tuple[CutPoint, ...]:
-        """Every legal cut, from ``input`` (all on the server) to ``output`` (all on the device)."""
-        return tuple(line.cut for line in self._lines)
 
     @property
     def inputs(self) -> Boundary:

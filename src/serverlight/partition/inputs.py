@@ -51,9 +51,9 @@ class InputBinder:
     def __init__(self, forward: Callable[..., Any], example: Call) -> None:
         self._signature = inspect.signature(forward)
         self._flat, self._structure = pytree.tree_flatten(example)
+        named = dict(self._leaves(example))
         slots = pytree.tree_unflatten([_Slot(i) for i in range(len(self._flat))], self._structure)
-        self._slots = {name: slot.index for name, slot in self._leaves(slots)}
-        named = {name: self._flat[index] for name, index in self._slots.items()}
+        self._slots = {name: slot.index for name, slot in self._leaves(slots) if name in named}
         self.tensors: dict[str, torch.Tensor] = {n: leaf for n, leaf in named.items() if isinstance(leaf, torch.Tensor)}
         """The example tensors by name, in the order of the module's parameters."""
         self._constants = {name: leaf for name, leaf in named.items() if name not in self.tensors}
@@ -115,7 +115,7 @@ class InputBinder:
         if name not in self._constants:
             return
         constant = self._constants[name]
-        if type(leaf) is not type(constant) or leaf != constant:
+        if not _same_constant(leaf, constant):
             raise InputMismatch(
                 f"input {name!r}: the module was partitioned with {constant!r}, got {leaf!r}; "
                 "partition it again with the new value"
@@ -140,7 +140,7 @@ class InputBinder:
                 yield from ((f"{name}_{i}", item) for i, item in enumerate(value))
             elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 yield from sorted(value.items())
-            elif value is not parameter.default:
+            elif not _same_constant(value, parameter.default):
                 yield name, value
 
 
@@ -171,7 +171,7 @@ def _check_tensor(spec: TensorSpec, tensor: Any) -> int | None:
     """Checks one tensor; returns how many samples it holds where that can be told."""
     if not isinstance(tensor, torch.Tensor):
         raise InputMismatch(f"{spec.name}: expected a torch tensor, got {type(tensor).__name__}; convert it first")
-    expected = f"{spec.name}: expected {spec.dtype} of shape {describe_shape(spec)}"
+    expected = f"{spec.name}: expected {spec.dtype} of shape {_describe_shape(spec)}"
     if dtype_name(tensor.dtype) != spec.dtype:
         raise InputMismatch(f"{expected}, got {dtype_name(tensor.dtype)}; convert it with .to(torch.{spec.dtype})")
     fits = tensor.ndim == len(spec.shape) and all(
@@ -186,7 +186,7 @@ def _check_tensor(spec: TensorSpec, tensor: Any) -> int | None:
     return rows.pop() if len(rows) == 1 else None
 
 
-def describe_shape(spec: TensorSpec) -> str:
+def _describe_shape(spec: TensorSpec) -> str:
     """The shape for people: ``(batch, 3, 32, 32)``, ``(64*batch, 49, 96)``."""
     rows = "batch" if spec.batch_factor == 1 else f"{spec.batch_factor}*batch"
     return f"({', '.join(rows if size is None else str(size) for size in spec.shape)})"
@@ -195,6 +195,12 @@ def describe_shape(spec: TensorSpec) -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
+
+
+def _same_constant(value: Any, other: Any) -> bool:
+    return value is other or (
+        isinstance(value, bool | int | float | str) and type(value) is type(other) and value == other
+    )
 
 
 def _has_batch(leaf: Any, batch: int) -> bool:

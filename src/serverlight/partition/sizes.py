@@ -41,7 +41,7 @@ def unify_sizes(graph: fx.Graph, first: fx.Node) -> fx.Node:
     return batch
 
 
-def spec_of(name: str, value: Any, symbol: Any, *, side_input: bool = False) -> TensorSpec | None:
+def spec_of(name: str, value: Any, symbol: Any) -> TensorSpec | None:
     """The spec of a traced value; None unless it is a tensor whose sizes are constants and multiples of the batch."""
     if not isinstance(value, torch.Tensor):
         return None
@@ -52,8 +52,7 @@ def spec_of(name: str, value: Any, symbol: Any, *, side_input: bool = False) -> 
         name=name,
         shape=tuple(size if isinstance(size, int) else None for size in value.shape),
         dtype=dtype_name(value.dtype),
-        batch_factor=factors[0] or 1 if factors else 1,
-        side_input=side_input,
+        batch_factor=next(iter(factors), None) or 1,
     )
 
 

@@ -99,5 +99,10 @@ class Plan:
         """
         for name in ("model", "revision", "cut"):
             ours, other = getattr(self, name), getattr(theirs, name)
-            if ours != other:
+            # Where a model's files lie is each side's own business; that they are the same, the revision tells.
+            if ours != other and (name != "model" or _last_part(ours) != _last_part(other)):
                 raise PlanMismatch(name, ours, other)
+
+
+def _last_part(model: str) -> str:
+    return model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]

@@ -78,7 +78,7 @@ def settings() -> Settings:
     for cut, (sparsities, knobs) in GRID.items():
         pairs.append((cut, CodecConfig(profile="fp16")))
         for sparsity in sparsities:
-            pairs += [(cut, CodecConfig(sparsity=sparsity, num_groups=m, distortion=d)) for m, d in knobs]
+            pairs += [(cut, CodecConfig(profile="slicer", sparsity=sparsity, num_groups=m, distortion=d)) for m, d in knobs]
     return pairs
 
 

@@ -24,7 +24,7 @@ def halves() -> tuple[Any, Any, list[torch.Tensor]]:
 
 def test_chosen_setting_keeps_the_target(halves: Any) -> None:
     """The chosen setting was measured within the target, and nothing cheaper that was tried was."""
-    result = calibrate(*halves, max_loss="balanced", base=CodecConfig(distortion=0.02))
+    result = calibrate(*halves, max_loss="balanced", base=CodecConfig(profile="slicer", distortion=0.02))
     assert result.chosen.loss <= PRESETS["balanced"]
     assert result.config == result.chosen.config
     for trial in result.trials:
@@ -35,7 +35,7 @@ def test_chosen_setting_keeps_the_target(halves: Any) -> None:
 def test_presets_are_ordered(halves: Any) -> None:
     """`small` takes fewer bits than `balanced`, and that fewer than `fidelity`."""
     bits = [
-        calibrate(*halves, max_loss=name, base=CodecConfig(distortion=0.02)).chosen.bits_per_element
+        calibrate(*halves, max_loss=name, base=CodecConfig(profile="slicer", distortion=0.02)).chosen.bits_per_element
         for name in ("small", "balanced", "fidelity")
     ]
     assert bits == sorted(bits)
@@ -51,7 +51,7 @@ def test_disagreement_is_a_share(halves: Any) -> None:
 
 def test_unreachable_target_gives_the_closest(halves: Any) -> None:
     """When even nothing dropped loses too much, the result is the finest setting, and its loss says so."""
-    result = calibrate(*halves, max_loss=1e-12, base=CodecConfig(distortion=0.4))
+    result = calibrate(*halves, max_loss=1e-12, base=CodecConfig(profile="slicer", distortion=0.4))
     assert result.config.sparsity == 0
     assert result.chosen.loss > 1e-12
 

@@ -11,7 +11,7 @@ from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
 from serverlight.plan import Plan
 
-LOSSLESS = CodecConfig(sparsity=0.0, num_groups=256, distortion=1e-9)
+LOSSLESS = CodecConfig(profile="slicer", sparsity=0.0, num_groups=256, distortion=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_near_lossless_codec_gives_the_models_answer(model: LoadedModel, parts: 
 def test_the_codec_is_really_in_the_loop(model: LoadedModel, parts: Partition) -> None:
     """A brutal filter changes the answer: the features have passed through frames."""
     x = torch.rand(5, 6)
-    brutal = plan_for(model, "1", CodecConfig(sparsity=0.95))
+    brutal = plan_for(model, "1", CodecConfig(profile="slicer", sparsity=0.95))
     assert not torch.equal(Loopback(brutal, parts).infer(x), Loopback(plan_for(model, "1", LOSSLESS), parts).infer(x))
 
 

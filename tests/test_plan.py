@@ -12,7 +12,7 @@ from serverlight.codec import CodecConfig
 from serverlight.errors import ConfigError, PlanMismatch
 from serverlight.plan import Plan
 
-PLAN = Plan(model="demo-vision", revision="0f3a", cut="layer2", codec=CodecConfig(sparsity=0.8))
+PLAN = Plan(model="demo-vision", revision="0f3a", cut="layer2", codec=CodecConfig(profile="slicer", sparsity=0.8))
 
 
 def test_survives_a_file(tmp_path: pathlib.Path) -> None:
@@ -42,7 +42,7 @@ def test_difference_is_named(field: str) -> None:
 
 def test_codec_settings_may_differ() -> None:
     """A frame describes itself, so a device may change its settings."""
-    PLAN.check_compatible(dataclasses.replace(PLAN, codec=CodecConfig(sparsity=0.1)))
+    PLAN.check_compatible(dataclasses.replace(PLAN, codec=CodecConfig(profile="slicer", sparsity=0.1)))
 
 
 def test_where_a_model_lies_does_not_matter() -> None:

@@ -19,8 +19,8 @@ from serverlight.models.preprocess import Normalize
 from serverlight.partition import Partition, partition
 
 FP16 = CodecConfig(profile="fp16")
-HARSH = CodecConfig(sparsity=0.97, distortion=0.3)
-FINE = CodecConfig(sparsity=0.5, num_groups=2, distortion=0.05)
+HARSH = CodecConfig(profile="slicer", sparsity=0.97, distortion=0.3)
+FINE = CodecConfig(profile="slicer", sparsity=0.5, num_groups=2, distortion=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from serverlight.runtime.messages import (
 )
 from serverlight.runtime.transport import InProcessTransport, Transport
 
-PLAN = Plan(model="echo", revision="1", cut="middle", codec=CodecConfig(sparsity=0.5))
+PLAN = Plan(model="echo", revision="1", cut="middle", codec=CodecConfig(profile="slicer", sparsity=0.5))
 WAIT_S = 20.0
 """No test waits for less than this before it calls something lost: the machine may be busy."""
 

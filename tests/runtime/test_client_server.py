@@ -24,7 +24,7 @@ from serverlight.runtime.server import make_core
 from serverlight.runtime.transport import InProcessTransport
 
 Pair = tuple[LoadedModel, Partition]
-CODEC = CodecConfig(sparsity=0.6, num_groups=4)
+CODEC = CodecConfig(profile="slicer", sparsity=0.6, num_groups=4)
 RESIDUAL_CUTS = ["input", "stem", "body", "forward:add", "output"]
 MASKED_CUTS = ["input", "embed", "forward:sum", "output"]
 

@@ -45,7 +45,7 @@ from serverlight.runtime.worker import Worker
 
 Pair = tuple[LoadedModel, Partition]
 FEATURE = torch.rand(1, 8, 16, 16)
-FRAME = Codec(CodecConfig(sparsity=0.5)).encode(FEATURE)
+FRAME = Codec(CodecConfig(profile="slicer", sparsity=0.5)).encode(FEATURE)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ ALTERED_FRAME[len(FRAME) // 2] ^= 1
 
 
 def frame(feature: torch.Tensor) -> Frame:
-    return Frame(data=Codec(CodecConfig(sparsity=0.5)).encode(feature))
+    return Frame(data=Codec(CodecConfig(profile="slicer", sparsity=0.5)).encode(feature))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_message_over_the_limit(
 def test_reply_over_the_limit_is_that_requests_error(residual: Pair) -> None:
     """An answer that would not fit through is replaced by an error; the stream goes on."""
     plan = Plan(
-        model=residual[0].name, revision=residual[0].revision, cut="forward:mean", codec=CodecConfig(sparsity=0.99)
+        model=residual[0].name, revision=residual[0].revision, cut="forward:mean", codec=CodecConfig(profile="slicer", sparsity=0.99)
     )
     config = ServerConfig(max_message_bytes=1500)
     with (
@@ -432,7 +432,7 @@ def child() -> Iterator[tuple[subprocess.Popen[str], str, Client]]:
         try:
             address, revision = process.stdout.readline().split()
             assert revision == model.revision
-            plan = Plan(model="child", revision=revision, cut="1", codec=CodecConfig(sparsity=0.0))
+            plan = Plan(model="child", revision=revision, cut="1", codec=CodecConfig(profile="slicer", sparsity=0.0))
             with connect(address, plan=plan, model=model) as client:
                 yield process, address, client
         finally:

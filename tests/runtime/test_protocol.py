@@ -77,7 +77,7 @@ def test_plan_mismatch_names_the_field(
 
 def test_codec_may_differ(make_core: Any, connect_to: Any, plan: Plan) -> None:
     """A device may choose its own codec settings, unless the server insists."""
-    other = dataclasses.replace(plan, codec=CodecConfig(sparsity=0.9))
+    other = dataclasses.replace(plan, codec=CodecConfig(profile="slicer", sparsity=0.9))
     assert isinstance(connect_to(make_core()).greet(other), Welcome)
 
 

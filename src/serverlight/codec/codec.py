@@ -22,7 +22,7 @@ Frame = bytes | bytearray | memoryview
 class Codec:
     """Encodes tensors with one set of knobs.
 
-    >>> codec = Codec(CodecConfig(sparsity=0.5, num_groups=2))
+    >>> codec = Codec(CodecConfig(profile="slicer", sparsity=0.5, num_groups=2))
     >>> frame = codec.encode(np.array([[0.0, -3.0, 0.5, 1.0]], np.float32))
     >>> decode(frame, like="numpy")
     array([[ 0., -3.,  0.,  1.]], dtype=float32)

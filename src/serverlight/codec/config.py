@@ -26,7 +26,7 @@ class CodecConfig:
     1024
     """
 
-    profile: str = "slicer"
+    profile: str = "serverlight"
     """Which codec writes the frame: ``serverlight`` is ours, ``slicer`` the paper's, ``fp16`` ships plain half floats."""
 
     sparsity: float = 0.75

@@ -74,7 +74,7 @@ def _configs(sparsity: str, groups: str, distortion: str, asymmetry: str) -> lis
         parse_list("distortion", distortion, float),
         parse_list("asymmetry", asymmetry, float),
     )
-    return [CodecConfig(sparsity=s, num_groups=m, distortion=d, asymmetry=a) for s, m, d, a in grid]
+    return [CodecConfig(profile="slicer", sparsity=s, num_groups=m, distortion=d, asymmetry=a) for s, m, d, a in grid]
 
 
 def _print_rows(rows: tuple[VisionRow, ...]) -> None:

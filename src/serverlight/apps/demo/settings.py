@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["CAUTIOUS", "MAX_CUTS", "choose_cuts", "codec_for"]
 
 DEMO_VISION_SETTINGS = {
-    "layer1": CodecConfig(sparsity=0.75, num_groups=1, distortion=0.1),
-    "layer2": CodecConfig(sparsity=0.75, num_groups=2, distortion=0.25),
-    "layer3.0": CodecConfig(sparsity=0.85, num_groups=1, distortion=0.25),
+    "layer1": CodecConfig(profile="slicer", sparsity=0.75, num_groups=1, distortion=0.1),
+    "layer2": CodecConfig(profile="slicer", sparsity=0.75, num_groups=2, distortion=0.25),
+    "layer3.0": CodecConfig(profile="slicer", sparsity=0.85, num_groups=1, distortion=0.25),
 }
 """Settings for ``demo-vision``, chosen on its 200 calibration images, never on test images.
 
@@ -24,7 +24,7 @@ Of the grid ``serverlight eval demo-vision --data demo-vision:calibration --cut 
 changed none of the 200 answers, neither as they are nor with the next higher sparsity of the grid.
 """
 
-CAUTIOUS = CodecConfig(sparsity=0.6, num_groups=2, distortion=0.1)
+CAUTIOUS = CodecConfig(profile="slicer", sparsity=0.6, num_groups=2, distortion=0.1)
 """Settings for every other model and cut: mild enough for ReLU networks that nobody has calibrated."""
 
 MAX_CUTS = 3

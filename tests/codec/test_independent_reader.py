@@ -50,7 +50,11 @@ def test_it_shares_no_code() -> None:
 @pytest.mark.parametrize("path", FRAMES, ids=lambda path: path.parent.name)
 def test_golden_frames(reader: ModuleType, path: pathlib.Path) -> None:
     """Both readers give the same bits for every golden frame."""
-    agree(reader, path.read_bytes(), np.load(path.parent / "decoded.npy", allow_pickle=False))
+    if path.with_name("decoded.npy").exists():
+        agree(reader, path.read_bytes(), np.load(path.with_name("decoded.npy"), allow_pickle=False))
+    else:
+        with np.load(path.with_name("decoded.npz"), allow_pickle=False) as arrays:
+            agree(reader, path.read_bytes(), arrays["arr_0"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -105,7 +105,9 @@ def test_error_keeps_within_the_budget(seed: int, delta: float, num_groups: int)
     share plus half a reference step, so delta + 2^-12 + half a cell of a flat group bounds the mean.
     """
     x = np.random.default_rng(seed).standard_normal(500).astype(np.float32)
-    y = decode(Codec(CodecConfig(sparsity=0, num_groups=num_groups, distortion=delta)).encode(x), "numpy")
+    y = decode(
+        Codec(CodecConfig(profile="slicer", sparsity=0, num_groups=num_groups, distortion=delta)).encode(x), "numpy"
+    )
     assert np.abs(x - y).mean() <= 2 * (delta + 2.0**-REFERENCE_BITS) * np.abs(x).max()
 
 
@@ -114,7 +116,7 @@ def test_smaller_budget_costs_more_bits_and_errs_less() -> None:
     x = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     errors, sizes = [], []
     for delta in (0.3, 0.1, 0.03, 0.01, 0.003):
-        frame = Codec(CodecConfig(sparsity=0.5, distortion=delta)).encode(x)
+        frame = Codec(CodecConfig(profile="slicer", sparsity=0.5, distortion=delta)).encode(x)
         kept = decode(frame, "numpy") != 0
         errors.append(float(np.abs(x - decode(frame, "numpy"))[kept].mean()))
         sizes.append(inspect(frame).num_bytes)
@@ -150,7 +152,7 @@ def test_settings_are_checked_at_birth(field: str, value: Any) -> None:
 
 def test_config_survives_json() -> None:
     """Settings go through plain data and back; an unknown one is named."""
-    config = CodecConfig(sparsity=0.3, num_groups=5)
+    config = CodecConfig(profile="slicer", sparsity=0.3, num_groups=5)
     assert CodecConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ConfigError, match="sparsty"):
         CodecConfig.from_dict({"sparsty": 0.5})
@@ -162,7 +164,7 @@ def test_cheapest_position_coding_wins() -> None:
     for density in (0.02, 0.1, 0.3, 0.5, 0.8, 1.0):
         x = rng.standard_normal((16, 64)).astype(np.float32)
         sizes = {
-            wanted: len(Codec(CodecConfig(sparsity=1 - density, positions=wanted)).encode(x))
+            wanted: len(Codec(CodecConfig(profile="slicer", sparsity=1 - density, positions=wanted)).encode(x))
             for wanted in ("auto", "bitmap", "csr", "rice")
         }
         assert sizes["auto"] == min(sizes.values())

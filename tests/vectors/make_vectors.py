@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from typing import Any
@@ -12,40 +13,94 @@ import torch
 from serverlight.codec import Codec, CodecConfig, decode
 
 HERE = pathlib.Path(__file__).parent / "v1"
+COMPRESSED_FROM = 1 << 16
+"""Arrays of this many elements are stored compressed."""
+
+Case = tuple[torch.Tensor, CodecConfig]
 
 
-def cases() -> dict[str, tuple[torch.Tensor, CodecConfig]]:
+def cases() -> dict[str, Case]:
     """Inputs and settings by name; small, and each feature of the format at least once."""
     rng = np.random.default_rng(20251111)
+    return {**plain_cases(rng), **serverlight_cases(rng)}  # in this order: they share the generator
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
 
-    spikes = normal(4, 64)
+def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:
+    """Gaussian noise."""
+    return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+
+
+def smooth(rng: np.random.Generator, *shape: int) -> torch.Tensor:
+    """Gaussian noise whose neighbours are alike, as in a feature map."""
+    x = normal(rng, *shape)
+    return sum(torch.roll(x, (i, j), (-2, -1)) for i in range(3) for j in range(3)) / 3
+
+
+slicer = functools.partial(CodecConfig, profile="slicer", distortion=0.05)
+serverlight = functools.partial(CodecConfig, profile="serverlight")
+
+
+def plain_cases(rng: np.random.Generator) -> dict[str, Case]:
+    """Profiles ``fp16`` and ``slicer``."""
+    spikes = normal(rng, 4, 64)
     spikes[1, 7], spikes[3, 60] = 2000.0, -1800.0
     sparse = torch.zeros(8, 512)
-    sparse[:, 500:505] = normal(8, 5)
+    sparse[:, 500:505] = normal(rng, 8, 5)
     return {
-        "fp16-halves": (normal(3, 5), CodecConfig(profile="fp16")),
-        "fp16-of-bfloat16": (normal(3, 5).bfloat16(), CodecConfig(profile="fp16", checksum=False)),
-        "bitmap-signed": (normal(2, 3, 24), CodecConfig(sparsity=0.5, num_groups=2)),
-        "relu-one-sided": (normal(1, 4, 6, 6).relu(), CodecConfig(sparsity=0.6, num_groups=2, distortion=0.1)),
-        "csr-clustered": (sparse, CodecConfig(sparsity=0.5, num_groups=1, positions="csr")),
-        "rice-kept": (normal(16, 64), CodecConfig(sparsity=0.93, distortion=0.2)),
-        "rice-dropped": (normal(16, 64), CodecConfig(sparsity=0.1, num_groups=8, distortion=0.02)),
-        "all-kept": (normal(5, 7) + 10, CodecConfig(sparsity=0.0, num_groups=3)),
-        "three-groups-ties": (torch.round(normal(40) * 2), CodecConfig(sparsity=0.4, num_groups=3)),
-        "asymmetric": (normal(40), CodecConfig(sparsity=0.5, asymmetry=0.5, num_groups=2)),
-        "massive-activations": (spikes, CodecConfig(sparsity=0.3, num_groups=64, distortion=0.05)),
-        "float16": (normal(6, 10).half(), CodecConfig(num_groups=4)),
-        "bfloat16-no-checksum": (normal(6, 10).bfloat16(), CodecConfig(num_groups=4, checksum=False)),
-        "subnormal": (normal(20) * 1e-42, CodecConfig(sparsity=0.5)),
-        "zeros": (torch.zeros(2, 9), CodecConfig()),
-        "constant": (torch.full((3, 3), -2.5), CodecConfig()),
-        "empty": (torch.zeros(2, 0, 3), CodecConfig()),
-        "scalar": (torch.tensor(-0.1), CodecConfig()),
-        "widest-codes": (normal(64), CodecConfig(sparsity=0, distortion=1e-4)),
-        "no-codes": (normal(64), CodecConfig(sparsity=0, distortion=1.0)),
+        "fp16-halves": (normal(rng, 3, 5), CodecConfig(profile="fp16", distortion=0.05)),
+        "fp16-of-bfloat16": (
+            normal(rng, 3, 5).bfloat16(),
+            CodecConfig(profile="fp16", distortion=0.05, checksum=False),
+        ),
+        "bitmap-signed": (normal(rng, 2, 3, 24), slicer(sparsity=0.5, num_groups=2)),
+        "relu-one-sided": (normal(rng, 1, 4, 6, 6).relu(), slicer(sparsity=0.6, num_groups=2, distortion=0.1)),
+        "csr-clustered": (sparse, slicer(sparsity=0.5, num_groups=1, positions="csr")),
+        "rice-kept": (normal(rng, 16, 64), slicer(sparsity=0.93, distortion=0.2)),
+        "rice-dropped": (normal(rng, 16, 64), slicer(sparsity=0.1, num_groups=8, distortion=0.02)),
+        "all-kept": (normal(rng, 5, 7) + 10, slicer(sparsity=0.0, num_groups=3)),
+        "three-groups-ties": (torch.round(normal(rng, 40) * 2), slicer(sparsity=0.4, num_groups=3)),
+        "asymmetric": (normal(rng, 40), slicer(sparsity=0.5, asymmetry=0.5, num_groups=2)),
+        "massive-activations": (spikes, slicer(sparsity=0.3, num_groups=64, distortion=0.05)),
+        "float16": (normal(rng, 6, 10).half(), slicer(num_groups=4)),
+        "bfloat16-no-checksum": (normal(rng, 6, 10).bfloat16(), slicer(num_groups=4, checksum=False)),
+        "subnormal": (normal(rng, 20) * 1e-42, slicer(sparsity=0.5)),
+        "zeros": (torch.zeros(2, 9), slicer()),
+        "constant": (torch.full((3, 3), -2.5), slicer()),
+        "empty": (torch.zeros(2, 0, 3), slicer()),
+        "scalar": (torch.tensor(-0.1), slicer()),
+        "widest-codes": (normal(rng, 64), slicer(sparsity=0, distortion=1e-4)),
+        "no-codes": (normal(rng, 64), slicer(sparsity=0, distortion=1.0)),
+    }
+
+
+def serverlight_cases(rng: np.random.Generator) -> dict[str, Case]:
+    """Profile ``serverlight``: every kind of context, number of lanes, odd end, escape and raw bit."""
+    spikes = normal(rng, 5, 64)
+    spikes[1, 7], spikes[3, 60] = 2000.0, -1800.0
+    largest = normal(rng, 1, 2, 4, 4) * 60000
+    two_segments = smooth(rng, 1, 16, 64, 129).relu() * (smooth(rng, 1, 16, 64, 129) > 0.8)
+    return {
+        "serverlight-flat": (normal(rng, 1, 300), serverlight(sparsity=0.5)),
+        "serverlight-flat-odd-one-sided": (normal(rng, 45).relu(), serverlight(sparsity=0.3, distortion=0.1)),
+        "serverlight-tokens": (normal(rng, 12, 40), serverlight(sparsity=0.6, asymmetry=0.5)),
+        "serverlight-tokens-spikes-odd": (spikes, serverlight(sparsity=0.3)),
+        "serverlight-tokens-one-sided": (normal(rng, 2, 3, 48).abs(), serverlight(sparsity=0.75)),
+        "serverlight-tokens-two-lanes": (normal(rng, 16, 160), serverlight(sparsity=0.5, checksum=False)),
+        "serverlight-tokens-eight-lanes": (normal(rng, 8, 1024), serverlight(sparsity=0.1)),
+        "serverlight-tokens-raw-bits": (normal(rng, 7, 24), serverlight(sparsity=0.2, distortion=1e-4)),
+        "serverlight-planes": (smooth(rng, 1, 6, 12, 12).relu(), serverlight(sparsity=0.7)),
+        "serverlight-planes-odd-columns": (smooth(rng, 2, 3, 5, 7).relu(), serverlight(sparsity=0.4)),
+        "serverlight-planes-signed": (smooth(rng, 1, 5, 9, 11), serverlight(sparsity=0.4)),
+        "serverlight-planes-four-lanes": (smooth(rng, 1, 10, 20, 20), serverlight(sparsity=0.25)),
+        "serverlight-planes-raw-bits": (smooth(rng, 1, 3, 6, 6).relu(), serverlight(sparsity=0.5, distortion=1e-3)),
+        "serverlight-two-segments": (two_segments, serverlight(sparsity=0.9)),
+        "serverlight-ties": (torch.round(normal(rng, 6, 20) * 2), serverlight(sparsity=0.7)),
+        "serverlight-bfloat16": (normal(rng, 6, 20).bfloat16(), serverlight(sparsity=0.4)),
+        "serverlight-float16-largest": (largest.clamp(-65504, 65504).half(), serverlight(sparsity=0.3)),
+        "serverlight-subnormal": (normal(rng, 3, 20) * 1e-42, serverlight(sparsity=0.5)),
+        "serverlight-zeros": (torch.zeros(2, 9), serverlight()),
+        "serverlight-empty": (torch.zeros(2, 0, 3), serverlight()),
+        "serverlight-scalar": (torch.tensor(-0.1), serverlight()),
     }
 
 
@@ -54,14 +109,22 @@ def as_float32(x: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
     return x.detach().float().numpy()
 
 
+def save(folder: pathlib.Path, name: str, x: torch.Tensor) -> None:
+    """One fixture, as ``name.npy``, or ``name.npz`` if it is large."""
+    if x.numel() < COMPRESSED_FROM:
+        np.save(folder / f"{name}.npy", as_float32(x), allow_pickle=False)
+    else:
+        np.savez_compressed(folder / f"{name}.npz", as_float32(x))
+
+
 def main() -> None:
-    """Writes one folder a case."""
+    """Writes one folder a case; the reference is the backend that defines the format."""
     for name, (x, config) in cases().items():
         folder = HERE / name
         folder.mkdir(parents=True, exist_ok=True)
-        frame = Codec(config).encode(x)
-        np.save(folder / "input.npy", as_float32(x), allow_pickle=False)
-        np.save(folder / "decoded.npy", as_float32(decode(frame)), allow_pickle=False)
+        frame = Codec(config, backend="reference").encode(x)
+        save(folder, "input", x)
+        save(folder, "decoded", decode(frame, backend="reference"))
         (folder / "frame.bin").write_bytes(frame)
         settings = {"dtype": str(x.dtype).removeprefix("torch."), "codec": config.to_dict()}
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")

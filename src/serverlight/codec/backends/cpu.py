@@ -59,7 +59,7 @@ class NumbaKernels(SlicerKernels):
         if num_kept == 0:
             return None
         kind = kind_of(natural_layout(shape), not has_negative)
-        quantised, step = _quantise(values, num_kept, config, not has_negative)
+        quantised, step = _quantise(values, num_kept, config, kind)
         high, raw, raw_bits = _split_raw(quantised, kind)
         frame = _Frame.of(shape, kind, not has_negative)
         shifts = _measure_shifts(values, quantised, high, step, frame)
@@ -133,7 +133,7 @@ class _Frame:
 # -- writing ---------------------------------------------------------------------------------------------------
 
 
-def _quantise(values: Float32, num_kept: int, config: CodecConfig, one_sided: bool) -> tuple[Int32, np.float32]:
+def _quantise(values: Float32, num_kept: int, config: CodecConfig, kind: int) -> tuple[Int32, np.float32]:
     scores = values
     if config.asymmetry != 1.0:
         scores = np.empty_like(values)
@@ -142,7 +142,7 @@ def _quantise(values: Float32, num_kept: int, config: CodecConfig, one_sided: bo
     key = kernels.kth_largest(scores.view(np.int32), num_kept, work, np.empty(1024, np.int32))
     threshold = np.int32(key).view(np.float32)
     least = threshold if scores is values else kernels.least_kept(values, scores, threshold)
-    step = step_of(np.float32(least), config, one_sided)
+    step = step_of(np.float32(least), config, kind)
     quantised = np.empty(len(values), np.int32)
     num_reached = kernels.quantise(values, scores, threshold, np.float32(1) / step, quantised)
     if num_reached > num_kept:

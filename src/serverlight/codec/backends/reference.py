@@ -58,7 +58,7 @@ class ReferenceKernels(SlicerKernels):
         one_sided = bool((values >= 0).all())
         kind = kind_of(natural_layout(shape), one_sided)
         grid, bounds = segments_of(shape, kind)
-        step = step_of(least_reaching(values, kept, config.asymmetry), config, one_sided)
+        step = step_of(least_reaching(values, kept, config.asymmetry), config, kind)
         quantised = quantise(values, kept, step)
         raw_bits = choose_raw_bits(quantised, 14 if is_one_sided_kind(kind) else 7)
         high, raw = split_raw(quantised, raw_bits)

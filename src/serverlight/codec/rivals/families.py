@@ -11,6 +11,7 @@ from serverlight.codec.rivals import zstd
 from serverlight.codec.rivals.blocks import Q80, BlockwiseInt8
 from serverlight.codec.rivals.halves import Halves, ShuffledHalves
 from serverlight.codec.rivals.integers import EntropyCodedInteger, EntropyCodedRotatedInteger, Integer, RotatedInteger
+from serverlight.codec.rivals.plain_slicer import PlainSlicer
 from serverlight.codec.rivals.profiles import Profile
 from serverlight.codec.rivals.rival import Rival
 from serverlight.codec.rivals.topk import TopK
@@ -94,6 +95,7 @@ def _profile(profile: str, positions: str = "auto") -> Callable[..., Rival]:
 
 def _rivals() -> list[Family]:
     packed: Axes = {"bits": BITS, "ranges": ("absmax", "minmax")}
+    slicer = dict(PROFILE_AXES["slicer"])
     rotated: Axes = {"bits": BITS, "scope": SCOPES}
     found = [
         Family(name="fp16", make=Halves, axes={}),
@@ -105,6 +107,7 @@ def _rivals() -> list[Family]:
         Family(name="rotated-rans", make=EntropyCodedRotatedInteger, axes=rotated),
         Family(name="topk-fp16-bitmap", make=_topk("bitmap"), axes={"sparsity": SPARSITIES}),
         Family(name="topk-fp16-csr", make=_topk("csr"), axes={"sparsity": SPARSITIES}),
+        *(Family(name=f"slicer-nearest-{c}", make=_plain_slicer(c), axes=slicer) for c in ("bitmap", "rans")),
         Family(name="uniform-rans", make=Uniform, axes={"levels": LEVELS}),
         Family(name="uniform-csr-rans", make=SparseUniform, axes={"levels": LEVELS}),
     ]
@@ -119,6 +122,13 @@ def _integers(scope: str, axes: Axes, *, coded: bool = False) -> Family:
 
     pinned = () if coded else tuple({"bits": bits, "ranges": "absmax"} for bits in (4, 8))
     return Family(name=f"int-{scope}{'-rans' if coded else ''}", make=make, axes=axes, pinned=pinned)
+
+
+def _plain_slicer(coding: str) -> Callable[..., Rival]:
+    def make(**settings: Any) -> Rival:
+        return PlainSlicer(coding=coding, **settings)  # type: ignore[arg-type]
+
+    return make
 
 
 def _topk(positions: str) -> Callable[..., Rival]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from serverlight.codec.rivals.entropy import pack_bits, unpack_bits
 from serverlight.codec.rivals.rival import Float32, OneByOne, read_varint, varint
 
-__all__ = ["TopK"]
+__all__ = ["TopK", "largest"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class TopK(OneByOne):
 
     def _pack(self, x: Float32) -> bytes:
         flat = np.ascontiguousarray(x).reshape(-1)
-        kept = _largest(flat, math.ceil(round((1 - self.sparsity) * len(flat), 6)))
+        kept = largest(flat, math.ceil(round((1 - self.sparsity) * len(flat), 6)))
         where = _bitmap(kept, len(flat)) if self.positions == "bitmap" else _csr(kept, len(flat))
         return varint(len(kept)) + where + flat[kept].astype("<f2").tobytes()
 
@@ -46,7 +46,7 @@ class TopK(OneByOne):
 Positions = npt.NDArray[np.int64]
 
 
-def _largest(flat: Float32, count: int) -> Positions:
+def largest(flat: Float32, count: int) -> Positions:
     """Positions of the ``count`` largest magnitudes that are not zero, ascending."""
     if count >= len(flat):
         return np.flatnonzero(flat)

@@ -28,9 +28,10 @@ __all__ = ["evaluate"]
 def evaluate(
     cut: Annotated[list[str], typer.Option("--cut", metavar="NAME", help="Where to cut; may be repeated.")],
     model: ModelArgument = "demo-vision",
-    sparsity: Annotated[str, typer.Option(metavar="LIST", help="Shares of elements to drop.")] = "0.5,0.7,0.8",
-    groups: Annotated[str, typer.Option(metavar="LIST", help="Numbers of magnitude groups.")] = "1",
-    distortion: Annotated[str, typer.Option(metavar="LIST", help="Distortion budgets.")] = "0.1,0.25",
+    profile: Annotated[str, typer.Option(metavar="LIST", help="Codecs: serverlight, slicer, fp16.")] = "serverlight",
+    sparsity: Annotated[str, typer.Option(metavar="LIST", help="Shares of elements to drop.")] = "0.5,0.7,0.8,0.9",
+    groups: Annotated[str, typer.Option(metavar="LIST", help="Numbers of magnitude groups (slicer).")] = "1",
+    distortion: Annotated[str, typer.Option(metavar="LIST", help="Distortion budgets, or `auto`.")] = "auto",
     asymmetry: Annotated[str, typer.Option(metavar="LIST", help="Worth of a negative element.")] = "1",
     data: DataOption = None,
     limit: LimitOption = None,
@@ -40,7 +41,7 @@ def evaluate(
     """Measure bytes and accuracy of an image classifier for each combination of cut and codec settings.
 
     Everything runs in one process. Example:
-    `serverlight eval demo-vision --cut layer2.2 --cut layer3.0 --sparsity 0.7,0.8 --distortion 0.1,0.25`
+    `serverlight eval demo-vision --cut layer2.2 --cut layer3.0 --profile serverlight,slicer --sparsity 0.7,0.8`
     """
     import torch
 
@@ -49,7 +50,7 @@ def evaluate(
     from serverlight.models import load_model
 
     check_writable("json", json)
-    configs = _configs(sparsity, groups, distortion, asymmetry)
+    configs = _configs(profile, sparsity, groups, distortion, asymmetry)
     settings = list(itertools.product(cut, configs))
     torch.set_num_threads(threads)
     loaded = load_model(model)
@@ -65,21 +66,28 @@ def evaluate(
         _print_rows(rows)
 
 
-def _configs(sparsity: str, groups: str, distortion: str, asymmetry: str) -> list[CodecConfig]:
+def _configs(profile: str, sparsity: str, groups: str, distortion: str, asymmetry: str) -> list[CodecConfig]:
     from serverlight.codec import CodecConfig
 
     grid = itertools.product(
+        parse_list("profile", profile, str),
         parse_list("sparsity", sparsity, float),
         parse_list("groups", groups, int),
-        parse_list("distortion", distortion, float),
+        parse_list("distortion", distortion, _number_or_auto),
         parse_list("asymmetry", asymmetry, float),
     )
-    return [CodecConfig(profile="slicer", sparsity=s, num_groups=m, distortion=d, asymmetry=a) for s, m, d, a in grid]
+    return [
+        CodecConfig(profile=p, sparsity=s, num_groups=m, distortion=d, asymmetry=a) for p, s, m, d, a in grid
+    ]
+
+
+def _number_or_auto(text: str) -> float | None:
+    return None if text.strip() == "auto" else float(text)
 
 
 def _print_rows(rows: tuple[VisionRow, ...]) -> None:
     columns = [
-        "cut", "sparsity", "groups", "distortion", "asymmetry", "bits/element", "bytes/image", "x fp16",
+        "cut", "profile", "sparsity", "groups", "distortion", "asymmetry", "bits/element", "bytes/image", "x fp16",
         "accuracy", "difference, pp (95 %)", "agreement",
     ]  # fmt: skip
     print_table(columns, [_cells(row) for row in rows])
@@ -93,9 +101,10 @@ def _cells(row: VisionRow) -> list[str]:
     low, high = row.accuracy_delta_low_pp, row.accuracy_delta_high_pp
     return [
         row.cut,
+        row.config.profile,
         f"{row.config.sparsity:g}",
         str(row.config.num_groups),
-        f"{row.config.distortion:g}",
+        "auto" if row.config.distortion is None else f"{row.config.distortion:g}",
         f"{row.config.asymmetry:g}",
         f"{row.bits_per_element:.3f}",
         format_bytes(row.bytes_per_image),

@@ -182,3 +182,11 @@ def test_children_end_with_the_block() -> None:
         except RuntimeError:
             pass
     assert all(not child.is_alive for child in children)
+
+
+def test_stubborn_child_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that goes on when its standard input has ended does not outlive the block either."""
+    monkeypatch.setattr("serverlight.apps.demo.children.STOP_S", 0.1)
+    with Family() as family:
+        child = family.start("stubborn", "http.server", "0", "--bind", "127.0.0.1")
+    assert not child.is_alive

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from serverlight import __version__
+from serverlight.apps.commands.bench_codec import bench
 from serverlight.apps.commands.cuts import cuts
 from serverlight.apps.commands.demo import demo
 from serverlight.apps.commands.evaluate import evaluate
@@ -51,6 +52,7 @@ app.command()(run)
 app.command()(cuts)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

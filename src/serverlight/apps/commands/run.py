@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,15 +82,15 @@ def run(
     agreed = Plan.load(plan) if plan else None
     torch.set_num_threads(threads)
     loaded = load_model(model)
-    parts = partition(loaded.module, loaded.example_inputs)
-    chosen = parts.cut(agreed.cut if agreed else cut or "")
-    ours = Plan(model=loaded.name, revision=loaded.revision, cut=chosen.name, codec=agreed.codec if agreed else config)
+    name = agreed.cut if agreed else cut or ""
+    ours = Plan(model=loaded.name, revision=loaded.revision, cut=name, codec=agreed.codec if agreed else config)
     if agreed:
-        ours.check_compatible(dataclasses.replace(agreed, cut=chosen.name))
+        ours.check_compatible(agreed)
+    parts = partition(loaded.module, loaded.example_inputs)
     samples = _samples(loaded, data, limit)
     with connect(server, plan=ours, model=parts) as client:
         results = _send(client, samples.inputs)
-    figures = _figures(ours, chosen, samples, results)
+    figures = _figures(client.plan, parts.cut(name), samples, results)
     if json:
         write_json(json, figures)
     if json != STDOUT:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -44,7 +46,6 @@ def serve(
     import torch
 
     from serverlight.models import load_model
-    from serverlight.partition import partition
     from serverlight.plan import Plan
     from serverlight.runtime import Server
 
@@ -52,17 +53,16 @@ def serve(
     if bool(cut) == bool(plan):
         raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; `serverlight cuts MODEL` lists the cuts")
     agreed = Plan.load(plan) if plan else None
+    stopping = threading.Event()
     if until_eof:
-        threading.Thread(target=_stop_at_eof, name="serverlight-stdin", daemon=True).start()
+        threading.Thread(target=_stop_at_eof, args=(stopping,), name="serverlight-stdin", daemon=True).start()
     torch.set_num_threads(threads)
     loaded = load_model(model)
     if agreed:
         dataclasses.replace(agreed, model=loaded.name, revision=loaded.revision).check_compatible(agreed)
-    parts = partition(loaded.module, loaded.example_inputs)
-    cuts = [parts.cut(name).name for name in ([agreed.cut] if agreed else cut or [])]  # a cut may have several names
+    cuts = [agreed.cut] if agreed else list(cut or ())
     codec = agreed.codec if agreed else None
-    stopping = _stop_event()
-    with Server(loaded, cuts, codec=codec, host=host, port=port, parts=parts) as server:
+    with _set_by_signals(stopping), Server(loaded, cuts, codec=codec, host=host, port=port) as server:
         _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
         stopping.wait()
         given_up = server.drain()
@@ -80,20 +80,25 @@ def _announce(facts: dict[str, Any], json: str | None) -> None:
     sys.stdout.flush()
 
 
-def _stop_event() -> threading.Event:
-    """Set by SIGTERM or SIGINT; a second Ctrl-C ends the process at once."""
-    stopping = threading.Event()
+@contextlib.contextmanager
+def _set_by_signals(stopping: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set the event; a second Ctrl-C ends the process at once."""
 
     def stop(_signum: int, _frame: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         stopping.set()
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, stop)
-    return stopping
+    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
-def _stop_at_eof() -> None:
+def _stop_at_eof(stopping: threading.Event) -> None:
+    """Ends the process while it loads, and then as SIGTERM does."""
     while os.read(sys.stdin.fileno(), 1 << 16):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    if not stopping.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)

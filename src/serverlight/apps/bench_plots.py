@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -47,9 +48,8 @@ def _draw_rates(axes: Axes, report: TaskReport) -> None:
     """Relative error against bits: settings on each codec's front, and the curves that bound them."""
     names = [comparison.codec for comparison in report.comparisons]
     for name in names:
-        points = [(p.bits_per_element, p.rel_mse) for p in report.probes if p.codec == name and p.rel_mse > 0]
-        if points:
-            axes.plot(*zip(*sorted(points), strict=True), **_style(name, names), label=name, linewidth=1, markersize=3)
+        points = _front((p.bits_per_element, p.rel_mse) for p in report.probes if p.codec == name and p.rel_mse > 0)
+        _draw_line(axes, points, name, names)
     axes.plot(report.ecsq.bits, report.ecsq.distortion, "k--", label="ideal scalar quantiser (ECSQ)", linewidth=1.2)
     bound = report.rate_distortion
     axes.plot(bound.bits, bound.distortion, "k:", label="R(D), Blahut-Arimoto", linewidth=1.2)
@@ -65,25 +65,42 @@ def _draw_times(axes: Axes, rows: Sequence[SpeedRow], what: str) -> None:
     flat = [row for row in rows if len(row.shape) == 2]
     for name in names:
         points = sorted((row.tensor_bytes, getattr(row, f"{what}_us")) for row in flat if row.codec == name)
-        if points:
-            axes.plot(*zip(*points, strict=True), **_style(name, names), label=name, linewidth=1, markersize=3)
+        _draw_line(axes, points, name, names)
     copies = sorted({row.tensor_bytes: row.tensor_bytes / row.memcpy_gb_s / 1e3 for row in flat}.items())
     axes.plot(*zip(*copies, strict=True), "k--", label="memcpy", linewidth=1.2)
     axes.set(xscale="log", yscale="log", xlabel="bytes of the float32 tensor", ylabel=f"{what}, microseconds")
     axes.grid(color="#DDDDDD", linewidth=0.5)
 
 
-def _style(name: str, names: Sequence[str]) -> dict[str, str]:
-    others = [other for other in names if other not in OURS]
-    if name in OURS:
-        return {"color": OURS[name], "marker": "o"}
-    i = others.index(name)
-    return {"color": OTHERS[i % len(OTHERS)], "marker": MARKERS[i // 2 % len(MARKERS)]}
+def _front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats in both rate and error, by rate."""
+    best: list[tuple[float, float]] = []
+    for bits, error in sorted(points):
+        if not best or error < best[-1][1]:
+            best.append((bits, error))
+    return best
 
 
-def _legend_of(figure: Figure) -> tuple[list[object], list[str]]:
+def _draw_line(axes: Axes, points: Sequence[tuple[float, float]], name: str, names: Sequence[str]) -> None:
+    if not points:
+        return
+    x, y = zip(*points, strict=True)
+    colour, marker = _style(name, names)
+    axes.plot(x, y, color=colour, marker=marker, label=name, linewidth=1, markersize=3)
+
+
+def _style(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """Colour and marker."""
+    profile = name.split(" ")[0]
+    if profile in OURS:
+        return OURS[profile], "o" if name in (profile, f"{profile} (cpu)") else "x"
+    i = [other for other in names if other.split(" ")[0] not in OURS].index(name)
+    return OTHERS[i % len(OTHERS)], MARKERS[i // 2 % len(MARKERS)]
+
+
+def _legend_of(figure: Figure) -> tuple[list[Artist], list[str]]:
     """Every label once, from all panels so far."""
-    found: dict[str, object] = {}
+    found: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)

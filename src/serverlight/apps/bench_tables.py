@@ -22,18 +22,17 @@ def print_rates(reports: Sequence[TaskReport], max_loss_pp: float, reference: st
         return
     tasks = [report.task for report in reports]
     by_codec = list(zip(*(report.comparisons for report in reports), strict=True))
-    print_table(
-        ["codec", *tasks],
-        [[row[0].codec, *(_bits(comparison) for comparison in row)] for row in by_codec],
-        title=f"Bits per element, all bytes counted, at a loss of at most {max_loss_pp:g} percentage points",
-    )
+    print_lines(f"Bits per element, all bytes counted, at a loss of at most {max_loss_pp:g} percentage points:")
+    print_table(["codec", *tasks], [[row[0].codec, *(_bits(comparison) for comparison in row)] for row in by_codec])
     bases = ", ".join(f"{r.task} {r.base_metric:.1f} ({r.num_messages} messages)" for r in reports)
     print_lines(f"Cheapest setting of each codec; {NONE} where every setting loses more. Uncut: {bases}.")
     if any(report.equal_kl for report in reports):
+        print_lines(
+            "", f"Bits per element at the divergence of {reference}'s row above (times as many as {reference}):"
+        )
         print_table(
             ["codec", *tasks],
             [[row[0].codec, *(_bits_at_kl(*pair) for pair in zip(row, reports, strict=True))] for row in by_codec],
-            title=f"Bits per element at the divergence of {reference}'s row above, and times as many as {reference}",
         )
 
 
@@ -42,10 +41,12 @@ def print_speed(rows: Sequence[SpeedRow]) -> None:
     for shape in dict.fromkeys(row.shape for row in rows):
         timed = [row for row in rows if row.shape == shape]
         size, copy = timed[0].tensor_bytes, timed[0].memcpy_gb_s
+        print_lines(
+            f"{' x '.join(map(str, shape))} {timed[0].dtype}, {size:,} bytes; memcpy of the same {copy:.1f} GB/s:"
+        )
         print_table(
             ["codec", "bits/element", "encode, us", "GB/s", "x memcpy", "decode, us", "GB/s", "x memcpy"],
             [_speed_cells(row) for row in timed],
-            title=f"{' x '.join(map(str, shape))} {timed[0].dtype}, {size:,} bytes; memcpy of the same {copy:.1f} GB/s",
         )
 
 

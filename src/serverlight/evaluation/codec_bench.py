@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ from serverlight.evaluation.tasks import CodecTask
 
 __all__ = ["Comparison", "Progress", "TaskReport", "bench_task"]
 
-Progress = Callable[[str], None]
-"""Told what is being measured."""
+Progress = Callable[[int, str], None]
+"""Called with the number of codecs done and with what is being measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +88,7 @@ def bench_task(
     reference: str,
     max_loss_pp: float = MAX_LOSS_PP,
     rounds: int = 2,
-    progress: Progress = lambda text: None,
+    progress: Progress = lambda done, text: None,
 ) -> TaskReport:
     """Walks the settings of every codec on one task.
 
@@ -97,11 +98,14 @@ def bench_task(
         reference: name of the one whose divergence the others are compared at; without it there is no such comparison.
         max_loss_pp: loss at which rates are compared, in percentage points.
         rounds: how often each grid is refined.
-        progress: told what is being measured.
+        progress: see :data:`Progress`.
     """
     scale = Scale(task)
-    walks = [Walk(scale, family, rounds=rounds, note=progress) for family in families]
-    best = {walk.family.name: walk.cheapest(lambda row: row.keeps(max_loss_pp)) for walk in walks}
+    walks, best = [], {}
+    for done, family in enumerate(families):
+        walk = Walk(scale, family, rounds=rounds, note=functools.partial(progress, done))
+        walks.append(walk)
+        best[family.name] = walk.cheapest(lambda row: row.keeps(max_loss_pp))
     row = best.get(reference)
     kl = row.kl if row is not None and row.kl > 0 else None
     comparisons = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Protocol
 
@@ -43,7 +44,7 @@ class OwnCodec:
 
     def __init__(self, config: CodecConfig, backend: str) -> None:
         """Raises :class:`BackendUnavailable` if the backend's package is missing."""
-        self.name = f"{config.profile} ({backend})"
+        self.name = config.profile if backend == "auto" else f"{config.profile} ({backend})"
         self._codec, self._backend = Codec(config, backend=backend), backend
 
     def encode(self, x: torch.Tensor) -> bytes:
@@ -134,15 +135,13 @@ def contenders(sparsity: float = SPARSITY) -> list[Contender]:
     """Everything that can be timed here. Of the rivals in NumPy only those whose speed would be no other elsewhere."""
     found: list[Contender] = []
     for profile in PROFILES:
-        for backend in BACKENDS:
-            try:
+        for backend in BACKENDS if profile != "fp16" else ("auto",):  # halves have no stages, so no backend
+            with contextlib.suppress(BackendUnavailable):
                 found.append(OwnCodec(CodecConfig(profile=profile, sparsity=sparsity), backend))
-            except BackendUnavailable:
-                continue
     found += [StraightforwardTorch(sparsity=sparsity)]
     if bitsandbytes_codec.is_available():
         found += [bitsandbytes_codec.BitsAndBytes(block) for block in (64, 4096)]
-    found += [InNumPy(rival) for rival in (Halves(), BlockwiseInt8(block=64), Q80())]
+    found += [InNumPy(rival, f"{rival.name} in NumPy") for rival in (Halves(), BlockwiseInt8(block=64), Q80())]
     found += [InNumPy(Integer(bits=bits), f"int{bits} per token") for bits in (8, 4)]
     if zstd.is_available():
         found.append(InNumPy(ShuffledHalves(level=1)))

@@ -28,12 +28,15 @@ SECONDS, QUICK_SECONDS = 0.5, 0.1
 DESCRIPTION_WIDTH = 70
 
 
-bench = typer.Typer(no_args_is_help=True, help="Measure a part of the system beside what else there is.")
+bench = typer.Typer(no_args_is_help=True)
 
 
 @bench.callback()
 def _bench() -> None:
-    """A group stays a group also while it has a single command."""
+    """Measure a part of the system beside what else there is.
+
+    Example: `serverlight bench codec --quick`
+    """
 
 
 @bench.command("codec")

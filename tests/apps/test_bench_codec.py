@@ -1,0 +1,112 @@
+"""Tests of ``serverlight bench codec``."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from serverlight.apps.bench_plots import _front, plot_codecs
+from serverlight.apps.cli import main
+from serverlight.codec.rivals import family
+from serverlight.evaluation.codec_bench import TaskReport, bench_task
+from serverlight.evaluation.rates import RateRow
+from serverlight.evaluation.speed import SpeedRow
+from serverlight.evaluation.tasks import load_task
+
+RATE_FIELDS = {
+    "model", "cut", "codec", "config", "bits_per_element", "ratio_vs_fp16", "quality", "quality_delta_pp",
+    "quality_interval_pp", "kl", "rel_mse", "ecsq_bits_per_element",
+}  # fmt: skip
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as exited:
+        main(["bench", "codec", *words])
+    return int(exited.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def report() -> TaskReport:
+    codecs = [family(name) for name in ("int-channel", "uniform-rans")]
+    return bench_task(load_task("demo", limit=20), codecs, reference="uniform-rans", rounds=0)
+
+
+def speed_row(codec: str, shape: tuple[int, ...]) -> SpeedRow:
+    size = 4 * int(np.prod(shape))
+    return SpeedRow(
+        codec=codec, shape=shape, dtype="float32", tensor_bytes=size, bits_per_element=2.0, encode_gb_s=1.0,
+        decode_gb_s=2.0, encode_us=size / 1e3, decode_us=size / 2e3, encode_vs_memcpy=10.0, decode_vs_memcpy=5.0,
+        memcpy_gb_s=10.0, rounds=3,
+    )  # fmt: skip
+
+
+def test_demo_needs_no_data(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a data folder the shipped model is measured; rows have every field asked for, and tables tell the same."""
+    monkeypatch.delenv("SERVERLIGHT_SHARED", raising=False)
+    path = tmp_path / "c.json"
+    codecs = "int-channel,uniform-rans"
+    assert run("--codecs", codecs, "--limit", "20", "--quick", "--no-speed", "--json", str(path)) == 0
+    fields = json.loads(path.read_text())
+    assert {row["codec"] for row in fields["rows"]} == set(codecs.split(","))
+    assert all(row.keys() >= RATE_FIELDS for row in fields["rows"])
+    assert [task["task"] for task in fields["tasks"]] == ["demo"]
+    assert fields["speed"] == []
+    best = {entry["codec"]: entry["bits_per_element"] for entry in fields["tasks"][0]["best"]}
+    printed = capsys.readouterr().out
+    for codec, bits in best.items():
+        assert any(codec in line and f"{bits:.2f}" in line for line in printed.splitlines())
+
+
+def test_speed_alone_is_what_json_holds(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Speed rows reach both the file and the table."""
+    rows = [speed_row("serverlight (cpu)", (1, 4096)), speed_row("q80", (1, 4096))]
+    monkeypatch.setattr("serverlight.evaluation.speed.time_codecs", lambda codecs, shape, **_: rows[:2])
+    arguments = ("--tasks", "demo", "--codecs", "q80", "--limit", "4", "--quick", "--json", str(tmp_path / "c.json"))
+    assert run(*arguments) == 0
+    speed = json.loads((tmp_path / "c.json").read_text())["speed"]
+    assert speed[0] == {**rows[0].to_dict(), "shape": [1, 4096]}
+    assert "memcpy of the same 10.0 GB/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--codecs", "zip"), "unknown codec 'zip'; choose from serverlight"),
+        (("--tasks", "R57"), "unknown task 'R57'; choose from demo"),
+        (("--tasks", "R56-mid", "--data", "nowhere"), "R56-mid needs vision_cifar10/resnet56.safetensors"),
+        (("--json", "no/such/folder/c.json"), "create it first"),
+    ],
+)
+def test_wrong_words(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong name is told before anything is measured, with the right ones."""
+    assert run(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_plot(tmp_path: pathlib.Path, report: TaskReport, suffix: str) -> None:
+    """Curves of the tasks and times by size become one picture, also where either is missing."""
+    speed = [speed_row(codec, (1, n)) for codec in ("serverlight (cpu)", "q80") for n in (256, 4096)]
+    for name, reports, timed in (("both", [report], speed), ("rates", [report], []), ("speed", [], speed)):
+        path = tmp_path / f"{name}.{suffix}"
+        plot_codecs(reports, timed, str(path))
+        assert path.stat().st_size > 5000
+
+
+def test_curves_show_no_beaten_settings() -> None:
+    """A point with more bits and no less error than another is left out of a curve."""
+    assert _front([(2.0, 0.3), (1.0, 0.5), (3.0, 0.3), (4.0, 0.1), (5.0, 0.2)]) == [(1.0, 0.5), (2.0, 0.3), (4.0, 0.1)]
+
+
+def test_rows_have_the_fields_asked_for() -> None:
+    """What outside readers of the JSON rely on."""
+    assert RateRow.__dataclass_fields__.keys() >= RATE_FIELDS
+    wanted = {"codec", "shape", "dtype", "encode_gb_s", "decode_gb_s", "encode_us", "decode_us"}
+    assert wanted | {"encode_vs_memcpy", "decode_vs_memcpy"} <= SpeedRow.__dataclass_fields__.keys()

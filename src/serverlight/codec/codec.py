@@ -118,7 +118,10 @@ class FrameInfo:
 
 
 def inspect(frame: Frame, *, max_elements: int = DEFAULT_MAX_ELEMENTS) -> FrameInfo:
-    """Reads and proves a frame without reconstructing the tensor; raises what :func:`decode` raises."""
+    """Reads and proves a frame's structure without reconstructing the tensor.
+
+    Raises what :func:`decode` raises, but for faults inside entropy-coded streams, which only decoding them shows.
+    """
     reader = Reader(frame)
     header = reader.header(max_elements)
     config: dict[str, Any] = {"profile": header.profile, "checksum": header.checksum}

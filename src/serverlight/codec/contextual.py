@@ -85,7 +85,7 @@ def read(reader: Reader, header: Header, unpack_model: Callable[..., int] = tabl
         levels=levels,
         shifts=shifts,
         segments=_read_segments(reader, header, kind),
-        raw=np.frombuffer(reader.rest("raw bits"), np.uint8),
+        raw=np.frombuffer(reader.rest("raw bits") if raw_bits else b"", np.uint8),
     )
 
 

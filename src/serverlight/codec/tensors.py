@@ -59,6 +59,9 @@ def from_float32(values: Float32, shape: tuple[int, ...], dtype: str, like: Like
 LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 """The largest finite number of each dtype."""
 
+POSITIVE_ZERO = np.float32(0)
+"""Added to what was rounded: a tiny negative number that becomes -0 is a zero like any other (section 3.2)."""
+
 LARGE_STEP = 1e20
 """No smaller step can lead out of a float32's or bfloat16's range: numbers of steps are below 2^53."""
 
@@ -76,11 +79,11 @@ def round_to_dtype(values: Float32, dtype: str) -> Float32:
     array([1.0078125], dtype=float32)
     """
     if dtype == "float16":
-        return values.astype(np.float16).astype(np.float32)
+        return values.astype(np.float16).astype(np.float32) + POSITIVE_ZERO
     if dtype == "bfloat16":
         bits = values.view(np.uint32)
         half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        return ((bits + half) & np.uint32(0xFFFF0000)).view(np.float32)
+        return ((bits + half) & np.uint32(0xFFFF0000)).view(np.float32) + POSITIVE_ZERO
     return values
 
 

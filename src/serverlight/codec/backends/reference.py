@@ -119,8 +119,9 @@ def least_reaching(values: Float32, kept: npt.NDArray[np.int64], asymmetry: floa
 
 def quantise(values: Float32, kept: npt.NDArray[np.int64], step: np.float32) -> Ints:
     """Signed numbers of steps, shape (n,): zero for what is dropped, at least one in magnitude for what is kept."""
-    magnitudes = np.abs(values[kept])
-    quotients = np.floor(np.minimum(magnitudes * (np.float32(1) / step), LARGEST_QUOTIENT) + ROUNDING)
+    with np.errstate(over="ignore"):  # beyond the largest quotient infinity is as good as any
+        scaled = np.abs(values[kept]) * (np.float32(1) / step)
+    quotients = np.floor(np.minimum(scaled, LARGEST_QUOTIENT) + ROUNDING)
     quantised = np.zeros(len(values), np.int64)
     quantised[kept] = np.maximum(quotients.astype(np.int64), 1) * np.where(values[kept] < 0, -1, 1)
     return quantised
@@ -192,9 +193,9 @@ def measure_shifts(
     values: Float32, quantised: Ints, high: Ints, step: np.float32, kind: int, one_sided: bool, grid: Grid
 ) -> Ints:
     """The mean distance of each class from its cell's nominal value, in 64ths of the step, shape (10,) (section 7)."""
-    scaled = np.rint(
-        np.clip(values * (np.float32(1) / step), -LARGEST_QUOTIENT, LARGEST_QUOTIENT) * np.float32(SHIFT_UNIT)
-    )
+    with np.errstate(over="ignore"):
+        quotients = np.clip(values * (np.float32(1) / step), -LARGEST_QUOTIENT, LARGEST_QUOTIENT)
+    scaled = np.rint(quotients * np.float32(SHIFT_UNIT))
     classes, direction = reconstruction_classes(high, kind, one_sided, grid)
     looked_at = np.arange(len(values)) // sample_run(grid) % sample_stride(len(values)) == 0
     distance = ((scaled.astype(np.int64) - SHIFT_UNIT * quantised) * direction)[looked_at]

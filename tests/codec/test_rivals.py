@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from serverlight.codec.rivals import Family, Rival, families, family
 from serverlight.codec.rivals.blocks import DYNAMIC_CODEBOOK, Q80, BlockwiseInt8
 from serverlight.codec.rivals.halves import Halves
 from serverlight.codec.rivals.integers import EntropyCodedInteger, Integer, RotatedInteger, hadamard
+from serverlight.codec.rivals.plain_slicer import PlainSlicer
 from serverlight.codec.rivals.rans import LANE_SYMBOLS, Stream, Table, pack_streams, unpack_streams
 from serverlight.codec.rivals.rival import as_tokens, from_tokens, read_shape, shape_bytes
 from serverlight.codec.rivals.topk import TopK
@@ -148,6 +150,32 @@ def test_sparse_uniform_has_the_values_of_the_dense_one() -> None:
     x = feature(1, 16, 16, 16, one_sided=True)
     dense, sparse = Uniform(levels=19), SparseUniform(levels=19)
     assert np.array_equal(dense.decode(dense.encode(x)), sparse.decode(sparse.encode(x)))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.97])
+@pytest.mark.parametrize("num_groups", [1, 3, 8])
+@pytest.mark.parametrize("distortion", [0.01, 0.1, 0.6])
+def test_plain_slicer(sparsity: float, num_groups: int, distortion: float) -> None:
+    """Both codings carry the same values; K is exact; each group's mean error is within the budget of its range."""
+    x = feature(1, 8, 8, 8)
+    settings = {"sparsity": sparsity, "num_groups": num_groups, "distortion": distortion}
+    packed, coded = (PlainSlicer(coding=coding, **settings) for coding in ("bitmap", "rans"))  # type: ignore[arg-type]
+    y = packed.decode(packed.encode(x)).reshape(-1)
+    assert np.array_equal(coded.decode(coded.encode(x)).reshape(-1), y)
+    kept = np.flatnonzero(y)
+    assert len(kept) == math.ceil((1 - sparsity) * x.size)
+    magnitudes, errors = np.abs(x.reshape(-1)[kept]), np.abs(x.reshape(-1)[kept] - y[kept])
+    for members in np.array_split(np.argsort(magnitudes, kind="stable"), num_groups):
+        span = magnitudes[members].max() - magnitudes[members].min()
+        assert errors[members].mean() <= 1.01 * distortion * span + 1e-3
+
+
+def test_plain_slicer_by_hand() -> None:
+    """Bitmap, labels, signs and codes at their widths, and five bytes for each group's range."""
+    x = feature(1, 8, 8, 8)
+    message = PlainSlicer(sparsity=0.5, num_groups=4, distortion=0.13).encode(x)
+    # 256 survivors at 1 bit of sign, 2 of label, and 2 of code: the mean error of evenly spread values is 1 / 12 of the range.
+    assert len(message) == 5 + 1 + 4 * 5 + 2 + 1 + 512 // 8 + 256 * (1 + 2 + 2) // 8
 
 
 def test_entropy_coding_changes_bytes_only() -> None:

@@ -33,12 +33,12 @@ def read_frame(frame: bytes) -> Decoded:
         source.data = frame[:-4]
     values = PROFILES[profile](source, dtype, shape, math.prod(shape))
     assert source.at == len(source.data)
-    return Decoded(dtype, shape, [to_dtype(v, dtype) for v in values])
+    return Decoded(dtype, shape, [to_dtype(v, dtype) + 0.0 for v in values])  # section 3.2
 
 
 def read_fp16(source: Bytes, dtype: str, shape: list[int], num_elements: int) -> list[float]:
     """Section 4."""
-    return [x + 0.0 for x in struct.unpack(f"<{num_elements}e", source.take(2 * num_elements))]
+    return list(struct.unpack(f"<{num_elements}e", source.take(2 * num_elements)))
 
 
 PROFILES = {0: read_fp16, 1: read_slicer, 2: read_serverlight}

@@ -1,0 +1,8 @@
+"""Makes the second reader, tests/independent_reader, importable under its own name."""
+
+import pathlib
+import sys
+
+TESTS = str(pathlib.Path(__file__).parents[1])
+if TESTS not in sys.path:
+    sys.path.append(TESTS)

@@ -5,8 +5,7 @@ from serverlight.evaluation import load_images
 
 model = sl.load_model("demo-vision")
 parts = sl.partition(model.module, model.example_inputs)
-codec = sl.CodecConfig(profile="slicer", sparsity=0.85, distortion=0.25)
-plan = sl.Plan(model=model.name, revision=model.revision, cut="layer3.0", codec=codec)
+plan = sl.Plan(model=model.name, revision=model.revision, cut="layer3.0", codec=sl.CodecConfig(sparsity=0.94))
 
 digits = load_images("demo-vision").first(50)
 right = uplink_bytes = 0

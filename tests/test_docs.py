@@ -80,6 +80,7 @@ def test_commands_that_are_named_exist(page: pathlib.Path) -> None:
     from serverlight.apps.cli import app
 
     commands = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
+    commands |= {group.name for group in app.registered_groups if isinstance(group.name, str)}
     words = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
     text = page.read_text()
     assert set(re.findall(r"(?:`|\$ )serverlight ([a-z]+)", text)) <= commands

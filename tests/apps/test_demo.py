@@ -11,7 +11,7 @@ import pytest
 
 from serverlight.apps.demo.children import Family
 from serverlight.apps.demo.measure import Measured
-from serverlight.apps.demo.modes import DEVICE, FP16, JPEG, PNG, SLICER, Mode, make_modes
+from serverlight.apps.demo.modes import DEVICE, FP16, JPEG, OURS, PNG, SLICER, Mode, make_modes
 from serverlight.apps.demo.report import Row, make_rows, summary, table_cells
 from serverlight.apps.demo.worker import Answer
 from serverlight.apps.plots import plot_demo
@@ -42,6 +42,8 @@ ROWS = [
     ("fp16", "layer3.0"),
     ("slicer", "layer2"),
     ("slicer", "layer3.0"),
+    ("serverlight", "layer2"),
+    ("serverlight", "layer3.0"),
     ("device", "output"),
 ]
 
@@ -60,8 +62,7 @@ def test_small_demo(cli: Cli, tmp_path: pathlib.Path) -> None:
     for row in rows:
         check_row(row)
     by = {(row["mode"], row["cut"]): row for row in rows}
-    assert by["slicer", "layer3.0"]["ratio_vs_fp16"] > 5
-    assert by["slicer", "layer3.0"]["uplink_bytes_per_request"] < by["fp16", "layer3.0"]["uplink_bytes_per_request"]
+    assert by["serverlight", "layer3.0"]["ratio_vs_fp16"] > by["slicer", "layer3.0"]["ratio_vs_fp16"] > 5
     assert 2 * 3072 < by["fp16", "layer3.0"]["uplink_bytes_per_request"] < 2 * 3072 + 100
     assert by["png", "input"]["accuracy_delta_pp"] == by["device", "output"]["accuracy_delta_pp"] == 0
     assert all(title in outcome.out for title in ("full server, PNG", "layer3.0, SLICER", "all on the device"))
@@ -115,6 +116,8 @@ def made_up_rows() -> list[Row]:
         (FP16, "layer3.0"): {"num_bytes": 4_000, "cpu_ms": 2.0, "latency_ms": 30.0},
         (SLICER, "layer1"): {"num_bytes": 1_000, "cpu_ms": 8.5, "latency_ms": 16.0, "right": 9},
         (SLICER, "layer3.0"): {"num_bytes": 250, "cpu_ms": 4.0, "latency_ms": 10.0},
+        (OURS, "layer1"): {"num_bytes": 400, "cpu_ms": 4.0, "latency_ms": 16.0},
+        (OURS, "layer3.0"): {"num_bytes": 125, "cpu_ms": 2.0, "latency_ms": 9.0},
         (DEVICE, "output"): {"num_bytes": 0, "cpu_ms": 0.0, "latency_ms": 12.0},
     }
     found = {mode.key: measured(mode, **figures[mode.mode, mode.cut]) for mode in modes()}  # type: ignore[arg-type]
@@ -134,20 +137,21 @@ def test_ratios_name_their_base() -> None:
     assert rows[SLICER, "layer3.0"].latency_ms_p95 == 10 + 9
 
 
-def test_table_says_where_slicer_loses() -> None:
-    """A SLICER row that sends more, burdens the server more, is slower or less accurate says so; others say nothing."""
+def test_table_says_where_a_codec_loses() -> None:
+    """A coded row that sends more, burdens the server more, is slower or less accurate says so; others say nothing."""
     cells = {row[0]: row[1] for row in table_cells(made_up_rows(), modes())}
     assert cells["layer1, SLICER"] == "bytes, server, latency, accuracy"
-    assert cells["layer3.0, SLICER"] == ""
+    assert cells["layer1, serverlight"] == "latency"
+    assert cells["layer3.0, SLICER"] == cells["layer3.0, serverlight"] == ""
     assert cells["full server, JPEG"] == cells["all on the device"] == ""
 
 
 def test_summary_says_what_won() -> None:
     """The sentence gives both directions: fewer or more, less or more."""
     text = summary(made_up_rows())
-    assert "SLICER at layer3.0 sends 16.0x fewer bytes than fp16 features and 2.0x fewer than the image as JPEG" in text
-    assert "takes 2.0x less of the server's time" in text
-    assert "Fastest here is SLICER at layer3.0 (14.5 ms)" in text
+    assert "serverlight at layer3.0 sends 32.0x fewer bytes than fp16 features, 2.0x fewer than SLICER" in text
+    assert "4.0x fewer than the JPEG; it takes 4.0x less of the server's time" in text
+    assert "Fastest here is serverlight at layer3.0 (13.5 ms)" in text
 
 
 def test_plot_draws_every_row(tmp_path: pathlib.Path) -> None:

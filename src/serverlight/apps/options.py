@@ -11,7 +11,7 @@ from serverlight.errors import ConfigError
 
 __all__ = ["DataOption", "JsonOption", "LimitOption", "ModelArgument", "ThreadsOption", "parse_list"]
 
-_T = TypeVar("_T", int, float)
+_T = TypeVar("_T")
 
 ModelArgument = Annotated[
     str,

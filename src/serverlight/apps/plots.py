@@ -14,8 +14,15 @@ from serverlight.apps.demo.report import Row
 
 __all__ = ["plot_demo"]
 
-COLOURS = {"png": "#56B4E9", "jpeg": "#56B4E9", "fp16": "#E69F00", "slicer": "#0072B2", "device": "#999999"}
-"""Okabe and Ito's palette, which colour-blind readers can tell apart; SLICER has the darkest."""
+COLOURS = {
+    "png": "#56B4E9",
+    "jpeg": "#56B4E9",
+    "fp16": "#E69F00",
+    "slicer": "#0072B2",
+    "serverlight": "#D55E00",
+    "device": "#999999",
+}
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
 FAINT, GREY, TEXT = "#D0D0D0", "#666666", "#222222"
 
@@ -35,7 +42,7 @@ def plot_demo(rows: Sequence[Row], titles: Sequence[str], caption: str, path: st
     uplink.set_yticks(range(len(rows)), titles)
     uplink.set_ylim(len(rows) - 0.5, -0.9)
     for label, row in zip(uplink.get_yticklabels(), rows, strict=True):
-        label.set_fontweight("bold" if row.mode == "slicer" else "normal")
+        label.set_fontweight("bold" if row.mode == "serverlight" else "normal")
     figure.suptitle("What cutting the network saves, and what it costs", x=0.005, ha="left", fontsize=13, color=TEXT)
     figure.supxlabel(caption, x=0.005, ha="left", fontsize=8, color=GREY)
     stem = path.removesuffix(".png").removesuffix(".svg")
@@ -75,7 +82,7 @@ def _draw_latency(axes: Axes, rows: Sequence[Row]) -> None:
         _label(axes, i, row.latency_ms_p95, f"{row.latency_ms_p50:.1f} | {row.latency_ms_p95:.1f}")
         axes.annotate(
             f"{100 * row.accuracy:.2f} %", (1, i), xycoords=axes.get_yaxis_transform(), ha="right", va="center",
-            fontsize=9, color=TEXT, fontweight="bold" if row.mode == "slicer" else "normal",
+            fontsize=9, color=TEXT, fontweight="bold" if row.mode == "serverlight" else "normal",
         )  # fmt: skip
     axes.annotate(
         "accuracy", (1, -0.72), xycoords=axes.get_yaxis_transform(), ha="right", va="center", fontsize=9, color=GREY

@@ -35,7 +35,7 @@ def demo(
 ) -> None:
     """Show what cutting a model saves and costs: a real server, several devices, real images, one table.
 
-    Compares sending the image, sending fp16 features, sending SLICER frames, and doing all on the device. The server
+    Compares sending the image, fp16 features, frames of SLICER and of our own codec, and doing all on the device. The server
     and the devices are processes of this machine; one request at a time from each device, one image a request.
 
     Example: `serverlight demo --link 10mbit,20ms --plot demo --json demo.json`

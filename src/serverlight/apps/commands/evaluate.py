@@ -76,9 +76,7 @@ def _configs(profile: str, sparsity: str, groups: str, distortion: str, asymmetr
         parse_list("distortion", distortion, _number_or_auto),
         parse_list("asymmetry", asymmetry, float),
     )
-    return [
-        CodecConfig(profile=p, sparsity=s, num_groups=m, distortion=d, asymmetry=a) for p, s, m, d, a in grid
-    ]
+    return [CodecConfig(profile=p, sparsity=s, num_groups=m, distortion=d, asymmetry=a) for p, s, m, d, a in grid]
 
 
 def _number_or_auto(text: str) -> float | None:
@@ -87,13 +85,12 @@ def _number_or_auto(text: str) -> float | None:
 
 def _print_rows(rows: tuple[VisionRow, ...]) -> None:
     columns = [
-        "cut", "profile", "sparsity", "groups", "distortion", "asymmetry", "bits/element", "bytes/image", "x fp16",
-        "accuracy", "difference, pp (95 %)", "agreement",
+        "cut", "profile", "settings", "bits/element", "bytes/image", "x fp16", "accuracy", "pp", "95 %", "agreement",
     ]  # fmt: skip
-    print_table(columns, [_cells(row) for row in rows])
+    print_table(columns, [_cells(row) for row in rows], left=3)
     print_lines(
         f"{rows[0].num_images} images; the uncut model has {100 * rows[0].uncut_accuracy:.2f} %. Bytes are those of the frames, "
-        "headers included; x fp16 says how many times as many plain halves take."
+        "headers included; x fp16 says how many times as many plain halves take. pp is the difference from the uncut model."
     )
 
 
@@ -102,14 +99,22 @@ def _cells(row: VisionRow) -> list[str]:
     return [
         row.cut,
         row.config.profile,
-        f"{row.config.sparsity:g}",
-        str(row.config.num_groups),
-        "auto" if row.config.distortion is None else f"{row.config.distortion:g}",
-        f"{row.config.asymmetry:g}",
+        _settings(row.config),
         f"{row.bits_per_element:.3f}",
         format_bytes(row.bytes_per_image),
         f"{row.ratio_vs_fp16:.1f}",
         f"{100 * row.accuracy:.2f} %",
-        f"{row.accuracy_delta_pp:+.2f} ({low:+.2f} to {high:+.2f})",
+        f"{row.accuracy_delta_pp:+.2f}",
+        f"{low:+.2f} to {high:+.2f}",
         f"{100 * row.agreement:.2f} %",
     ]
+
+
+def _settings(config: CodecConfig) -> str:
+    """What of theta plays a part in the profile."""
+    if config.profile == "fp16":
+        return ""
+    groups = f" M={config.num_groups}" if config.profile == "slicer" else ""
+    distortion = "" if config.distortion is None else f" delta={config.distortion:g}"
+    asymmetry = "" if config.asymmetry == 1 else f" lambda={config.asymmetry:g}"
+    return f"s={config.sparsity:g}{asymmetry}{groups}{distortion}"

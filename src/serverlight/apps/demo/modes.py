@@ -10,11 +10,14 @@ from serverlight.apps.demo.settings import codec_for
 from serverlight.codec import CodecConfig
 from serverlight.plan import Plan
 
-__all__ = ["DEVICE", "FP16", "JPEG", "PNG", "RAW", "SLICER", "Mode", "make_modes"]
+__all__ = ["CODED", "DEVICE", "FP16", "JPEG", "OURS", "PNG", "RAW", "SLICER", "Mode", "make_modes"]
 
-PNG, JPEG, FP16, SLICER, DEVICE = "png", "jpeg", "fp16", "slicer", "device"
+PNG, JPEG, FP16, SLICER, OURS, DEVICE = "png", "jpeg", "fp16", "slicer", "serverlight", "device"
 RAW = (PNG, JPEG)
 """Modes that send the image and let the server do it all."""
+
+CODED = (SLICER, OURS)
+"""Modes that send a compressed feature; they are named after the codec's profile."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +25,7 @@ class Mode:
     """One row of the table."""
 
     mode: str
-    """``png``, ``jpeg``, ``fp16``, ``slicer`` or ``device``."""
+    """``png``, ``jpeg``, ``fp16``, ``slicer``, ``serverlight`` or ``device``."""
 
     cut: str
     """Where the model is cut."""
@@ -43,6 +46,7 @@ class Mode:
             JPEG: "full server, JPEG",
             FP16: f"{self.cut}, fp16",
             SLICER: f"{self.cut}, SLICER",
+            OURS: f"{self.cut}, serverlight",
             DEVICE: "all on the device",
         }[self.mode]
 
@@ -58,7 +62,7 @@ class Mode:
 
 
 def make_modes(model: str, revision: str, cuts: Sequence[str], *, first: str, last: str) -> list[Mode]:
-    """All rows: raw input, each cut with plain halves and with SLICER, everything on the device.
+    """All rows: raw input, each cut with plain halves and with both codecs, everything on the device.
 
     ``first`` and ``last`` are the names of the model's outermost cuts.
     """
@@ -71,6 +75,6 @@ def make_modes(model: str, revision: str, cuts: Sequence[str], *, first: str, la
         Mode(mode=PNG, cut=first, plan=at(first, fp16)),
         Mode(mode=JPEG, cut=first, plan=at(first, fp16)),
         *(Mode(mode=FP16, cut=cut, plan=at(cut, fp16)) for cut in cuts),
-        *(Mode(mode=SLICER, cut=cut, plan=at(cut, codec_for(model, cut))) for cut in cuts),
+        *(Mode(mode=coded, cut=cut, plan=at(cut, codec_for(model, cut, coded))) for coded in CODED for cut in cuts),
         Mode(mode=DEVICE, cut=last, plan=None),
     ]

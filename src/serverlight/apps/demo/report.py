@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serverlight.apps.demo.measure import Measured
-from serverlight.apps.demo.modes import DEVICE, FP16, JPEG, PNG, RAW, SLICER, Mode
+from serverlight.apps.demo.modes import CODED, DEVICE, FP16, JPEG, OURS, PNG, RAW, SLICER, Mode
 from serverlight.apps.terminal import format_bytes, format_times
 
 __all__ = ["COLUMNS", "Row", "make_rows", "settings", "summary", "table_cells"]
@@ -19,7 +19,7 @@ class Row:
     """One mode, measured; ``None`` where a figure does not apply."""
 
     mode: str
-    """``png``, ``jpeg``, ``fp16``, ``slicer`` or ``device``."""
+    """``png``, ``jpeg``, ``fp16``, ``slicer``, ``serverlight`` or ``device``."""
 
     cut: str
     """Where the model was cut."""
@@ -103,7 +103,7 @@ COLUMNS = (
 
 
 def table_cells(rows: Sequence[Row], modes: Sequence[Mode]) -> list[list[str]]:
-    """The table's rows; the second column says on what SLICER loses to sending the image, and is empty elsewhere."""
+    """The table's rows; the second column says on what a codec loses to its rivals, and is empty elsewhere."""
     return [
         [
             mode.title,
@@ -124,8 +124,8 @@ def table_cells(rows: Sequence[Row], modes: Sequence[Mode]) -> list[list[str]]:
 
 
 def _losses(row: Row, rows: Sequence[Row]) -> list[str]:
-    """On what a SLICER row is worse than the raw images, or slower than everything on the device."""
-    if row.mode != SLICER:
+    """On what a coded row is worse than the raw images, or slower than everything on the device."""
+    if row.mode not in CODED:
         return []
     raw = [rival for rival in rows if rival.mode in RAW]
     lost = []
@@ -145,28 +145,39 @@ def _ratio(value: float | None) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """What won, in a plain sentence or two."""
-    cut = [row for row in rows if row.mode == SLICER]
-    best = min(cut, key=lambda row: (row.uplink_bytes_per_request, row.server_cpu_ms_per_request))
-    png, jpeg = (next(row for row in rows if row.mode == mode) for mode in (PNG, JPEG))
-    image = min(png, jpeg, key=lambda row: row.uplink_bytes_per_request)
+    """What won, in plain sentences."""
+    best = min((row for row in rows if row.mode == OURS), key=_cost)
+    slicer = next(row for row in rows if row.mode == SLICER and row.cut == best.cut)
+    image = min((row for row in rows if row.mode in RAW), key=_cost)
     device = next(row for row in rows if row.mode == DEVICE)
     fastest = min(rows, key=lambda row: row.latency_ms_p50)
-    sentences = [
-        f"SLICER at {best.cut} sends {best.ratio_vs_fp16:.1f}x fewer bytes than fp16 features and "
-        f"{format_times(image.uplink_bytes_per_request / best.uplink_bytes_per_request, 'fewer', 'more')} than the image as "
-        f"{image.mode.upper()}, takes {format_times(best.server_time_ratio_vs_full or 0, 'less', 'more')} of the server's time "
-        f"than the whole model there, and changes accuracy by {best.accuracy_delta_pp:+.2f} pp (one image is "
-        f"{100 / best.requests:.2f} pp)."
-    ]
-    name = {DEVICE: "doing all on the device", SLICER: f"SLICER at {fastest.cut}", FP16: f"fp16 at {fastest.cut}"}
-    sentences.append(
-        f"Fastest here is {name.get(fastest.mode, f'sending the image as {fastest.mode.upper()}')} "
-        f"({fastest.latency_ms_p50:.1f} ms); a device that can do it all in {device.device_ms:.1f} ms needs no server."
+    sent = best.uplink_bytes_per_request
+    fastest_is = {
+        DEVICE: "doing all on the device",
+        PNG: "sending the PNG",
+        JPEG: "sending the JPEG",
+        FP16: f"fp16 at {fastest.cut}",
+        SLICER: f"SLICER at {fastest.cut}",
+        OURS: f"serverlight at {fastest.cut}",
+    }[fastest.mode]
+    return (
+        f"serverlight at {best.cut} sends {format_times(best.ratio_vs_fp16 or 0, 'fewer', 'more')} bytes than fp16 features, "
+        f"{format_times(slicer.uplink_bytes_per_request / sent, 'fewer', 'more')} than SLICER and "
+        f"{format_times(image.uplink_bytes_per_request / sent, 'fewer', 'more')} than the {image.mode.upper()}; it takes "
+        f"{format_times(best.server_time_ratio_vs_full or 0, 'less', 'more')} of the server's time than the whole model "
+        f"and changes accuracy by {best.accuracy_delta_pp:+.2f} pp (one image is {100 / best.requests:.2f} pp). "
+        f"Fastest here is {fastest_is} ({fastest.latency_ms_p50:.1f} ms); a device that can do it all in "
+        f"{device.device_ms:.1f} ms needs no server."
     )
-    return " ".join(sentences)
+
+
+def _cost(row: Row) -> tuple[float, float]:
+    return row.uplink_bytes_per_request, row.server_cpu_ms_per_request
 
 
 def settings(modes: Sequence[Mode]) -> dict[str, Any]:
-    """The codec's settings at each cut, for JSON."""
-    return {mode.cut: mode.plan.codec.to_dict() for mode in modes if mode.mode == SLICER and mode.plan}
+    """The codec's settings by mode and cut, for JSON."""
+    return {
+        coded: {mode.cut: mode.plan.codec.to_dict() for mode in modes if mode.mode == coded and mode.plan}
+        for coded in CODED
+    }

@@ -213,6 +213,17 @@ def test_report_of_a_task() -> None:
     assert all(row.keys() == RateRow.__dataclass_fields__.keys() for row in (row.to_dict() for row in report.rows))
 
 
+def test_equal_divergence_far_from_the_border() -> None:
+    """A reference that is far finer than the loss allowed makes the others measure settings as fine."""
+    fine = Family(name="fine", make=Integer, axes={"bits": (6,)})
+    report = bench_task(ToyTask(), [fine, family("uniform-rans")], reference="fine")
+    bits = report.comparisons[1].bits_at_equal_kl
+    assert report.equal_kl is not None
+    assert report.equal_kl < 0.002
+    assert bits is not None
+    assert 3 < bits < 6.3
+
+
 def test_report_of_the_demo() -> None:
     """The whole way with the shipped model."""
     torch.set_num_threads(1)

@@ -59,7 +59,7 @@ def test_plan_file_binds_the_codec(cli: Cli, start_server: StartServer, tmp_path
     _, ready = start_server("--plan", path)
     words = ["run", "demo-vision", "--server", ready["address"], "--limit", "1"]
     assert cli(*words, "--plan", path).code == 0
-    refused = cli(*words, "--cut", "layer3.0", "--sparsity", "0.6")
+    refused = cli(*words, "--cut", "layer3.0", "--profile", "slicer", "--sparsity", "0.6")
     assert refused.code == 2
     assert "plan mismatch in codec.sparsity" in refused.err
 

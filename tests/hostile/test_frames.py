@@ -279,7 +279,9 @@ def test_labels_must_fill_their_groups() -> None:
 def test_no_altered_frame_does_anything_but_decode_or_raise_a_frame_error(data: st.DataObject) -> None:
     """Whatever bytes are changed in a valid frame, it decodes to its declared shape or raises a FrameError."""
     x = np.random.default_rng(data.draw(st.integers(0, 50))).standard_normal((3, 17)).astype(np.float32)
-    config = CodecConfig(sparsity=data.draw(st.sampled_from([0.2, 0.5, 0.95])), num_groups=3, checksum=False)
+    config = CodecConfig(
+        profile="slicer", sparsity=data.draw(st.sampled_from([0.2, 0.5, 0.95])), num_groups=3, checksum=False
+    )
     frame = bytearray(Codec(config).encode(x))
     for _ in range(data.draw(st.integers(1, 4))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))

@@ -31,6 +31,8 @@ class Sections:
     words: list[list[int]] = field(default_factory=list)
     escapes: list[bytes] = field(default_factory=list)
     raw: bytes = b""
+    padding: list[int] = field(default_factory=list)
+    """Padding bits at the end of each segment's escapes."""
 
     @property
     def stage_header(self) -> bytes:
@@ -148,6 +150,7 @@ def write_streams(sections: Sections, stage: Stage, high: list[int], escaped: Co
         sections.words.append(words_of(symbols, stage.num_lanes))
         sections.escapes.append(bits.data())
         sections.lengths.append((len(sections.words[-1]), len(sections.escapes[-1])))
+        sections.padding.append(-bits.length % 8)
 
 
 def symbol_of(pair: list[int], flip: int, kind: int) -> int | None:

@@ -1,0 +1,17 @@
+"""A legal frame of each kind, for tests to spoil."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from independent_reader.model import FLAT, ONE_SIDED_PLANES
+from independent_reader.writer import Sections, write_sections
+
+
+def good(kind: int = FLAT, **choices: Any) -> Sections:
+    """A frame of two planes of 3 by 5, with an odd end, escapes, and raw bits if asked for."""
+    high = [(5 * i + i // 7) % 4 - (kind != ONE_SIDED_PLANES and i % 3 == 0) for i in range(30)]
+    high[4], high[17] = 20, 300
+    if raw_bits := choices.get("raw_bits"):
+        choices.setdefault("low", [i % (1 << raw_bits) for i, h in enumerate(high) if h])
+    return write_sections([2, 3, 5], kind, high, **choices)

@@ -221,7 +221,7 @@ def test_equal_divergence_far_from_the_border() -> None:
     assert report.equal_kl is not None
     assert report.equal_kl < 0.002
     assert bits is not None
-    assert 3 < bits < 6.3
+    assert 6 < bits < 8
 
 
 def test_report_of_the_demo() -> None:

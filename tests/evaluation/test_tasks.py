@@ -12,6 +12,7 @@ import torch
 from serverlight.errors import ConfigError, ModelError
 from serverlight.evaluation.datasets import load_images
 from serverlight.evaluation.tasks import TASK_NAMES, CodecTask, available_tasks, load_task
+from serverlight.evaluation.tasks.catalogue import HELD_OUT
 from serverlight.evaluation.tasks.images import ImageTask
 from serverlight.evaluation.tasks.llama import Llama
 from serverlight.evaluation.tasks.sentences import ScoredPairs, SentenceTask, load_sts_pairs, spearman
@@ -280,6 +281,12 @@ def test_without_data_only_the_demo_runs() -> None:
         load_task("R56-mid")
     with pytest.raises(ConfigError, match=r"unknown task 'R57'; choose from demo, R56-early"):
         load_task("R57")
+
+
+def test_held_out_tasks_are_asked_for_by_name(shared_data: pathlib.Path) -> None:
+    """What nothing may be tuned on is not among the tasks that run by themselves."""
+    assert set(HELD_OUT) < set(TASK_NAMES)
+    assert not set(HELD_OUT) & set(available_tasks(shared_data))
 
 
 BASES = {"R56-late": 100.0, "LM-0.26M": 59.6875, "ST-5": None, "MBv2-13": None}

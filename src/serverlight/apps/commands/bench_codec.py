@@ -42,7 +42,11 @@ def _bench() -> None:
 @bench.command("codec")
 def bench_codec(
     tasks: Annotated[
-        str, typer.Option(metavar="LIST", help="Features to measure on; `all` for every one whose data is there.")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Features to measure on; `all` for every one that is not held out and whose data is there.",
+        ),
     ] = "all",
     codecs: Annotated[str, typer.Option(metavar="LIST", help="Codecs to measure; `all` for every one.")] = "all",
     reference: Annotated[

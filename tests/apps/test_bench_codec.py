@@ -79,7 +79,7 @@ def test_speed_alone_is_what_json_holds(
     ("words", "message"),
     [
         (("--codecs", "zip"), "unknown codec 'zip'; choose from serverlight"),
-        (("--tasks", "R57"), "unknown task 'R57'; choose from demo"),
+        (("--tasks", "demo,R57"), "unknown task 'R57'; choose from demo"),
         (("--tasks", "R56-mid", "--data", "nowhere"), "R56-mid needs vision_cifar10/resnet56.safetensors"),
         (("--json", "no/such/folder/c.json"), "create it first"),
     ],
@@ -88,6 +88,18 @@ def test_wrong_words(words: tuple[str, ...], message: str, capsys: pytest.Captur
     """A wrong name is told before anything is measured, with the right ones."""
     assert run(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_is_done_stays(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped in the middle leaves the tasks that were finished in the file."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serverlight.evaluation.speed.time_codecs", stop)
+    path = tmp_path / "c.json"
+    assert run("--tasks", "demo", "--codecs", "q80", "--limit", "4", "--quick", "--json", str(path)) == 130
+    assert [row["codec"] for row in json.loads(path.read_text())["rows"]] == ["q80"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -77,33 +77,22 @@ def bench_codec(
     """
     import torch
 
-    from serverlight.evaluation import describe_environment
     from serverlight.evaluation.tasks import load_task
 
     check_writable("json", json)
     check_writable("plot", plot)
     torch.set_num_threads(threads)
-    names, families = _task_names(tasks, data), _families(codecs)
+    families = _families(codecs)
     samples = limit or (QUICK_SAMPLES if quick else None)
-    rounds = 0 if quick else 2
-    reports = [
-        _measure(
-            load_task(name, data, limit=samples), families, reference=reference, max_loss_pp=max_loss, rounds=rounds
-        )
-        for name in names
-    ]
+    chosen = [load_task(name, data, limit=samples) for name in _task_names(tasks, data)]
+    reports: list[TaskReport] = []
+    for task in chosen:
+        reports.append(_measure(task, families, reference=reference, max_loss_pp=max_loss, rounds=0 if quick else 2))
+        if json and json != STDOUT:  # a run takes long: what is done stays, should it be stopped
+            write_json(json, _as_json(reports, [], max_loss))
     timed = _time(quick=quick) if speed else []
     if json:
-        write_json(
-            json,
-            {
-                **describe_environment(),
-                "max_loss_pp": max_loss,
-                "tasks": [report.to_dict() for report in reports],
-                "rows": [row.to_dict() for report in reports for row in report.rows],
-                "speed": [row.to_dict() for row in timed],
-            },
-        )
+        write_json(json, _as_json(reports, timed, max_loss))
     if json != STDOUT:
         print_rates(reports, max_loss, reference)
         print_speed(timed)
@@ -111,6 +100,18 @@ def bench_codec(
         from serverlight.apps.bench_plots import plot_codecs
 
         plot_codecs(reports, timed, plot)
+
+
+def _as_json(reports: Sequence[TaskReport], timed: Sequence[SpeedRow], max_loss_pp: float) -> dict[str, Any]:
+    from serverlight.evaluation import describe_environment
+
+    return {
+        **describe_environment(),
+        "max_loss_pp": max_loss_pp,
+        "tasks": [report.to_dict() for report in reports],
+        "rows": [row.to_dict() for report in reports for row in report.rows],
+        "speed": [row.to_dict() for row in timed],
+    }
 
 
 def _task_names(text: str, data: pathlib.Path | None) -> Sequence[str]:

@@ -47,6 +47,11 @@ OURS: dict[str, list[float]] = {  # cut: sparsities of profile serverlight, whos
     "layer3.4": [0.85, 0.9, 0.93, 0.95],
 }
 
+COLUMNS = (
+    "cut", "codec", "s", "M", "delta", "bytes/image", "bits/element", "ratio to fp16",
+    "accuracy", "difference, pp", "interval", "agreement", "",
+)  # fmt: skip
+
 Settings = list[tuple[str, CodecConfig]]
 
 
@@ -117,8 +122,8 @@ def as_markdown(report: dict[str, Any], rows: tuple[VisionRow, ...]) -> str:
         f"at most {MAX_LOSS_PP:g} percentage point (marked *). The grid was laid after trying other settings on these very "
         "images, so its best rows flatter a little. The interval is the 95 % interval of the difference, paired by image.",
         "",
-        "| cut | codec | s | M | delta | bytes/image | bits/element | ratio to fp16 | accuracy | difference, pp | interval | agreement | |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :---: | ---: | --- |",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{' --- |' * len(COLUMNS)}",
         *(as_line(row) for row in rows),
         "",
     ]

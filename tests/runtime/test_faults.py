@@ -231,7 +231,10 @@ def test_message_over_the_limit(
 def test_reply_over_the_limit_is_that_requests_error(residual: Pair) -> None:
     """An answer that would not fit through is replaced by an error; the stream goes on."""
     plan = Plan(
-        model=residual[0].name, revision=residual[0].revision, cut="forward:mean", codec=CodecConfig(profile="slicer", sparsity=0.99)
+        model=residual[0].name,
+        revision=residual[0].revision,
+        cut="forward:mean",
+        codec=CodecConfig(profile="slicer", sparsity=0.99),
     )
     config = ServerConfig(max_message_bytes=1500)
     with (

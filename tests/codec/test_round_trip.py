@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from typing import Any
 
@@ -14,6 +15,11 @@ from hypothesis.extra import numpy as hnp
 
 from serverlight.codec import Codec, CodecConfig, decode, inspect
 from serverlight.errors import ConfigError, NonFiniteTensor, UnsupportedTensor
+
+
+def need(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} not installed")
+
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(), (1,), (0,), (0, 3), (5, 0), (7,), (3, 5), (2, 3, 4, 5), (1, 1, 1, 1, 1, 1, 1, 2), (4, 4096)]
@@ -94,6 +100,15 @@ def test_negative_zero_decodes_as_zero() -> None:
     for profile in ("serverlight", "slicer", "fp16"):
         y = decode(Codec(CodecConfig(profile=profile, sparsity=0)).encode(np.array([-0.0, 1.0], np.float32)), "numpy")
         assert not np.signbit(y).any()
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=need("numba"))])
+def test_what_rounds_to_negative_zero_decodes_as_zero(backend: str) -> None:
+    """Reconstructions too small for the dtype have no sign either."""
+    x = torch.randn(1, 4, 20, 20, generator=torch.Generator().manual_seed(0)) * 6e-8
+    y = decode(Codec(CodecConfig(profile="serverlight")).encode(x.half()), backend=backend)
+    assert (y < 0).any()
+    assert not torch.signbit(y[y == 0]).any()
 
 
 def test_subnormals_survive() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import pathlib
 import subprocess
 import sys
 from typing import Any
@@ -188,3 +190,17 @@ def units(dims: list[int], kind: int) -> int:
         return (size + 1) // 2
     rows = dims[-2] if len(dims) > 1 else 1
     return dims[-1] if kind == TOKENS else size // (rows * dims[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="numba not installed")
+@pytest.mark.timeout(1800)
+def test_compiled_loops_stay_within_their_arrays(tmp_path: pathlib.Path) -> None:
+    """With bounds checks compiled in, this module, the attacks and the backends' suite raise no IndexError."""
+    tests = pathlib.Path(__file__).parents[1]
+    modules = [*(tests / "hostile").glob("test_contextual_*.py"), *(tests / "codec").glob("test_[bcf]*.py")]
+    # Numba's cache does not tell checked from unchecked code: a folder of its own.
+    checked = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, sorted(modules))]
+    done = subprocess.run(command, env=checked, capture_output=True, text=True, cwd=tests.parent)
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,11 @@ import numpy as np
 from serverlight.codec import backends, contextual, slicer
 from serverlight.codec.backends import Float32
 from serverlight.codec.config import CodecConfig
-from serverlight.codec.tensors import Like, Tensor, from_float32, saturate, to_float32
-from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer
-from serverlight.errors import InconsistentFrame, UnsupportedTensor
+from serverlight.codec.tensors import Like, Tensor, check_finite, from_float32, to_float32, values_of, write_to
+from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer, header_bytes, sealed
+from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnsupportedTensor
 
-__all__ = ["Codec", "FrameInfo", "decode", "inspect"]
+__all__ = ["Codec", "FrameInfo", "decode", "decode_batch", "decode_into", "inspect"]
 
 Frame = bytes | bytearray | memoryview
 
@@ -43,16 +44,19 @@ class Codec:
             NonFiniteTensor: a value is NaN or infinite.
         """
         values, shape, dtype = to_float32(x)
-        header = Header(profile=self.config.profile, dtype=dtype, shape=shape, checksum=self.config.checksum)
+        config = self.config
+        head = header_bytes(config.profile, dtype, shape, config.checksum)
+        if config.profile == "serverlight":
+            section = self._kernels.encode_contextual(values, shape, config)
+            return sealed(head, section, checksum=config.checksum)
+        check_finite(values)
+        if config.profile == "fp16":
+            return sealed(head, _to_halves(values), checksum=config.checksum)
         writer = Writer()
+        header = Header(profile=config.profile, dtype=dtype, shape=shape, checksum=config.checksum)
         writer.header(header)
-        if self.config.profile == "fp16":
-            writer.raw(_to_halves(values), "values")
-        elif self.config.profile == "slicer":
-            slicer.write(writer, self._kernels.encode_slicer(values, self.config), header, self.config.positions)
-        else:
-            contextual.write(writer, self._kernels.encode_contextual(values, shape, self.config))
-        return writer.finish(checksum=self.config.checksum)
+        slicer.write(writer, self._kernels.encode_slicer(values, config), header, config.positions)
+        return writer.finish(checksum=config.checksum)
 
 
 def decode(
@@ -71,24 +75,103 @@ def decode(
     """
     reader = Reader(frame)
     header = reader.header(max_elements)
-    values = _read_values(reader, header, backends.load(backend))
+    values = np.empty(header.num_elements, np.float32)
+    _read_values(reader, header, backends.load(backend), values)
     return from_float32(values, header.shape, header.dtype, like)
 
 
-def _read_values(reader: Reader, header: Header, kernels: backends.Kernels) -> Float32:
-    if header.profile == "fp16":
-        values = _from_halves(reader, header.num_elements)
+def decode_into(frame: Frame, out: Tensor, *, max_elements: int = DEFAULT_MAX_ELEMENTS, backend: str = "auto") -> None:
+    """Decodes a frame into a tensor that is there already.
+
+    Args:
+        frame: bytes from anywhere.
+        out: NumPy array or torch tensor of the frame's shape and dtype (float32 for bfloat16 in NumPy); a contiguous one of
+            float32 on the CPU is written to without a copy. Its values have no meaning after an error.
+        max_elements: refuse a frame that declares more elements.
+        backend: which implementation reconstructs; all give the same bits.
+
+    Raises:
+        FrameError: the frame breaks a rule of docs/wire-format.md; the subclass names the rule.
+        UnsupportedTensor: ``out`` has another shape or dtype than the frame, or cannot be written to.
+    """
+    reader = Reader(frame)
+    header = reader.header(max_elements)
+    values = values_of(out, header.shape, header.dtype)
+    if values is not None:
+        _read_values(reader, header, backends.load(backend), values)
+        return
+    values = np.empty(header.num_elements, np.float32)
+    _read_values(reader, header, backends.load(backend), values)
+    write_to(out, values, header.shape, header.dtype)
+
+
+def decode_batch(
+    frames: Sequence[Frame],
+    like: Like = "torch",
+    *,
+    max_elements: int = DEFAULT_MAX_ELEMENTS,
+    backend: str = "auto",
+) -> Any:
+    """The tensors of many frames, joined along the first dimension, in one call and one allocation.
+
+    >>> tokens = np.arange(8, dtype=np.float32).reshape(2, 4)
+    >>> frames = [Codec(CodecConfig(profile="fp16")).encode(token[None]) for token in tokens]
+    >>> decode_batch(frames, like="numpy")
+    array([[0., 1., 2., 3.],
+           [4., 5., 6., 7.]], dtype=float32)
+
+    Args:
+        frames: at least one; all of one dtype and one shape, of rank 1 and more.
+        like: see :func:`decode`.
+        max_elements: refuse frames that declare more elements together.
+        backend: see :func:`decode`.
+
+    Raises:
+        FrameError: a frame breaks a rule of docs/wire-format.md, or differs in shape or dtype; the message names its index.
+    """
+    if not frames:
+        raise ConfigError("frames", "is empty; pass at least one frame")
+    kernels = backends.load(backend)
+    values, first = np.empty((0, 0), np.float32), None
+    for index, frame in enumerate(frames):
+        try:
+            reader = Reader(frame)
+            header = reader.header(max_elements // len(frames))
+            if first is None:
+                values, first = _room_for(len(frames), header), header
+            elif header is not first:
+                _check_alike(header, first)
+            _read_values(reader, header, kernels, values[index])
+        except FrameError as error:
+            raise type(error)(f"frame {index}: {error}") from error
+    shape = (len(frames) * header.shape[0], *header.shape[1:])
+    return from_float32(values.reshape(-1), shape, header.dtype, like)
+
+
+def _room_for(num_frames: int, header: Header) -> Float32:
+    if not header.shape:
+        raise InconsistentFrame("a tensor of rank 0 has no dimension to join along; use decode")
+    return np.empty((num_frames, header.num_elements), np.float32)
+
+
+def _check_alike(header: Header, first: Header) -> None:
+    if (header.shape, header.dtype) != (first.shape, first.dtype):
+        raise InconsistentFrame(
+            f"{header.dtype} of shape {header.shape}, but frame 0 has {first.dtype} of shape {first.shape}"
+        )
+
+
+def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32) -> None:
+    if header.profile == "serverlight":
+        kernels.decode_contextual(reader.rest("sections"), header, out)
+    elif header.profile == "fp16":
+        halves = _from_halves(reader, header.num_elements)
         reader.finish()
-        return values
-    if header.profile == "slicer":
+        out[:] = halves
+    else:
         survivors = slicer.read(reader, header)
         reader.finish()
-        return kernels.decode_slicer(survivors, header.num_elements)
-    coded = contextual.read(reader, header, kernels.unpack_model)
-    reader.finish()
-    if coded is None:
-        return np.zeros(header.num_elements, np.float32)
-    return saturate(kernels.decode_contextual(coded, header.shape), header.dtype, coded.step)
+        out[:] = kernels.decode_slicer(survivors, header.num_elements)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

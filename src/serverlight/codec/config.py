@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ class CodecConfig:
         >>> CodecConfig(sparsity=0.7).num_kept(10)  # in floats (1 - 0.7) * 10 is above 3
         3
         """
-        return math.ceil((1 - Fraction(repr(float(self.sparsity)))) * num_elements)
+        numerator, denominator = _share_kept(float(self.sparsity))
+        return -(-numerator * num_elements // denominator)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
@@ -82,6 +84,12 @@ class CodecConfig:
             if name not in known:
                 raise ConfigError(name, f"unknown codec setting; choose from {', '.join(sorted(known))}")
         return cls(**fields)
+
+
+@functools.lru_cache(maxsize=256)
+def _share_kept(sparsity: float) -> tuple[int, int]:
+    """``1 - s`` as numerator and denominator."""
+    return (1 - Fraction(repr(sparsity))).as_integer_ratio()
 
 
 def _check_number(field: str, value: object, allowed: Callable[[float], bool], wanted: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from serverlight.codec import activity, tables
@@ -50,11 +48,8 @@ def write(writer: Writer, coded: Coded | None) -> None:
     writer.raw(coded.raw.tobytes(), "raw bits")
 
 
-def read(reader: Reader, header: Header, unpack_model: Callable[..., int] = tables.unpack_model) -> Coded | None:
-    """Reads sections 6.1 to 6.6 and proves all that can be proved without the entropy coder.
-
-    ``unpack_model`` is :func:`serverlight.codec.tables.unpack_model`, or the same at another speed.
-    """
+def read(reader: Reader, header: Header) -> Coded | None:
+    """Reads sections 6.1 to 6.6 and proves all that can be proved without the entropy coder."""
     mode = reader.byte("header")
     if mode == ALL_ZERO:
         return None
@@ -70,7 +65,7 @@ def read(reader: Reader, header: Header, unpack_model: Callable[..., int] = tabl
     if start >= len(activity.ACTIVITY):
         raise InconsistentFrame(f"starting activity {start}; there are {len(activity.ACTIVITY)}")
     raw_bits = _read_raw_bits(reader) if mode & RAW_FLAG else 0
-    model, levels = _read_model(reader, kind, unpack_model)
+    model, levels = _read_model(reader, kind)
     shifts = np.zeros(NUM_SHIFTS, np.int64)
     classes = list(shift_classes(kind, one_sided))
     shifts[classes] = np.frombuffer(reader.take(len(classes), "shifts"), np.int8)
@@ -104,10 +99,10 @@ def _read_raw_bits(reader: Reader) -> int:
     return raw_bits
 
 
-def _read_model(reader: Reader, kind: int, unpack_model: Callable[..., int]) -> tuple[bytes, Ints]:
+def _read_model(reader: Reader, kind: int) -> tuple[bytes, Ints]:
     levels = np.empty((tables.NUM_CONTEXTS[kind], tables.NUM_DECISIONS), np.int64)
     data = np.frombuffer(reader.peek(MAX_MODEL_BYTES), np.uint8)
-    size = unpack_model(data, tables.DEFAULT_LEVELS[kind], is_one_sided_kind(kind), levels)
+    size = tables.unpack_model(data, tables.DEFAULT_LEVELS[kind], is_one_sided_kind(kind), levels)
     if size < 0:
         error, why = MODEL_ERRORS[size]
         raise error(f"model: {why}")

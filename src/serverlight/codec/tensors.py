@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,17 @@ from serverlight.errors import ConfigError, NonFiniteTensor, UnsupportedTensor
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Like", "Tensor", "from_float32", "round_to_dtype", "saturate", "to_float32"]
+__all__ = [
+    "Like",
+    "Tensor",
+    "check_finite",
+    "from_float32",
+    "round_to_dtype",
+    "saturate",
+    "to_float32",
+    "values_of",
+    "write_to",
+]
 
 Tensor: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
 Like = Literal["torch", "numpy"]
@@ -24,24 +35,27 @@ Like = Literal["torch", "numpy"]
 def to_float32(x: Tensor) -> tuple[Float32, tuple[int, ...], str]:
     """A tensor's values as a flat, contiguous float32 array in C order, its shape, and its dtype's name.
 
+    The values may be the tensor's own memory, and need not be finite: see :func:`check_finite`.
+
     Raises:
         UnsupportedTensor: the dtype is not float16, bfloat16 or float32, or the rank is above 8.
-        NonFiniteTensor: a value is NaN or infinite.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
-        dtype, shape = str(x.dtype).removeprefix("torch."), tuple(x.shape)
+        dtype, shape = _name_of(x.dtype), tuple(x.shape)
         _check_supported(dtype, len(shape))
-        values = x.detach().to("cpu", torch.float32).contiguous().view(-1).numpy()
-    elif isinstance(x, np.ndarray | np.generic):
+        tensor = x if dtype == "float32" else x.detach().to("cpu", torch.float32)
+        return tensor.contiguous().numpy(force=True).reshape(-1), shape, dtype
+    if isinstance(x, np.ndarray | np.generic):
         array = np.asarray(x)
-        dtype, shape = array.dtype.name, array.shape
-        _check_supported(dtype, len(shape))
-        values = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)
-    else:
-        raise UnsupportedTensor(f"expected a NumPy array or a torch tensor, got {type(x).__name__}")
-    _check_finite(values)
-    return values, shape, dtype
+        _check_supported(array.dtype.name, array.ndim)
+        return np.ascontiguousarray(array, dtype=np.float32).reshape(-1), array.shape, array.dtype.name
+    raise UnsupportedTensor(f"expected a NumPy array or a torch tensor, got {type(x).__name__}")
+
+
+@functools.cache
+def _name_of(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def from_float32(values: Float32, shape: tuple[int, ...], dtype: str, like: Like) -> Tensor:
@@ -52,8 +66,45 @@ def from_float32(values: Float32, shape: tuple[int, ...], dtype: str, like: Like
     if like == "torch":
         import torch
 
-        return torch.from_numpy(rounded).to(getattr(torch, dtype)).reshape(shape)
+        tensor = torch.from_numpy(rounded).view(shape)
+        return tensor if dtype == "float32" else tensor.to(getattr(torch, dtype))
     raise ConfigError("like", f"must be 'torch' or 'numpy', got {like!r}")
+
+
+def values_of(out: Tensor, shape: tuple[int, ...], dtype: str) -> Float32 | None:
+    """The memory of a tensor that is to receive a frame's values, flat; ``None`` if they cannot be written there as they are.
+
+    Raises:
+        UnsupportedTensor: ``out`` has another shape or dtype than the frame, or cannot be written to.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(out, torch.Tensor):
+        found, is_ready = _name_of(out.dtype), out.device.type == "cpu" and out.is_contiguous()
+        _check_receiver(found, tuple(out.shape), dtype, shape)
+        return out.detach().numpy().reshape(-1) if found == "float32" and is_ready else None
+    if not isinstance(out, np.ndarray):
+        raise UnsupportedTensor(f"expected a NumPy array or a torch tensor to write to, got {type(out).__name__}")
+    _check_receiver(out.dtype.name, out.shape, "float32" if dtype == "bfloat16" else dtype, shape)
+    if not out.flags.writeable:
+        raise UnsupportedTensor("the array to write to is read-only; pass a copy")
+    is_ready = dtype == "float32" and out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative
+    return out.reshape(-1) if is_ready else None
+
+
+def write_to(out: Tensor, values: Float32, shape: tuple[int, ...], dtype: str) -> None:
+    """Rounds values to a frame's dtype and copies them to ``out``."""
+    if isinstance(out, np.ndarray):
+        out[...] = from_float32(values, shape, dtype, "numpy")
+    else:
+        out.detach().copy_(cast("torch.Tensor", from_float32(values, shape, dtype, "torch")))
+
+
+def _check_receiver(dtype: str, shape: tuple[int, ...], wanted_dtype: str, wanted_shape: tuple[int, ...]) -> None:
+    if (dtype, shape) != (wanted_dtype, wanted_shape):
+        raise UnsupportedTensor(
+            f"the frame holds {wanted_dtype} of shape {wanted_shape}, the tensor to write to is {dtype} of shape {shape}; "
+            "allocate it by what inspect(frame) says"
+        )
 
 
 LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
@@ -94,7 +145,8 @@ def _check_supported(dtype: str, rank: int) -> None:
         raise UnsupportedTensor(f"rank {rank}: a frame has at most {MAX_RANK} dimensions; reshape the tensor first")
 
 
-def _check_finite(values: Float32) -> None:
+def check_finite(values: Float32) -> None:
+    """Raises :class:`NonFiniteTensor` if a value is NaN or infinite."""
     finite = np.isfinite(values)
     if not finite.all():
         nonfinite = np.flatnonzero(~finite)

@@ -5,6 +5,7 @@ Section numbers refer to docs/wire-format.md.
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from dataclasses import dataclass
@@ -26,11 +27,22 @@ from serverlight.errors import (
     UnsupportedVersion,
 )
 
-__all__ = ["DEFAULT_MAX_ELEMENTS", "DTYPES", "MAX_RANK", "PROFILE_IDS", "Header", "Reader", "Writer"]
+__all__ = [
+    "DEFAULT_MAX_ELEMENTS",
+    "DTYPES",
+    "MAX_RANK",
+    "PROFILE_IDS",
+    "Header",
+    "Reader",
+    "Writer",
+    "header_bytes",
+    "sealed",
+]
 
 MAGIC = b"SL"
 VERSION = 1
 MAX_RANK = 8
+MAX_HEADER_BYTES = 6 + 5 * MAX_RANK
 MAX_VARINT = 2**32 - 1
 CHECKSUM_FLAG = 1 << 4
 CHECKSUM_BYTES = 4
@@ -63,6 +75,37 @@ class Header:
         return math.prod(self.shape)
 
 
+@functools.lru_cache(maxsize=256)
+def header_bytes(profile: str, dtype: str, shape: tuple[int, ...], checksum: bool) -> bytes:
+    """Section 2 of a frame."""
+    flags = DTYPES.index(dtype) | (CHECKSUM_FLAG if checksum else 0)
+    return MAGIC + bytes((VERSION, PROFILE_IDS[profile], flags, len(shape))) + b"".join(map(varint_bytes, shape))
+
+
+def varint_bytes(value: int) -> bytes:
+    """An unsigned integer as section 1.2 says.
+
+    >>> varint_bytes(300).hex()
+    'ac02'
+    """
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def sealed(*parts: bytes | memoryview, checksum: bool) -> bytes:
+    """A frame from its parts, with its checksum if asked for."""
+    if not checksum:
+        return b"".join(parts)
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return b"".join((*parts, value.to_bytes(CHECKSUM_BYTES, "little")))
+
+
 class Writer:
     """Collects the bytes of a frame, and remembers how many each part took."""
 
@@ -72,10 +115,7 @@ class Writer:
 
     def header(self, header: Header) -> None:
         """Writes section 2."""
-        flags = DTYPES.index(header.dtype) | (CHECKSUM_FLAG if header.checksum else 0)
-        self._put("header", MAGIC + bytes((VERSION, PROFILE_IDS[header.profile], flags, len(header.shape))))
-        for size in header.shape:
-            self.varint(size, "header")
+        self._put("header", header_bytes(header.profile, header.dtype, header.shape, header.checksum))
 
     def byte(self, value: int, part: str) -> None:
         """Writes one byte."""
@@ -83,12 +123,7 @@ class Writer:
 
     def varint(self, value: int, part: str) -> None:
         """Writes an unsigned integer as section 1.2 says."""
-        encoded = bytearray()
-        while value > 0x7F:
-            encoded.append(value & 0x7F | 0x80)
-            value >>= 7
-        encoded.append(value)
-        self._put(part, bytes(encoded))
+        self._put(part, varint_bytes(value))
 
     def raw(self, data: bytes, part: str) -> None:
         """Writes bytes as they are."""
@@ -100,9 +135,7 @@ class Writer:
 
     def finish(self, *, checksum: bool) -> bytes:
         """Ends the frame, with its checksum if asked for."""
-        if checksum:
-            self._put("checksum", zlib.crc32(self._buffer).to_bytes(CHECKSUM_BYTES, "little"))
-        return bytes(self._buffer)
+        return sealed(bytes(self._buffer), checksum=checksum)
 
     def _put(self, part: str, data: bytes) -> None:
         self._buffer += data
@@ -120,16 +153,8 @@ class Reader:
         """Reads and proves section 2, the limits and the checksum included."""
         if max_elements < 0:
             raise ConfigError("max_elements", f"must not be negative, got {max_elements}")
-        magic, version = bytes(self.take(2, "header")), self.byte("header")
-        if magic != MAGIC:
-            raise BadMagic(f"a frame starts with {MAGIC!r}, this starts with {magic!r}")
-        if version != VERSION:
-            raise UnsupportedVersion(
-                f"format version {version}; this reader knows version {VERSION}: update serverlight"
-            )
-        header = self._header_fields()
-        # An empty tensor with huge other sides holds nothing, but its strides overflow in every tensor library.
-        extent = math.prod(max(size, 1) for size in header.shape)
+        header, extent, self._offset = _read_header(self._header_candidate())
+        self.part_bytes["header"] = self._offset
         if extent > max_elements:
             raise FrameTooLarge(
                 f"the frame declares {extent} elements, the limit is {max_elements}; raise max_elements if you trust the sender"
@@ -181,7 +206,26 @@ class Reader:
         if left := len(self._view) - self._offset:
             raise TrailingBytes(f"{left} bytes after the last section")
 
-    def _header_fields(self) -> Header:
+    def _header_candidate(self) -> bytes:
+        """The bytes that are the header if there is a valid one: the key under which it may have been read before."""
+        view, end = self._view, 6
+        if len(view) < end:
+            return bytes(view)
+        for _ in range(min(view[5], MAX_RANK)):
+            while end < min(len(view), MAX_HEADER_BYTES) and view[end] & 0x80:
+                end += 1
+            end += 1
+        return bytes(view[:end])
+
+    def header_fields(self) -> Header:
+        """Reads section 2, and proves all but the limits and the checksum."""
+        magic, version = bytes(self.take(2, "header")), self.byte("header")
+        if magic != MAGIC:
+            raise BadMagic(f"a frame starts with {MAGIC!r}, this starts with {magic!r}")
+        if version != VERSION:
+            raise UnsupportedVersion(
+                f"format version {version}; this reader knows version {VERSION}: update serverlight"
+            )
         profile, flags, rank = self.byte("header"), self.byte("header"), self.byte("header")
         if profile not in PROFILE_NAMES:
             raise UnsupportedProfile(f"profile {profile}; this reader knows {PROFILE_NAMES}: update serverlight")
@@ -203,6 +247,16 @@ class Reader:
             raise ChecksumMismatch(f"checksum is {stated.hex()}, the bytes give {actual.to_bytes(4, 'little').hex()}")
         self._view = body
         self.part_bytes["checksum"] = CHECKSUM_BYTES
+
+
+@functools.lru_cache(maxsize=256)
+def _read_header(data: bytes) -> tuple[Header, int, int]:
+    """A header, the extent that its shape declares, and its length: most frames begin like one before."""
+    reader = Reader(data)
+    header = reader.header_fields()
+    # An empty tensor with huge other sides holds nothing, but its strides overflow in every tensor library.
+    extent = math.prod(max(size, 1) for size in header.shape)
+    return header, extent, reader.part_bytes["header"]
 
 
 def pack_bit_fields(values: Fields, width: int) -> bytes:

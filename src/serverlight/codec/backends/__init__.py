@@ -11,9 +11,8 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from serverlight.codec.coded import Coded
 from serverlight.codec.config import CodecConfig
-from serverlight.codec.tables import Bytes, Ints
+from serverlight.codec.wire import Header
 from serverlight.errors import BackendUnavailable, ConfigError
 
 __all__ = ["BACKENDS", "Float32", "Kernels", "Survivors", "load"]
@@ -60,16 +59,15 @@ class Kernels(Protocol):
         """Reconstructs an array of shape (num_elements,)."""
         ...
 
-    def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
-        """Filters, quantises and entropy-codes ``values`` of shape (n,); ``None`` if nothing is kept."""
+    def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> bytes | memoryview:
+        """Section 6 of the frame of ``values``, of shape (n,); raises :class:`NonFiniteTensor` for a NaN or an infinity."""
         ...
 
-    def unpack_model(self, data: Bytes, defaults: Ints, one_sided: bool, levels: Ints) -> int:
-        """See :func:`serverlight.codec.tables.unpack_model`."""
-        ...
+    def decode_contextual(self, section: memoryview, header: Header, out: Float32) -> None:
+        """Reads section 6 and writes the values to ``out``, of shape (n,), held within the dtype's range but not rounded to it.
 
-    def decode_contextual(self, coded: Coded, shape: tuple[int, ...]) -> Float32:
-        """Reconstructs an array of shape (n,); raises :class:`InconsistentFrame` on streams that do not fit."""
+        Raises :class:`FrameError` for what breaks a rule; ``out`` has no meaning then.
+        """
         ...
 
 

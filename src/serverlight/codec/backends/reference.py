@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serverlight.codec import activity, tables
+from serverlight.codec import activity, contextual, tables
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends.slicer import SlicerKernels, filter_top_k, scores_of
 from serverlight.codec.coded import (
@@ -35,6 +35,8 @@ from serverlight.codec.coded import (
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import Grid, Layout, natural_layout
 from serverlight.codec.tables import ESCAPE, SCALE, SCALE_BITS, Ints
+from serverlight.codec.tensors import check_finite, saturate
+from serverlight.codec.wire import Header, Reader, Writer
 from serverlight.errors import InconsistentFrame
 
 __all__ = ["ReferenceKernels"]
@@ -50,8 +52,21 @@ class ReferenceKernels(SlicerKernels):
     name = "reference"
     unpack_model = staticmethod(tables.unpack_model)
 
-    def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
-        """All stages; ``None`` if nothing is kept."""
+    def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> bytes:
+        """All stages."""
+        check_finite(values)
+        writer = Writer()
+        contextual.write(writer, self._coded(values, shape, config))
+        return writer.finish(checksum=False)
+
+    def decode_contextual(self, section: memoryview, header: Header, out: Float32) -> None:
+        """Section 6 backwards; raises :class:`InconsistentFrame` on streams that do not fit."""
+        reader = Reader(section)
+        coded = contextual.read(reader, header)
+        reader.finish()
+        out[:] = 0.0 if coded is None else saturate(self._decoded(coded, header.shape), header.dtype, coded.step)
+
+    def _coded(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
         kept = filter_top_k(values, config.num_kept(len(values)), config.asymmetry)
         if len(kept) == 0:
             return None
@@ -97,8 +112,7 @@ class ReferenceKernels(SlicerKernels):
             raw=raw,
         )
 
-    def decode_contextual(self, coded: Coded, shape: tuple[int, ...]) -> Float32:
-        """Section 6 backwards; raises :class:`InconsistentFrame` on streams that do not fit."""
+    def _decoded(self, coded: Coded, shape: tuple[int, ...]) -> Float32:
         grid, bounds = segments_of(shape, coded.kind)
         high = np.zeros(grid.num_elements, np.int64)
         frequencies = frequencies_for(coded.levels, grid, coded.kind)

@@ -1,0 +1,228 @@
+"""Compiled loops of profile ``serverlight``: the probability model, and the coder's tables made of it.
+
+Small functions come straight from :mod:`serverlight.codec.tables`; where whole tables are filled, loops are written for vectors.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import numpy as np
+
+from serverlight.codec import tables
+from serverlight.codec.backends.cpu_kernels import inlined, njit
+
+U = np.uint64
+ONE = 65536
+MAX_LEVEL = tables.MAX_LEVEL
+PROBABILITY = tables.PROBABILITY
+
+
+def compiled(*names: str) -> list[Any]:
+    """Functions of :mod:`serverlight.codec.tables` as machine code: the same definition, at another speed.
+
+    ``names`` come in an order in which each function calls only earlier ones.
+    """
+    namespace = dict(vars(tables))
+    for name in names:
+        source = vars(tables)[name]
+        copy = types.FunctionType(source.__code__, namespace, name)
+        copy.__qualname__, copy.__module__ = f"compiled.{name}", __name__
+        namespace[name] = njit(copy)
+    return [namespace[name] for name in names]
+
+
+(
+    class_of_nibble,
+    count_nibble,
+    price,
+    clamp_level,
+    correction_bits,
+    total_price,
+    best_offset,
+    best_correction,
+    fit_levels,
+    nibble_shares,
+    settle,
+    levels_of,
+    put_bits,
+    put_correction,
+    pack_model,
+    get_bits,
+    unpack_model,
+) = compiled(
+    "class_of_nibble",
+    "count_nibble",
+    "price",
+    "clamp_level",
+    "correction_bits",
+    "total_price",
+    "best_offset",
+    "best_correction",
+    "fit_levels",
+    "nibble_shares",
+    "settle",
+    "levels_of",
+    "put_bits",
+    "put_correction",
+    "pack_model",
+    "get_bits",
+    "unpack_model",
+)
+
+
+# -- from histogram to decisions ---------------------------------------------------------------------------------
+
+
+@njit
+def count_decisions(histogram, following, flips, one_sided):
+    """What :func:`serverlight.codec.tables.count_decisions` returns, by way of counts of single nibbles."""
+    num_contexts = histogram.shape[0] // 2
+    upright, flipped = np.zeros((num_contexts, 16), np.int64), np.zeros((num_contexts, 16), np.int64)
+    seconds = np.empty((3, 16), np.int64)
+    for context in range(num_contexts):
+        seconds[:] = 0
+        for first in range(16):
+            index, total = class_of_nibble(first, one_sided), 0
+            for second in range(16):
+                times = histogram[context, 16 * first + second]
+                total += times
+                seconds[index, second] += times
+            upright[context, first] += total + histogram[num_contexts + context, 16 * first]
+        for index in range(3):
+            into = upright if flips[context, index] > 0 else flipped
+            for second in range(16):
+                into[following[context, index], second] += seconds[index, second]
+    counts = np.zeros((num_contexts, 5, 2), np.int64)
+    for context in range(num_contexts):
+        for nibble in range(16):
+            if upright[context, nibble]:
+                count_nibble(counts[context], nibble, 1, upright[context, nibble], one_sided)
+            if flipped[context, nibble]:
+                count_nibble(counts[context], nibble, -1, flipped[context, nibble], one_sided)
+    return counts
+
+
+# -- from levels to frequencies ----------------------------------------------------------------------------------
+
+
+@njit
+def build_tables(levels, following, flips, one_sided, with_tail):
+    """What :func:`serverlight.codec.tables.build_tables` returns, as 32-bit numbers."""
+    num_contexts = levels.shape[0]
+    shares = np.zeros((num_contexts, 16), np.int64)
+    upright, mirrored = np.zeros((num_contexts, 16), np.uint32), np.zeros((num_contexts, 16), np.uint32)
+    for context in range(num_contexts):
+        nibble_shares(levels[context], one_sided, PROBABILITY, shares[context])
+        for nibble in range(15):
+            upright[context, nibble] = np.uint32(shares[context, nibble])
+            mirror = nibble if nibble == 0 else (nibble + 1 if nibble & 1 else nibble - 1)
+            mirrored[context, nibble] = np.uint32(shares[context, mirror])
+    frequencies = np.zeros((num_contexts * (2 if with_tail else 1), 256), np.int32)
+    for context in range(num_contexts):
+        for first in range(15):
+            index = class_of_nibble(first, one_sided)
+            seconds = upright if flips[context, index] > 0 else mirrored
+            fill_sixteen(
+                U(upright[context, first]), seconds[following[context, index]], frequencies[context], 16 * first
+            )
+        settle(frequencies[context])
+        if with_tail:
+            for first in range(15):
+                share = U(upright[context, first]) << U(16)
+                frequencies[num_contexts + context, 16 * first] = np.int32(frequency_of(share))
+            settle(frequencies[num_contexts + context])
+    return frequencies
+
+
+@inlined
+def frequency_of(share):
+    """What :func:`serverlight.codec.tables.frequency_of` returns, without a branch."""
+    frequency = (share + U(1 << 19)) >> U(20)
+    return frequency + U((frequency == U(0)) & (share >= U(180_000)))
+
+
+@njit
+def fill_sixteen(share, seconds, frequencies, at):
+    """Frequencies of the sixteen symbols that begin with one nibble; the last one, an escape, has none."""
+    part = frequencies[at : at + 16]
+    for second in range(16):
+        part[second] = np.int32(frequency_of(share * U(seconds[second])))
+
+
+# -- tables of the coder -----------------------------------------------------------------------------------------
+
+
+def _reciprocals() -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """By frequency: the reciprocal that divides a state below 2^31 by it, and the shift that goes with it, in the top byte.
+
+    Such a quotient is exact (Alverson 1991, as rANS coders use it). That of a frequency of 1 is one too small, which the bias in
+    :func:`entry_of` makes up for.
+    """
+    table = np.zeros(4097, np.uint64)
+    table[1] = 0xFFFFFFFF | 32 << 56
+    for frequency in range(2, 4097):
+        width = (frequency - 1).bit_length()
+        reciprocal = ((1 << (width + 31)) + frequency - 1) // frequency
+        table[frequency] = reciprocal | (width + 31) << 56
+    return table
+
+
+RECIPROCALS = _reciprocals()
+
+
+@njit
+def encoder_tables(frequencies, histogram, costs, table):
+    """Fills the writer's table: frequency, start and shift in one number, and the reciprocal.
+
+    A pair that must be escaped has its row's entry for escapes, with a mark in the top byte. Returns the bits that the symbols
+    will take, and the number of escaped pairs.
+    """
+    total, escaped = 0, 0
+    for row in range(frequencies.shape[0]):
+        start, e = np.int32(0), np.int32(frequencies[row, 255])
+        escape, by_escape = entry_of(e, np.int32(4096) - e)
+        for symbol in range(256):
+            times, frequency = histogram[row, symbol], frequencies[row, symbol]
+            if times:
+                at = 256 * row + symbol
+                if frequency == 0 or symbol >> 4 == 15 or symbol & 15 == 15:
+                    escaped += times
+                    total += times * costs[frequency if frequency else e]
+                    table[at, 0], table[at, 1] = escape | MARK, by_escape
+                else:
+                    total += times * costs[frequency]
+                    table[at, 0], table[at, 1] = entry_of(frequency, start)
+            start += frequency
+    return total >> 8, escaped
+
+
+MARK = U(1 << 56)
+
+
+@inlined
+def entry_of(frequency, start):
+    """The writer's two numbers for a symbol."""
+    reciprocal = RECIPROCALS[frequency]
+    bias = start + np.int32(4095) if frequency == 1 else start
+    packed = U(frequency) | U(bias) << U(16) | (reciprocal >> U(56)) << U(32)
+    return packed, reciprocal & U((1 << 56) - 1)
+
+
+@njit
+def decoder_tables(frequencies, symbols, entries):
+    """The symbol of each slot; and of each symbol frequency and start in one number.
+
+    ``symbols`` has 16 places more than slots: runs are written in sixteens, and the next run overwrites what is too much.
+    """
+    for row in range(frequencies.shape[0]):
+        start = 0
+        for symbol in range(256):
+            frequency = np.int64(frequencies[row, symbol])
+            entries[row * 256 + symbol] = np.uint32(frequency | start << 16)
+            for slot in range(start, start + frequency, 16):
+                run = symbols[row * 4096 + slot : row * 4096 + slot + 16]
+                for i in range(16):
+                    run[i] = symbol
+            start += frequency

@@ -1,0 +1,465 @@
+"""Compiled loops of profile ``serverlight``: from values to section 6 of a frame, in one call.
+
+The definition of what is computed is in ``reference.py``. Eight and four lanes are written out, so that their states stay in
+registers; other numbers of lanes, and what is left over at an end, go through a loop over an array of states.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from serverlight.codec import activity, tables
+from serverlight.codec.backends.cpu_kernels import (
+    count_above,
+    drop_ties,
+    inlined,
+    kth_largest,
+    least_kept,
+    magnitude_sum,
+    njit,
+    quantise,
+    survey,
+    take_raw,
+    weigh,
+)
+from serverlight.codec.backends.cpu_model import (
+    build_tables,
+    count_decisions,
+    encoder_tables,
+    fit_levels,
+    levels_of,
+    pack_model,
+)
+from serverlight.codec.backends.cpu_reconstruct import measure_plane_shifts, measure_shifts
+from serverlight.codec.backends.cpu_symbols import flat_symbols, histogram_of, plane_symbols, token_symbols
+from serverlight.codec.coded import AUTO_DISTORTION
+
+U = np.uint64
+LEAST = U(1 << 15)
+FLAT, TOKENS, PLANES = 0, 1, 2
+ONE_SIDED_PLANES = tables.ONE_SIDED_PLANES
+
+DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
+COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
+ACTIVITY, THRESHOLDS = activity.ACTIVITY, activity.THRESHOLDS
+
+
+# -- range coder -------------------------------------------------------------------------------------------------
+
+
+@inlined
+def put(state, packed, reciprocal, words, at):
+    """Codes one symbol into one state; a word is written downwards if the state would grow too large."""
+    frequency = packed & U(0xFFFF)
+    full = (state >> U(19)) >= frequency
+    words[at - U(1)] = np.uint16(state & U(0xFFFF))
+    at = at - U(1) if full else at
+    state = state >> U(16) if full else state
+    quotient = (state * reciprocal) >> ((packed >> U(32)) & U(63))
+    return state + ((packed >> U(16)) & U(0xFFFF)) + quotient * (U(4096) - frequency), at
+
+
+# Escaped pairs are noted as they are met, in the opposite of the order of reading. There is room for as many as were counted.
+
+
+@njit
+def put_loop(index, base, stride, count, lane, table, states, words, at, escaped, found):
+    """Codes ``count`` pairs, last one first, the last into state ``lane`` and the others into those before, in turn."""
+    lanes = states.size
+    for i in range(count - 1, -1, -1):
+        place = base + i * stride
+        entry = U(index[place])
+        packed = table[entry, U(0)]
+        states[lane], at = put(states[lane], packed, table[entry, U(1)], words, at)
+        lane = lanes - 1 if lane == 0 else lane - 1
+        if packed >> U(56):
+            escaped[found] = place
+            found += 1
+    return at, found
+
+
+@njit
+def put_eights(index, base, stride, advance, groups, table, states, words, at, escaped, found):
+    """Codes ``groups`` groups of eight pairs, last group first."""
+    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+    x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
+    s = U(stride)
+    for group in range(groups - 1, -1, -1):
+        o = U(base + group * advance)
+        e = U(index[o + U(7) * s])
+        p7 = table[e, U(0)]
+        x7, at = put(x7, p7, table[e, U(1)], words, at)
+        e = U(index[o + U(6) * s])
+        p6 = table[e, U(0)]
+        x6, at = put(x6, p6, table[e, U(1)], words, at)
+        e = U(index[o + U(5) * s])
+        p5 = table[e, U(0)]
+        x5, at = put(x5, p5, table[e, U(1)], words, at)
+        e = U(index[o + U(4) * s])
+        p4 = table[e, U(0)]
+        x4, at = put(x4, p4, table[e, U(1)], words, at)
+        e = U(index[o + U(3) * s])
+        p3 = table[e, U(0)]
+        x3, at = put(x3, p3, table[e, U(1)], words, at)
+        e = U(index[o + U(2) * s])
+        p2 = table[e, U(0)]
+        x2, at = put(x2, p2, table[e, U(1)], words, at)
+        e = U(index[o + s])
+        p1 = table[e, U(0)]
+        x1, at = put(x1, p1, table[e, U(1)], words, at)
+        e = U(index[o])
+        p0 = table[e, U(0)]
+        x0, at = put(x0, p0, table[e, U(1)], words, at)
+        if (p0 | p1 | p2 | p3 | p4 | p5 | p6 | p7) >> U(56):
+            for lane in range(7, -1, -1):
+                place = o + U(lane) * s
+                if table[U(index[place]), U(0)] >> U(56):
+                    escaped[found] = place
+                    found += 1
+    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+    states[4], states[5], states[6], states[7] = x4, x5, x6, x7
+    return at, found
+
+
+@njit
+def put_fours(index, base, stride, advance, groups, table, states, words, at, escaped, found):
+    """Codes ``groups`` groups of four pairs, last group first."""
+    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+    s = U(stride)
+    for group in range(groups - 1, -1, -1):
+        o = U(base + group * advance)
+        e = U(index[o + U(3) * s])
+        p3 = table[e, U(0)]
+        x3, at = put(x3, p3, table[e, U(1)], words, at)
+        e = U(index[o + U(2) * s])
+        p2 = table[e, U(0)]
+        x2, at = put(x2, p2, table[e, U(1)], words, at)
+        e = U(index[o + s])
+        p1 = table[e, U(0)]
+        x1, at = put(x1, p1, table[e, U(1)], words, at)
+        e = U(index[o])
+        p0 = table[e, U(0)]
+        x0, at = put(x0, p0, table[e, U(1)], words, at)
+        if (p0 | p1 | p2 | p3) >> U(56):
+            for lane in range(3, -1, -1):
+                place = o + U(lane) * s
+                if table[U(index[place]), U(0)] >> U(56):
+                    escaped[found] = place
+                    found += 1
+    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+    return at, found
+
+
+@njit
+def put_run(index, base, count, table, states, words, at, escaped, found):
+    """Codes a run of pairs that lie side by side, lane after lane, last pair first."""
+    lanes = states.size
+    groups = count // lanes if lanes >= 4 else 0
+    rest = count - groups * lanes
+    if rest:
+        begin = base + groups * lanes
+        at, found = put_loop(index, begin, 1, rest, (rest - 1) % lanes, table, states, words, at, escaped, found)
+    if groups and lanes == 8:
+        at, found = put_eights(index, base, 1, 8, groups, table, states, words, at, escaped, found)
+    elif groups:
+        at, found = put_fours(index, base, 1, 4, groups, table, states, words, at, escaped, found)
+    return at, found
+
+
+@njit
+def put_planes(index, size, first, last, table, states, words, at, escaped):
+    """Codes a segment of planes of ``size`` pairs each; returns where in ``words`` it starts, and the number of escaped pairs."""
+    lanes, found = states.size, 0
+    blocks = (last - first + lanes - 1) // lanes
+    for block in range(blocks - 1, -1, -1):
+        plane = first + block * lanes
+        count = min(lanes, last - plane)
+        if count == 8:
+            at, found = put_eights(index, plane * size, size, 1, size, table, states, words, at, escaped, found)
+        elif count == 4 and lanes == 4:
+            at, found = put_fours(index, plane * size, size, 1, size, table, states, words, at, escaped, found)
+        else:
+            for place in range(size - 1, -1, -1):
+                base = plane * size + place
+                at, found = put_loop(index, base, size, count, count - 1, table, states, words, at, escaped, found)
+    return put_states(states, words, at), found
+
+
+@njit
+def put_lines(index, lines, columns, first, last, table, states, words, at, escaped):
+    """The same for a segment of channels, or of a flat run, which is one line."""
+    found = 0
+    for line in range(lines - 1, -1, -1):
+        at, found = put_run(index, line * columns + first, last - first, table, states, words, at, escaped, found)
+    return put_states(states, words, at), found
+
+
+@njit
+def put_states(states, words, at):
+    """Writes the states, so that a reader finds them first, lane 0 in front, high halves first."""
+    for lane in range(states.size - 1, -1, -1):
+        at -= U(2)
+        words[at] = np.uint16(states[lane] >> U(16))
+        words[at + U(1)] = np.uint16(states[lane] & U(0xFFFF))
+    return at
+
+
+# -- escapes -----------------------------------------------------------------------------------------------------
+
+
+@njit
+def put_golomb(buffer, at, value):
+    """An exponential Golomb code of order 1, least significant bit first; returns the position after it."""
+    value += 2
+    width = 1
+    while value >> (width + 1):
+        width += 1
+    at += width - 1
+    buffer[at >> 3] |= np.uint8(1 << (at & 7))
+    at += 1
+    for i in range(width):
+        if value >> i & 1:
+            buffer[at >> 3] |= np.uint8(1 << (at & 7))
+        at += 1
+    return at
+
+
+@njit
+def code_of(number, one_sided):
+    """What an escaped number is sent as."""
+    if one_sided:
+        return np.int64(number)
+    return 2 * np.int64(number) - 1 if number > 0 else -2 * np.int64(number)
+
+
+@njit
+def put_escapes(high, layout, rows, columns, one_sided, escaped, found, buffer, start):
+    """Writes the numbers of a segment's escaped pairs to ``buffer``, from byte ``start``; returns the byte after them."""
+    at, pairs = 8 * start, (columns + 1) // 2
+    for i in range(found - 1, -1, -1):
+        place = escaped[i]
+        if layout == PLANES:
+            line, pair = place // pairs, place % pairs
+            first, step, is_single = line * columns + 2 * pair, 1, 2 * pair + 1 >= columns
+        elif layout == TOKENS:
+            line, channel = place // columns, place % columns
+            first, step, is_single = 2 * line * columns + channel, columns, 2 * line + 1 >= rows
+        else:
+            first, step, is_single = 2 * place, 1, 2 * place + 1 >= columns
+        at = put_golomb(buffer, at, code_of(high[first], one_sided))
+        if not is_single:
+            at = put_golomb(buffer, at, code_of(high[first + step], one_sided))
+    return (at + 7) >> 3
+
+
+# -- quantiser ---------------------------------------------------------------------------------------------------
+
+
+@njit
+def step_of(threshold, budget):
+    """What :func:`serverlight.codec.coded.step_of` returns."""
+    step = np.float32(min(np.float64(threshold) * 4 * budget, 3.0e38))
+    bits = (np.float32(step).view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
+    return max(np.uint32(bits).view(np.float32), np.float32(2.0**-126))
+
+
+@njit
+def quantise_tensor(values, num_kept, asymmetry, budget, largest, numbers):
+    """Filters and quantises; returns the step, and the number of raw bits."""
+    scores = values
+    if asymmetry != 1:
+        scores = numbers.view(np.float32)
+        weigh(values, asymmetry, scores)
+    threshold = np.int32(kth_largest(scores.view(np.int32), num_kept)).view(np.float32)
+    step = step_of(threshold if asymmetry == 1 else least_kept(values, scores, threshold), budget)
+    reached, large = quantise(values, scores, threshold, np.float32(1) / step, largest, numbers)
+    if reached > num_kept:
+        drop_ties(values, asymmetry, threshold, reached - num_kept, numbers)
+        large = count_above(numbers, largest)
+    bits = 0
+    while 64 * large > values.size:
+        bits += 1
+        large = count_above(numbers, np.int32(largest << bits))
+    return step, bits
+
+
+@njit
+def nearest_activity(magnitudes, num_elements):
+    """What :func:`serverlight.codec.activity.nearest_activity` returns."""
+    mean, best = max(1, 128 * magnitudes // num_elements), 0
+    for i in range(1, ACTIVITY.size):
+        if abs(ACTIVITY[i] - mean) < abs(ACTIVITY[best] - mean):
+            best = i
+    return best
+
+
+@njit
+def borders_of(start):
+    """What :func:`serverlight.codec.activity.thresholds_for` returns."""
+    borders = np.empty(THRESHOLDS.size, np.int32)
+    for i in range(borders.size):
+        borders[i] = max(1, (start * THRESHOLDS[i]) >> 8)
+    return borders
+
+
+# -- section 6 ---------------------------------------------------------------------------------------------------
+
+
+@njit
+def symbols_of(high, layout, one_sided, start, planes, rows, columns, num_contexts, index):
+    """Row of the table and symbol of each pair of the tensor, as ``256 row + symbol``."""
+    if layout == PLANES:
+        cube = high.reshape(planes, rows, columns)
+        plane_symbols(cube, one_sided, num_contexts, index.reshape(planes, rows, (columns + 1) // 2))
+    elif layout == TOKENS:
+        begin = ACTIVITY[start]
+        token_symbols(high, rows, columns, begin, borders_of(begin), num_contexts, index)
+    else:
+        flat_symbols(high, index)
+
+
+@njit
+def histogram_over(index, num_rows):
+    """How often each entry occurs: shape (num_rows, 256)."""
+    counts = np.zeros((4, num_rows * 256), np.uint32)
+    histogram_of(index, counts)
+    histogram = np.empty(num_rows * 256, np.int64)
+    for i in range(histogram.size):
+        histogram[i] = np.int64(counts[0, i]) + counts[1, i] + counts[2, i] + counts[3, i]
+    return histogram.reshape(num_rows, 256)
+
+
+@njit
+def lanes_for(payload_bits, num_segments):
+    """What :func:`serverlight.codec.coded.lanes_for` returns."""
+    size = payload_bits // (8 * num_segments)
+    return 1 if size < 400 else (2 if size < 1000 else (4 if size < 3000 else 8))
+
+
+@njit
+def put_varint(out, at, value):
+    """Writes an unsigned integer of seven bits a byte; returns the position after it."""
+    while value > 0x7F:
+        out[at] = value & 0x7F | 0x80
+        value >>= 7
+        at += 1
+    out[at] = value
+    return at + 1
+
+
+@njit
+def write_section(values, num_kept, asymmetry, budget, layout, planes, rows, columns):
+    """Section 6 of the frame of ``values``, as bytes; none at all if a value is not finite.
+
+    Args:
+        values: float32, shape (n,), n > 0.
+        num_kept: at most so many elements are kept.
+        asymmetry: worth of a negative element beside a positive one, float32.
+        budget: mean error as a share of the threshold; negative for the one that suits the kind of tensor.
+        layout, planes, rows, columns: how the tensor is seen.
+    """
+    num_nonzero, is_signed, is_finite = survey(values)
+    if not is_finite:
+        return np.empty(0, np.uint8)
+    num_kept = min(num_kept, num_nonzero)
+    if num_kept == 0:
+        return np.full(1, 7, np.uint8)
+    kind = layout + (1 if is_signed and layout == PLANES else 0)
+    one_sided = kind == ONE_SIDED_PLANES
+    numbers, shifts = np.empty(values.size, np.int32), np.zeros(10, np.int64)
+    largest = np.int32(14 if one_sided else 7)
+    budget = AUTO_DISTORTION[kind] if budget < 0 else budget
+    step, bits = quantise_tensor(values, num_kept, asymmetry, budget, largest, numbers)
+    inverse, every = np.float32(1) / step, max(1, values.size >> 13)
+    if layout == PLANES:
+        cubes = values.reshape(planes, rows, columns), numbers.reshape(planes, rows, columns)
+        measure_plane_shifts(cubes[0], inverse, cubes[1], np.int32(bits), one_sided, every, shifts)
+    else:
+        run = columns if layout == TOKENS else 256
+        measure_shifts(values, inverse, numbers, np.int32(bits), run, not is_signed, every, shifts)
+    raw = np.empty(values.size * bits // 8 + 1, np.uint8)
+    raw = raw[: take_raw(numbers, bits, numbers, raw) if bits else 0]
+    start = nearest_activity(magnitude_sum(numbers), values.size) if layout == TOKENS else 0
+    head = np.empty(340, np.uint8)
+    head[0] = kind | (0 if is_signed else 8) | (64 if bits else 0)
+    step_bits = np.float32(step).view(np.uint32) >> np.uint32(16)
+    head[1], head[2], at = step_bits & 255, step_bits >> 8, 3
+    if layout == TOKENS:
+        head[at] = start
+        at += 1
+    if bits:
+        head[at] = bits
+        at += 1
+    return code_section(numbers, kind, layout, is_signed, start, shifts, planes, rows, columns, head, at, raw)
+
+
+@njit
+def code_section(high, kind, layout, is_signed, start, shifts, planes, rows, columns, head, at, raw):
+    """Codes the high parts, and puts all sections together; ``head[:at]`` is written, but for the number of lanes."""
+    one_sided, num_contexts = kind == ONE_SIDED_PLANES, DEFAULT_LEVELS[kind].shape[0]
+    lines = (rows + 1) // 2
+    pairs_of_unit = rows * ((columns + 1) // 2) if layout == PLANES else (lines if layout == TOKENS else 1)
+    units = planes if layout == PLANES else (columns if layout == TOKENS else (columns + 1) // 2)
+    num_segments = max(1, min(high.size >> 16, units >> 3))
+    has_tail = (rows if layout == TOKENS else columns) % 2 == 1
+    index = np.empty(units * pairs_of_unit, np.uint16)
+    symbols_of(high, layout, one_sided, start, planes, rows, columns, num_contexts, index)
+    # The counts of decisions want rows for single elements even where there are none.
+    histogram = np.zeros((2 * num_contexts, 256), np.int64)
+    num_rows = num_contexts * (2 if has_tail else 1)
+    histogram[:num_rows] = histogram_over(index, num_rows)
+    counts = count_decisions(histogram, NEXT[kind], FLIP_NEXT[kind], one_sided)
+    offsets, present, corrections = fit_levels(counts, DEFAULT_LEVELS[kind], one_sided, COST)
+    levels = levels_of(DEFAULT_LEVELS[kind], offsets, corrections)
+    frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided, has_tail)
+    table = np.empty((num_rows * 256, 2), np.uint64)
+    payload_bits, num_escaped = encoder_tables(frequencies, histogram, COST_OF_FREQUENCY, table)
+    lanes = lanes_for(payload_bits, num_segments)
+    head[0] |= (0 if lanes == 1 else (1 if lanes == 2 else (2 if lanes == 4 else 3))) << 4
+    head[at:] = 0
+    at += pack_model(offsets, present, corrections, one_sided, head[at:])
+    for place in range(10):
+        if (layout == PLANES or place == 0 or place == 5 or place >= 8) and (place > 0 or not is_signed):
+            head[at] = np.uint8(shifts[place] & 255)
+            at += 1
+    words = np.empty(index.size + 2 * lanes * num_segments + 1, np.uint16)
+    escaped, escapes = np.empty(num_escaped, np.int64), np.zeros(18 * num_escaped + num_segments, np.uint8)
+    lengths = np.empty((num_segments, 2), np.int64)
+    begin, states = U(words.size), np.empty(lanes, np.uint64)
+    total = 0
+    for segment in range(num_segments - 1, -1, -1):
+        first, last = units * segment // num_segments, units * (segment + 1) // num_segments
+        states[:] = LEAST
+        end, rest = begin, escaped[total:]
+        if layout == PLANES:
+            begin, found = put_planes(index, pairs_of_unit, first, last, table, states, words, end, rest)
+        else:
+            num_lines, width = (lines, columns) if layout == TOKENS else (1, 0)
+            begin, found = put_lines(index, num_lines, width, first, last, table, states, words, end, rest)
+        total += found
+        lengths[segment, 0], lengths[segment, 1] = end - begin, found
+    num_escape_bytes = 0
+    for segment in range(num_segments):
+        found = lengths[segment, 1]
+        total -= found
+        after = put_escapes(high, layout, rows, columns, one_sided, escaped[total:], found, escapes, num_escape_bytes)
+        lengths[segment, 1] = after - num_escape_bytes
+        num_escape_bytes = after
+    return joined(head[:at], lengths, words[begin:], escapes[:num_escape_bytes], raw)
+
+
+@njit
+def joined(head, lengths, words, escapes, raw):
+    """All sections in one array of bytes."""
+    out = np.empty(head.size + 10 * lengths.shape[0] + 2 * words.size + escapes.size + raw.size, np.uint8)
+    at = head.size
+    out[:at] = head
+    for segment in range(lengths.shape[0]):
+        at = put_varint(out, at, lengths[segment, 0])
+        at = put_varint(out, at, lengths[segment, 1])
+    out[at : at + 2 * words.size] = words.view(np.uint8)
+    at += 2 * words.size
+    out[at : at + escapes.size] = escapes
+    at += escapes.size
+    out[at : at + raw.size] = raw
+    return out[: at + raw.size]

@@ -23,6 +23,10 @@ __all__ = ["MAX_LOSS_PP", "Probe", "RateRow", "Scale", "Walk", "bits_at_kl"]
 FP16_BITS = 16
 MAX_LOSS_PP = 1.0
 """The loss in percentage points at which rates are compared."""
+PROBE_ELEMENTS = 1 << 19
+MIN_PROBES = 16
+"""A probe is large enough to tell which of two settings harms more, and small enough to try hundreds of settings."""
+
 NOISY = 3
 """Settings below the border that are measured as well, since the figure does not fall evenly there."""
 
@@ -99,10 +103,13 @@ class Probe:
 class Scale:
     """Measures codecs on one task; bounds, features and qualities are kept, so that equal features are judged once."""
 
-    def __init__(self, task: CodecTask, *, probe_messages: int = 64) -> None:
+    def __init__(self, task: CodecTask, *, probe_messages: int | None = None) -> None:
+        """Probes with the first ``probe_messages``, by default as many as hold ``PROBE_ELEMENTS``."""
         self.task = task
         self._qualities: dict[bytes, Quality] = {}
-        self._probe = list(task.features()[:probe_messages])
+        sizes = np.cumsum([x.size for x in task.features()])
+        enough = max(MIN_PROBES, int(np.searchsorted(sizes, PROBE_ELEMENTS)) + 1)
+        self._probe = list(task.features()[: probe_messages or enough])
 
     def measure(self, rival: Rival, codec: str = "") -> RateRow:
         """All messages through the codec and the tail; ``codec`` is what to call it, if not by its own name."""

@@ -127,6 +127,15 @@ def settled_shifts(sums: Ints, counts: Ints, one_sided: bool) -> Ints:
     return np.where(counts > 0, shifts, 0)
 
 
+def floor_rank(num_nonzero: int) -> int:
+    """Rank, among the magnitudes that are not zero, below which no threshold sets the step: nine tenths of them, rounded up.
+
+    A ReLU feature may have more zeros than the filter is to drop. Then all other elements are kept, and the least of them, which
+    can be as small as it likes, must not make the step tiny.
+    """
+    return -(-9 * num_nonzero // 10)
+
+
 def step_of(threshold: np.float32, config: CodecConfig, kind: int) -> np.float32:
     """The step that a threshold and the distortion budget give, rounded to bfloat16, at least the smallest normal number."""
     budget = AUTO_DISTORTION[kind] if config.distortion is None else config.distortion

@@ -358,7 +358,7 @@ def get_bits(data: Bytes, at: int, width: int) -> int:
     """Reads a bit field."""
     value = 0
     for i in range(width):
-        value |= ((np.int64(data[(at + i) >> 3]) >> ((at + i) & 7)) & 1) << i
+        value |= int((np.int64(data[(at + i) >> 3]) >> ((at + i) & 7)) & 1) << i
     return value
 
 

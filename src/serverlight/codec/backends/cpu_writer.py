@@ -264,15 +264,19 @@ def step_of(threshold, budget):
 
 
 @njit
-def quantise_tensor(values, num_kept, asymmetry, budget, largest, numbers):
+def quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, largest, numbers):
     """Filters and quantises; returns the step, and the number of raw bits."""
     scores = values
     if asymmetry != 1:
         scores = numbers.view(np.float32)
         weigh(values, asymmetry, scores)
     threshold = np.int32(kth_largest(scores.view(np.int32), num_kept)).view(np.float32)
-    step = step_of(threshold if asymmetry == 1 else least_kept(values, scores, threshold), budget)
-    reached, large = quantise(values, scores, threshold, np.float32(1) / step, largest, numbers)
+    least = threshold if asymmetry == 1 else least_kept(values, scores, threshold)
+    rank = -(-9 * num_nonzero // 10)  # what floor_rank of coded.py returns
+    if num_kept > rank:
+        least = max(least, np.int32(kth_largest(values.view(np.int32), rank)).view(np.float32))
+    step = step_of(least, budget)
+    reached, large = quantise(values, scores, threshold, least, np.float32(1) / step, largest, numbers)
     if reached > num_kept:
         drop_ties(values, asymmetry, threshold, reached - num_kept, numbers)
         large = count_above(numbers, largest)
@@ -369,7 +373,7 @@ def write_section(values, num_kept, asymmetry, budget, layout, planes, rows, col
     numbers, shifts = np.empty(values.size, np.int32), np.zeros(10, np.int64)
     largest = np.int32(14 if one_sided else 7)
     budget = AUTO_DISTORTION[kind] if budget < 0 else budget
-    step, bits = quantise_tensor(values, num_kept, asymmetry, budget, largest, numbers)
+    step, bits = quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, largest, numbers)
     inverse, every = np.float32(1) / step, max(1, values.size >> 13)
     if layout == PLANES:
         cubes = values.reshape(planes, rows, columns), numbers.reshape(planes, rows, columns)

@@ -23,6 +23,7 @@ from serverlight.codec.coded import (
     SHIFT_UNIT,
     Coded,
     Segment,
+    floor_rank,
     is_one_sided_kind,
     kind_of,
     lanes_for,
@@ -73,8 +74,9 @@ class ReferenceKernels(SlicerKernels):
         one_sided = bool((values >= 0).all())
         kind = kind_of(natural_layout(shape), one_sided)
         grid, bounds = segments_of(shape, kind)
-        step = step_of(least_reaching(values, kept, config.asymmetry), config, kind)
-        quantised = quantise(values, kept, step)
+        threshold = step_threshold(values, kept, config.asymmetry)
+        step = step_of(threshold, config, kind)
+        quantised = quantise(values, kept, threshold, step)
         raw_bits = choose_raw_bits(quantised, 14 if is_one_sided_kind(kind) else 7)
         high, raw = split_raw(quantised, raw_bits)
         shifts = measure_shifts(values, quantised, high, step, kind, one_sided, grid)
@@ -124,20 +126,23 @@ class ReferenceKernels(SlicerKernels):
 # -- quantiser (sections 6.2, 6.7 and 7) ------------------------------------------------------------------
 
 
-def least_reaching(values: Float32, kept: npt.NDArray[np.int64], asymmetry: float) -> np.float32:
-    """The least magnitude among all elements that reach the least score kept, those included that lost a tie."""
-    scores = scores_of(values, asymmetry)
-    least: np.float32 = np.abs(values[scores >= scores[kept].min()]).min()
-    return least
+def step_threshold(values: Float32, kept: npt.NDArray[np.int64], asymmetry: float) -> np.float32:
+    """The magnitude that the step follows from: the least that reaches the least score kept, but not too small a one."""
+    scores, magnitudes = scores_of(values, asymmetry), np.abs(values)
+    least = magnitudes[scores >= scores[kept].min()].min()
+    nonzero = np.sort(magnitudes[magnitudes > 0])
+    threshold: np.float32 = max(least, nonzero[-floor_rank(len(nonzero))])
+    return threshold
 
 
-def quantise(values: Float32, kept: npt.NDArray[np.int64], step: np.float32) -> Ints:
-    """Signed numbers of steps, shape (n,): zero for what is dropped, at least one in magnitude for what is kept."""
+def quantise(values: Float32, kept: npt.NDArray[np.int64], threshold: np.float32, step: np.float32) -> Ints:
+    """Signed numbers of steps, shape (n,): zero for what is dropped, at least one in magnitude from the threshold on."""
     with np.errstate(over="ignore"):  # beyond the largest quotient infinity is as good as any
         scaled = np.abs(values[kept]) * (np.float32(1) / step)
     quotients = np.floor(np.minimum(scaled, LARGEST_QUOTIENT) + ROUNDING)
     quantised = np.zeros(len(values), np.int64)
-    quantised[kept] = np.maximum(quotients.astype(np.int64), 1) * np.where(values[kept] < 0, -1, 1)
+    least = np.where(np.abs(values[kept]) >= threshold, 1, 0)
+    quantised[kept] = np.maximum(quotients.astype(np.int64), least) * np.where(values[kept] < 0, -1, 1)
     return quantised
 
 

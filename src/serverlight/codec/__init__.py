@@ -1,6 +1,6 @@
 """Training-free compression of activations: any float tensor to a self-contained frame and back. Needs NumPy only."""
 
-from serverlight.codec.codec import Codec, FrameInfo, decode, decode_batch, decode_into, inspect
+from serverlight.codec.codec import Codec, FrameInfo, decode, decode_batch, decode_into, inspect, warm_up
 from serverlight.codec.config import CodecConfig
 
-__all__ = ["Codec", "CodecConfig", "FrameInfo", "decode", "decode_batch", "decode_into", "inspect"]
+__all__ = ["Codec", "CodecConfig", "FrameInfo", "decode", "decode_batch", "decode_into", "inspect", "warm_up"]

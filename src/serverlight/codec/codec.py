@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ from serverlight.codec.tensors import Like, Tensor, check_finite, from_float32, 
 from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer, header_bytes, sealed
 from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnsupportedTensor
 
-__all__ = ["Codec", "FrameInfo", "decode", "decode_batch", "decode_into", "inspect"]
+__all__ = ["Codec", "FrameInfo", "decode", "decode_batch", "decode_into", "inspect", "warm_up"]
 
 Frame = bytes | bytearray | memoryview
 
@@ -172,6 +174,19 @@ def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out:
         survivors = slicer.read(reader, header)
         reader.finish()
         out[:] = kernels.decode_slicer(survivors, header.num_elements)
+
+
+@functools.cache
+def warm_up(backend: str = "auto") -> float:
+    """Makes the backend ready, so that no request has to wait for it; returns the seconds it took.
+
+    With Numba the first call on a machine compiles, for half a minute or more; later processes load the machine code from
+    disk in well under a second.
+    """
+    started = time.perf_counter()
+    frame = Codec(backend=backend).encode(np.ones((2, 2), np.float32))
+    decode(frame, "numpy", backend=backend)
+    return time.perf_counter() - started
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

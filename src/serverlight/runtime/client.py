@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from serverlight.codec import Codec
+from serverlight.codec import Codec, warm_up
 from serverlight.errors import ConfigError, InputMismatch, MessageTooLarge, PlanMismatch
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
@@ -104,6 +104,7 @@ class Client:
         timeout_s: float = 5.0,
         deadline_ms: int = DEFAULT_DEADLINE_MS,
     ) -> None:
+        warm_up()
         self._parts = _partition_of(model, plan)
         self._cut = self._parts.cut(plan.cut)
         # A cut may have aliases; the handshake compares its one name.

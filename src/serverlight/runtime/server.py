@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from serverlight.codec.config import CodecConfig
+from serverlight.codec import CodecConfig, warm_up
 from serverlight.errors import ConfigError
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
@@ -44,6 +44,7 @@ def make_core(
     config = config or ServerConfig()
     parts = parts or partition(model.module, model.example_inputs)
     cuts = [parts.cut(cut).name for cut in cuts]  # a cut may have aliases; the handshake compares its one name
+    warm_up()
     worker = Worker(model, parts, cuts, max_batch=config.max_batch)
     plans = {cut: Plan(model=model.name, revision=model.revision, cut=cut) for cut in cuts}
     return ServerCore(worker, plans, codec=codec, config=config)

@@ -44,6 +44,7 @@ def demo(
 
     from serverlight.apps.demo.measure import measure
     from serverlight.apps.demo.report import COLUMNS, make_rows, summary, table_cells
+    from serverlight.codec import warm_up
     from serverlight.link import LinkConfig
 
     check_writable("json", json)
@@ -51,7 +52,9 @@ def demo(
     parsed_link = LinkConfig.parse(link) if link else None
     torch.set_num_threads(1)
     setup, labels = _prepare(model, cut or [], data, limit, clients, parsed_link)
-    with progress_bar("starting processes", len(setup.modes) * setup.num_images) as (bar, task):
+    with progress_bar("compiling the codec (once)", len(setup.modes) * setup.num_images) as (bar, task):
+        warm_up()  # else server and devices would all compile at once
+        bar.update(task, description="starting processes")
         measured = measure(
             setup,
             on_ready=lambda: bar.update(task, description="classifying"),

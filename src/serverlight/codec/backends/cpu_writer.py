@@ -273,7 +273,7 @@ def quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, largest, n
     threshold = np.int32(kth_largest(scores.view(np.int32), num_kept)).view(np.float32)
     least = threshold if asymmetry == 1 else least_kept(values, scores, threshold)
     rank = -(-9 * num_nonzero // 10)  # what floor_rank of coded.py returns
-    if num_kept > rank:
+    if num_kept > rank or asymmetry != 1:  # otherwise the threshold is of a higher rank already
         least = max(least, np.int32(kth_largest(values.view(np.int32), rank)).view(np.float32))
     step = step_of(least, budget)
     reached, large = quantise(values, scores, threshold, least, np.float32(1) / step, largest, numbers)

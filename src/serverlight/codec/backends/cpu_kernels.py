@@ -202,7 +202,7 @@ def least_kept(values, scores, threshold):
 
 
 @njit
-def quantise(values, scores, threshold, least, inverse, largest, out):
+def quantise(values, scores, threshold, inverse, largest, out):
     """Signed numbers of steps; returns how many scores reach the threshold, and how many magnitudes are above ``largest``."""
     most, rounding, one = np.float32(2**28), np.float32(0.4), np.int32(1)
     reached, large = 0, 0
@@ -212,7 +212,7 @@ def quantise(values, scores, threshold, least, inverse, largest, out):
         num_reached, num_large = np.int32(0), np.int32(0)
         for i in range(part.size):
             number = np.int32(min(abs(part[i]) * inverse, most) + rounding)
-            number = max(number, one) if abs(part[i]) >= least else number
+            number = max(number, one)
             kept = abs(score[i]) >= threshold
             number = number if kept else np.int32(0)
             into[i] = -number if part[i] < 0 else number

@@ -276,7 +276,7 @@ def quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, largest, n
     if num_kept > rank or asymmetry != 1:  # otherwise the threshold is of a higher rank already
         least = max(least, np.int32(kth_largest(values.view(np.int32), rank)).view(np.float32))
     step = step_of(least, budget)
-    reached, large = quantise(values, scores, threshold, least, np.float32(1) / step, largest, numbers)
+    reached, large = quantise(values, scores, threshold, np.float32(1) / step, largest, numbers)
     if reached > num_kept:
         drop_ties(values, asymmetry, threshold, reached - num_kept, numbers)
         large = count_above(numbers, largest)

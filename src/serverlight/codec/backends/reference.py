@@ -74,9 +74,8 @@ class ReferenceKernels(SlicerKernels):
         one_sided = bool((values >= 0).all())
         kind = kind_of(natural_layout(shape), one_sided)
         grid, bounds = segments_of(shape, kind)
-        threshold = step_threshold(values, kept, config.asymmetry)
-        step = step_of(threshold, config, kind)
-        quantised = quantise(values, kept, threshold, step)
+        step = step_of(step_threshold(values, kept, config.asymmetry), config, kind)
+        quantised = quantise(values, kept, step)
         raw_bits = choose_raw_bits(quantised, 14 if is_one_sided_kind(kind) else 7)
         high, raw = split_raw(quantised, raw_bits)
         shifts = measure_shifts(values, quantised, high, step, kind, one_sided, grid)
@@ -135,14 +134,13 @@ def step_threshold(values: Float32, kept: npt.NDArray[np.int64], asymmetry: floa
     return threshold
 
 
-def quantise(values: Float32, kept: npt.NDArray[np.int64], threshold: np.float32, step: np.float32) -> Ints:
-    """Signed numbers of steps, shape (n,): zero for what is dropped, at least one in magnitude from the threshold on."""
+def quantise(values: Float32, kept: npt.NDArray[np.int64], step: np.float32) -> Ints:
+    """Signed numbers of steps, shape (n,): zero for what is dropped, at least one in magnitude for what is kept."""
     with np.errstate(over="ignore"):  # beyond the largest quotient infinity is as good as any
         scaled = np.abs(values[kept]) * (np.float32(1) / step)
     quotients = np.floor(np.minimum(scaled, LARGEST_QUOTIENT) + ROUNDING)
     quantised = np.zeros(len(values), np.int64)
-    least = np.where(np.abs(values[kept]) >= threshold, 1, 0)
-    quantised[kept] = np.maximum(quotients.astype(np.int64), least) * np.where(values[kept] < 0, -1, 1)
+    quantised[kept] = np.maximum(quotients.astype(np.int64), 1) * np.where(values[kept] < 0, -1, 1)
     return quantised
 
 

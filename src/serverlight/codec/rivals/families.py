@@ -55,7 +55,7 @@ PROFILE_AXES: dict[str, Axes] = {
         "sparsity": SPARSITIES,
         "num_groups": (1, 2, 4, 8),
         # A group of full range takes one bit a survivor from 0.25 on, two from 0.125, three from 0.0625.
-        "distortion": (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.09, 0.13, 0.15, 0.2, 0.26),
+        "distortion": (0.01, 0.02, 0.03, 0.05, 0.07, 0.09, 0.13, 0.2, 0.26),
     },
 }
 """Grids of this package's profiles that have more than one knob to turn; the others are walked by sparsity."""
@@ -80,22 +80,20 @@ def _profiles() -> list[Family]:
         if profile != "fp16":
             axes = PROFILE_AXES.get(profile, {"sparsity": FINE_SPARSITIES})
             found.append(Family(name=profile, make=_profile(profile), axes=axes))
-    found.append(Family(name="slicer-bitmap", make=_profile("slicer", "bitmap"), axes=PROFILE_AXES["slicer"]))
     return found
 
 
-def _profile(profile: str, positions: str = "auto") -> Callable[..., Rival]:
+def _profile(profile: str) -> Callable[..., Rival]:
     def make(**settings: Any) -> Rival:
-        label = profile if positions == "auto" else f"{profile}-{positions}"
         # Rivals have no checksum either.
-        return Profile(CodecConfig(profile=profile, positions=positions, checksum=False, **settings), label)
+        return Profile(CodecConfig(profile=profile, checksum=False, **settings))
 
     return make
 
 
 def _rivals() -> list[Family]:
     packed: Axes = {"bits": BITS, "ranges": ("absmax", "minmax")}
-    slicer = dict(PROFILE_AXES["slicer"])
+    slicer: Axes = {**PROFILE_AXES["slicer"], "levels": ("middle", "ends")}
     rotated: Axes = {"bits": BITS, "scope": SCOPES}
     found = [
         Family(name="fp16", make=Halves, axes={}),
@@ -107,7 +105,7 @@ def _rivals() -> list[Family]:
         Family(name="rotated-rans", make=EntropyCodedRotatedInteger, axes=rotated),
         Family(name="topk-fp16-bitmap", make=_topk("bitmap"), axes={"sparsity": SPARSITIES}),
         Family(name="topk-fp16-csr", make=_topk("csr"), axes={"sparsity": SPARSITIES}),
-        *(Family(name=f"slicer-nearest-{c}", make=_plain_slicer(c), axes=slicer) for c in ("bitmap", "rans")),
+        *(Family(name=f"slicer-{c}", make=_plain_slicer(c), axes=slicer) for c in ("bitmap", "rans")),
         Family(name="uniform-rans", make=Uniform, axes={"levels": LEVELS}),
         Family(name="uniform-csr-rans", make=SparseUniform, axes={"levels": LEVELS}),
     ]

@@ -1,8 +1,8 @@
-"""The paper's three stages once more, in the reading that is kindest to them, with and without an entropy coder.
+"""The paper's three stages once more: with an entropy coder, and with a choice where the paper leaves one open.
 
-Profile ``slicer`` puts a value in the middle of its cell. Here a group's levels lie evenly from its least to its largest
-magnitude, ends included, and the nearest one is taken. Where the members of a group crowd at its lower end, as they do in a
-long tail, that is far better at two bits and less.
+Profile ``slicer`` puts a value in the middle of its cell. One may also lay a group's levels evenly from its least to its
+largest magnitude, ends included, and take the nearest. Which is better depends on the feature, so a rival at its best may
+have either.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from serverlight.codec.rivals.topk import largest
 
 __all__ = ["PlainSlicer"]
 
+Levels = Literal["middle", "ends"]
+
 MAX_BITS = 10
 RANGE_BYTES = 5
 """Width of the codes, and two halves for the range."""
@@ -29,7 +31,7 @@ RANGE_BYTES = 5
 class PlainSlicer(Rival):
     """Top-K, equal groups by magnitude, and the least width for each that keeps the mean error within the budget."""
 
-    name: ClassVar[str] = "slicer-nearest"
+    name: ClassVar[str] = "slicer-plain"
 
     sparsity: float = 0.5
     """Share of elements that are dropped."""
@@ -39,6 +41,9 @@ class PlainSlicer(Rival):
 
     distortion: float = 0.1
     """Mean error allowed in a group, as a share of its range."""
+
+    levels: Levels = "middle"
+    """Where in a group's range its values may lie."""
 
     coding: Literal["bitmap", "rans"] = "bitmap"
     """Bitmap, labels and codes at fixed widths; or a symbol for each element (dropped, or group and code) under rANS.
@@ -52,7 +57,7 @@ class PlainSlicer(Rival):
         return [front + part.fixed_widths() for front, part in zip(fronts, parts, strict=True)]
 
     def _unpack_many(self, bodies: Sequence[Body]) -> list[Float32]:
-        read = [_Quantised.read_front(body, math.prod(shape)) for body, shape in bodies]
+        read = [_Quantised.read_front(body, math.prod(shape), self.levels) for body, shape in bodies]
         if self.coding == "rans":
             coded = [(body, at, [part.num_elements]) for (body, _), (part, at) in zip(bodies, read, strict=True)]
             symbols = [streams[0] for streams in uncode_many(coded)]
@@ -75,22 +80,35 @@ class PlainSlicer(Rival):
             low, high = np.float16(group.min()), np.float16(group.max())
             span = np.float32(high) - np.float32(low)
             share = np.clip((group - np.float32(low)) / span, 0, 1) if span > 0 else np.zeros_like(group)
-            width = self._width(share)
-            codes = np.rint(share * ((1 << width) - 1)).astype(np.int32)
+            width = self._width(share) if span > 0 else 0
+            codes = _codes(share, width, self.levels)
             symbols[kept[members]] = first + codes[: len(members)]
             first += 1 << width
             bits.append(width)
             ranges.append((low, high))
-        return _Quantised(tuple(bits), np.array(ranges, "<f2"), symbols, flat[kept] < 0, len(flat))
+        return _Quantised(tuple(bits), np.array(ranges, "<f2"), symbols, flat[kept] < 0, len(flat), self.levels)
 
     def _width(self, share: Float32) -> int:
-        """The least width whose mean error is within the budget; at width 0 every value is the lower end."""
+        """The least width whose mean error is within the budget."""
         for width in range(MAX_BITS):
-            levels = (1 << width) - 1
-            nearest = np.rint(share * levels) / levels if levels else np.zeros_like(share)
-            if float(np.abs(share - nearest).mean()) <= self.distortion:
+            error = np.abs(share - _places(_codes(share, width, self.levels), width, self.levels))
+            if float(error.mean()) <= self.distortion:
                 return width
         return MAX_BITS
+
+
+def _codes(share: Float32, width: int, levels: Levels) -> Integers:
+    """Codes of values given as shares of a group's range, which may have a width each."""
+    if levels == "ends":
+        return np.rint(share * ((1 << width) - 1)).astype(np.int32)
+    return np.minimum(share * (1 << width), (1 << width) - 1).astype(np.int32)
+
+
+def _places(codes: Integers, width: int | Integers, levels: Levels) -> Float32:
+    """Where codes lie in the range, as shares of it; at width 0 the lower end, or the middle."""
+    count = np.left_shift(1, width)
+    places = codes / np.maximum(count - 1, 1) if levels == "ends" else (codes + 0.5) / count
+    return np.asarray(places, np.float32)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -102,6 +120,7 @@ class _Quantised:
     symbols: Integers
     negative: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
     num_elements: int
+    levels: Levels
 
     def front(self) -> bytes:
         """The groups, whether there are signs, and the signs."""
@@ -110,7 +129,7 @@ class _Quantised:
         return varint(len(self.bits)) + groups + varint(len(self.negative)) + bytes((bool(signs),)) + signs
 
     @classmethod
-    def read_front(cls, body: bytes, num_elements: int) -> tuple[_Quantised, int]:
+    def read_front(cls, body: bytes, num_elements: int, levels: Levels) -> tuple[_Quantised, int]:
         """The inverse of :meth:`front` without symbols, and where the next byte is."""
         num_groups, at = read_varint(body, 0)
         bits = tuple(body[at : at + num_groups])
@@ -119,7 +138,7 @@ class _Quantised:
         has_signs, at = body[at], at + 1
         end = at + (num_kept + 7) // 8 * has_signs
         negative = unpack_bits(body[at:end], num_kept, 1) if has_signs else np.zeros(num_kept)
-        return cls(bits, ranges, np.empty(0, np.int32), negative.astype(bool), num_elements), end
+        return cls(bits, ranges, np.empty(0, np.int32), negative.astype(bool), num_elements, levels), end
 
     def fixed_widths(self) -> bytes:
         """Bitmap, labels, then the codes of each group at its width."""
@@ -151,8 +170,7 @@ class _Quantised:
         kept = symbols > 0
         labels, codes = self._split(symbols[kept])
         low, high = self.ranges.astype(np.float32)[labels].T
-        levels = np.maximum((1 << np.array(self.bits))[labels] - 1, 1)
-        magnitudes = low + (high - low) * (codes / levels).astype(np.float32)
+        magnitudes = low + (high - low) * _places(codes, np.array(self.bits, np.int32)[labels], self.levels)
         values = np.zeros(self.num_elements, np.float32)
         values[kept] = np.where(self.negative, -magnitudes, magnitudes)
         return values

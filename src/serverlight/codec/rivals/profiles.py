@@ -20,15 +20,12 @@ class Profile(Rival):
     """A profile of :class:`serverlight.codec.Codec` with its settings."""
 
     settings: CodecConfig
-    label: str = ""
-    """What to call it in tables; the profile's name where this is empty."""
-
     backend: str = "auto"
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The label, or the profile's name."""
-        return self.label or self.settings.profile
+        """The profile's name."""
+        return self.settings.profile
 
     @property
     def config(self) -> dict[str, Any]:

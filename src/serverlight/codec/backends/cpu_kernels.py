@@ -62,8 +62,8 @@ def count_at_least(keys, first, second):
 def collect_between(keys, low, high, out):
     """Writes the magnitudes in [low, high) to ``out``, skipping blocks that hold none; returns how many."""
     found = 0
-    for start in range(0, keys.size, 256):
-        part = keys[start : min(start + 256, keys.size)]
+    for start in range(0, keys.size, 64):
+        part = keys[start : min(start + 64, keys.size)]
         inside = np.int32(0)
         for i in range(part.size):
             key = np.int32(part[i] & ABS)
@@ -146,7 +146,7 @@ def kth_largest(keys, rank):
 @inlined
 def few_of(size):
     """So few keys are worth sorting."""
-    return max(64, size >> 11)
+    return max(16, size >> 12)
 
 
 @njit

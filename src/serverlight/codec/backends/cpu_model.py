@@ -211,18 +211,21 @@ def entry_of(frequency, start):
 
 
 @njit
-def decoder_tables(frequencies, symbols, entries):
+def decoder_tables(frequencies):
     """The symbol of each slot; and of each symbol frequency and start in one number.
 
-    ``symbols`` has 16 places more than slots: runs are written in sixteens, and the next run overwrites what is too much.
+    There are 16 places more than slots: runs are written in sixteens, and the next run overwrites what is too much.
     """
-    for row in range(frequencies.shape[0]):
-        start = 0
+    num_rows, at = frequencies.shape[0], U(0)
+    symbols, entries = np.empty(num_rows * 4096 + 16, np.uint8), np.empty(num_rows * 256, np.uint32)
+    for row in range(num_rows):
         for symbol in range(256):
-            frequency = np.int64(frequencies[row, symbol])
-            entries[row * 256 + symbol] = np.uint32(frequency | start << 16)
-            for slot in range(start, start + frequency, 16):
-                run = symbols[row * 4096 + slot : row * 4096 + slot + 16]
+            frequency = U(frequencies[row, symbol])
+            entries[U(256 * row + symbol)] = np.uint32(frequency | (at & U(4095)) << U(16))
+            end = at + frequency
+            while at < end:
                 for i in range(16):
-                    run[i] = symbol
-            start += frequency
+                    symbols[at + U(i)] = np.uint8(symbol)
+                at += U(16)
+            at = end
+    return symbols, entries

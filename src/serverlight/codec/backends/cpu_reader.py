@@ -10,21 +10,16 @@ import numpy as np
 
 from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_kernels import njit
-from serverlight.codec.backends.cpu_lanes import (
-    BITS,
+from serverlight.codec.backends.cpu_lanes import BITS, LARGEST, LARGEST_NARROW, LEAST, RAW, get_flat, get_tokens
+from serverlight.codec.backends.cpu_model import build_tables, decoder_tables, unpack_model
+from serverlight.codec.backends.cpu_planes import (
     FACTS_OF,
-    LARGEST,
-    LARGEST_NARROW,
-    LEAST,
     OUTSIDE,
     PAIR_OF,
-    RAW,
     get_eight_planes,
-    get_flat,
+    get_four_planes,
     get_planes,
-    get_tokens,
 )
-from serverlight.codec.backends.cpu_model import build_tables, decoder_tables, unpack_model
 from serverlight.codec.backends.cpu_reconstruct import (
     hold_within,
     neighbourhood,
@@ -164,9 +159,7 @@ def read_section(data, rows, columns, largest, out):
         return MALFORMED
     has_tail = (rows if layout == TOKENS else columns) % 2 == 1
     frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], kind == ONE_SIDED_PLANES, has_tail)
-    symbols = np.empty(frequencies.shape[0] * 4096 + 16, np.uint8)
-    entries = np.empty(frequencies.shape[0] * 256, np.uint32)
-    decoder_tables(frequencies, symbols, entries)
+    symbols, entries = decoder_tables(frequencies)
     unit = step * np.float32(1 / 64)
     progress = np.zeros(3, np.int64)
     status = read_streams(
@@ -333,13 +326,31 @@ def read_planes(
 ):
     """Reads a segment of planes, block by block, and makes values of them; returns the position in ``words``."""
     one_sided, num_contexts = kind == ONE_SIDED_PLANES, DEFAULT_LEVELS[kind].shape[0]
-    pair_of, facts_of, outside = PAIR_OF[1 if one_sided else 0], FACTS_OF[1 if one_sided else 0], 0
-    outside = OUTSIDE[1 if one_sided else 0]
+    which = 1 if one_sided else 0
+    pair_of, facts_of, outside = PAIR_OF[which], FACTS_OF[which], OUTSIDE[which]
     lanes, cubes = states.size, out.reshape(out.size // (rows * columns), rows, columns)
     for plane in range(first, last, lanes):
         count = min(lanes, last - plane)
         if count == 8:
             at = get_eight_planes(
+                rows,
+                columns,
+                states,
+                words,
+                size,
+                at,
+                symbols,
+                entries,
+                pair_of,
+                facts_of,
+                outside,
+                num_contexts,
+                block,
+                escapes,
+                progress,
+            )
+        elif count == 4 and lanes == 4:
+            at = get_four_planes(
                 rows,
                 columns,
                 states,

@@ -52,14 +52,13 @@ class DecoderPart(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Element type of the weights, and so of what crosses."""
-        dtype: torch.dtype = self.model.dtype
-        return dtype
+        weights = (parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+        return next(weights, self.model.config.dtype or torch.float32)  # a middle part may have no layers
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = self.model.device
-        return device
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def new_cache(
         self, first: int | None = None, last: int | None = None, *, rollback_tokens: int = ROLLBACK_TOKENS

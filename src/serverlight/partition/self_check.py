@@ -25,6 +25,9 @@ PADDING = 3
 CHUNKS = (9, 1, 4, 1)
 """New tokens of each step: a prompt longer than the window, a token, a chunk that crosses the window's edge, a token."""
 
+MOST_PARAMETERS = 32_000_000
+"""A config whose sizes are not found by name must not fill a device's memory."""
+
 SPECIAL_TOKENS = 8
 """So many of the last token ids are left out: padding and the like may be treated differently."""
 
@@ -43,8 +46,11 @@ def check_architecture(model_class: Any, config: Any) -> Layout:
     Raises:
         NotPartitionable: the tiny model cannot be built, cut or run, or its parts differ from the whole.
     """
+    config = config.get_text_config(decoder=True)
+    if getattr(config, "num_attention_heads", None) is None:
+        raise NotPartitionable(model_class.__name__, "it has no attention, and so no keys and values to keep")
     try:
-        tiny = tiny_config(config.get_text_config(decoder=True))
+        tiny = tiny_config(config)
     except Exception as exc:
         raise NotPartitionable(model_class.__name__, f"its config cannot be shrunk for a test ({_say(exc)})") from exc
     key = (model_class, tiny.to_json_string(use_diff=False))
@@ -102,6 +108,10 @@ def _say(exc: Exception) -> str:
 
 def _random_model(model_class: Any, config: Any) -> Any:
     """Weights large enough for every module to matter; a fresh model's may be zero."""
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in model_class(config).parameters())
+    if size > MOST_PARAMETERS:
+        raise NotPartitionable(model_class.__name__, f"a tiny one still has {size} parameters, too many for a test")
     model = model_class(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -12,21 +12,23 @@ LEAST_LAYERS = 4
 VOCABULARY = 128
 """Special tokens get the last ids."""
 
-SIZES = {  # by the names that the configs of transformers use; where one is None or less, it stays
+SIZES = {  # by the names that the configs of transformers use
     **dict.fromkeys(("hidden_size", "n_embd", "d_model"), HIDDEN),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), HEADS),
     **dict.fromkeys(("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), HEAD_SIZE),
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 16),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size_mlp"), 32),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 32),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "n_group"), 2),
-    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "topk_group", "first_k_dense_replace"), 1),
-    "num_kv_shared_layers": 1,
     **dict.fromkeys(("sliding_window", "attention_chunk_size"), 6),
     "qk_head_dim": 2 * HEAD_SIZE,
     "rotary_dim": HEAD_SIZE // 2,
     "vocab_size": VOCABULARY,
+}
+COUNTS = {  # where there are fewer, it stays so
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "n_group"), 2),
+    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "topk_group", "first_k_dense_replace"), 1),
+    "num_kv_shared_layers": 1,
 }
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")
@@ -53,7 +55,9 @@ def tiny_config(config: Any) -> Any:
         elif name in TOKENS and value is not None:
             fields[name] = VOCABULARY - 1 - TOKENS.index(name)
         elif name in SIZES and isinstance(value, int):
-            fields[name] = min(SIZES[name], value)
+            fields[name] = SIZES[name]
+        elif name in COUNTS and isinstance(value, int):
+            fields[name] = min(COUNTS[name], value)
         elif isinstance(value, list):
             fields[name] = _shorten(value, layers, kept)
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):

@@ -103,8 +103,14 @@ def part_class(
         if not embeds and not (finishes and tied):
             self.set_input_embeddings(_NoEmbeddings(self.get_input_embeddings().embedding_dim))
 
-    # Under another module's name transformers takes a class for custom code and skips the renamings of its weights.
-    return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
+    members = {
+        "__init__": __init__,
+        # Under another module's name transformers takes a class for custom code and skips the renamings of its weights.
+        "__module__": model_class.__module__,
+        # A part generates nothing by itself, and loading is not to look for settings of generation.
+        "can_generate": classmethod(lambda cls: False),
+    }
+    return type(model_class.__name__, (model_class,), members)
 
 
 class _NoEmbeddings(nn.Module):

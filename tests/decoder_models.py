@@ -33,7 +33,10 @@ OPT = {key: value for key, value in PLAIN.items() if key not in ("intermediate_s
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("LlamaForCausalLM", PLAIN),
     "Mistral": ("MistralForCausalLM", PLAIN | {"sliding_window": WINDOW}),
-    "Qwen2": ("Qwen2ForCausalLM", PLAIN | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 3}),
+    "Qwen2": (
+        "Qwen2ForCausalLM",
+        PLAIN | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 3},
+    ),
     "Qwen3": ("Qwen3ForCausalLM", PLAIN | {"head_dim": 16, "tie_word_embeddings": True}),
     "Gemma2": ("Gemma2ForCausalLM", PLAIN | {"head_dim": 16, "sliding_window": WINDOW}),
     "Gemma3": ("Gemma3ForCausalLM", PLAIN | {"head_dim": 16, "sliding_window": WINDOW}),
@@ -41,7 +44,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("GPT2LMHeadModel", GPT2 | {"scale_attn_by_inverse_layer_idx": True}),
     "GPT-NeoX": ("GPTNeoXForCausalLM", PLAIN),
     "OPT": ("OPTForCausalLM", OPT | {"ffn_dim": 48}),
-    "OPT-projected": ("OPTForCausalLM", OPT | {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "OPT-projected": (
+        "OPTForCausalLM",
+        OPT | {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    ),
     "Falcon-rotary": ("FalconForCausalLM", FALCON | {"alibi": False}),
     "Falcon-ALiBi": ("FalconForCausalLM", FALCON | {"alibi": True, "multi_query": False}),
     "Bloom": ("BloomForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": LAYERS, "n_head": 4}),

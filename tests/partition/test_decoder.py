@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
 import pathlib
 from typing import Any
 
@@ -14,9 +15,8 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 
-from decoder_models import ARCHITECTURES, FURTHER, LAYERS, VOCABULARY, build  # noqa: E402
-
 import serverlight as sl  # noqa: E402
+from decoder_models import ARCHITECTURES, FURTHER, LAYERS, VOCABULARY, build  # noqa: E402
 from serverlight.errors import ConfigError, ContextExceeded, InputMismatch  # noqa: E402
 from serverlight.partition.kv_cache import move_cut  # noqa: E402
 
@@ -27,7 +27,7 @@ STEPS = (13, 1, 1, 5, 1)
 
 PADDING = 4
 SEEN = [sum(STEPS[:step]) for step in range(len(STEPS) + 1)]
-NEW = [slice(*ends) for ends in zip(SEEN, SEEN[1:], strict=False)]
+NEW = [slice(*ends) for ends in itertools.pairwise(SEEN)]
 
 
 @functools.cache

@@ -16,14 +16,25 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from decoder_models import ARCHITECTURES, LAYERS, VOCABULARY, build  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import serverlight as sl  # noqa: E402
+from decoder_models import ARCHITECTURES, LAYERS, VOCABULARY, build  # noqa: E402
 from serverlight import huggingface  # noqa: E402
 from serverlight.errors import ConfigError, ModelError  # noqa: E402
 
-TIED = {"Qwen3", "Gemma2", "Gemma3", "GPT-2", "OPT", "OPT-projected", "Falcon-rotary", "Falcon-ALiBi", "Bloom", "SmolLM3"}
+TIED = {
+    "Qwen3",
+    "Gemma2",
+    "Gemma3",
+    "GPT-2",
+    "OPT",
+    "OPT-projected",
+    "Falcon-rotary",
+    "Falcon-ALiBi",
+    "Bloom",
+    "SmolLM3",
+}
 PROLOGUE = {"wpe", "embed_positions", "project_in", "word_embeddings_layernorm"}
 """Small modules before the layers that a tail runs too, for their shapes."""
 

@@ -14,7 +14,6 @@ from torch import Tensor
 transformers = pytest.importorskip("transformers")
 
 from decoder_models import LAYERS, VOCABULARY, WINDOW, build  # noqa: E402
-
 from serverlight.errors import ConfigError, InputMismatch  # noqa: E402
 from serverlight.partition.decoder import DecoderHead, DecoderTail  # noqa: E402
 from serverlight.partition.driver import Driver  # noqa: E402

@@ -11,9 +11,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from decoder_models import LAYERS, PLAIN, build  # noqa: E402
-
 import serverlight as sl  # noqa: E402
+from decoder_models import LAYERS, PLAIN, build  # noqa: E402
 from serverlight.errors import NotPartitionable  # noqa: E402
 from serverlight.partition import self_check  # noqa: E402
 from serverlight.partition.self_check import check_architecture  # noqa: E402
@@ -137,4 +136,4 @@ def test_model_still_runs_whole() -> None:
     head(ids)
     assert torch.equal(copied(ids).logits, expected)
     assert re.search(r"layers 0 to 3 of 6", repr(head))
-    assert LAYERS == head.num_layers
+    assert head.num_layers == LAYERS

@@ -132,4 +132,3 @@ class Driver:
         finally:
             self._switch.span = self._switch.received = None
         return logits if num_logits is None else logits[:, -num_logits:]
-

@@ -75,9 +75,7 @@ def observe(model: Any, **inputs: Any) -> Layout:
     )
 
 
-def part_class(
-    model_class: Any, layout: Layout, held: Collection[int], *, embeds: bool, finishes: bool
-) -> Any:
+def part_class(model_class: Any, layout: Layout, held: Collection[int], *, embeds: bool, finishes: bool) -> Any:
     """A subclass that builds only what one part needs, so that ``from_pretrained`` asks for no other weights.
 
     A foreign layer stays as an empty shell: the attributes that the model's own forward reads off it are still there.
@@ -90,7 +88,7 @@ def part_class(
         finishes: Whether it makes logits; with tied weights it then needs the matrix of the embeddings.
     """
 
-    def __init__(self: Any, config: Any) -> None:
+    def build(self: Any, config: Any) -> None:
         model_class.__init__(self, config)
         for index, layer in enumerate(self.get_submodule(layout.layers)):
             if index not in held:
@@ -104,7 +102,7 @@ def part_class(
             self.set_input_embeddings(_NoEmbeddings(self.get_input_embeddings().embedding_dim))
 
     members = {
-        "__init__": __init__,
+        "__init__": build,
         # Under another module's name transformers takes a class for custom code and skips the renamings of its weights.
         "__module__": model_class.__module__,
         # A part generates nothing by itself, and loading is not to look for settings of generation.

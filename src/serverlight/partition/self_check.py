@@ -70,18 +70,18 @@ def _check(model_class: Any, config: Any) -> Layout:
     with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        whole = _try(name, "a tiny one cannot be built", lambda: _random_model(model_class, config))
+        whole = _try(name, "a tiny one cannot be built", _random_model, model_class, config)
         ids = torch.randint(0, config.vocab_size - SPECIAL_TOKENS, (2, sum(CHUNKS)))
         mask = torch.ones_like(ids)
         mask[0, :PADDING] = 0
-        layout, expected = _try(name, "a tiny one does not run", lambda: _run_whole(whole, ids, mask))
+        layout, expected = _try(name, "a tiny one does not run", _run_whole, whole, ids, mask)
         count = len(whole.get_submodule(layout.layers))
         for held, cuts in (
             ((count - 1, 1), (count // 2, 1, count - 1, 1)),
             ((0, 0), (0, 0, 0, 0)),
             ((count, count), (count, count, count, count)),
         ):
-            parts = _try(name, "its parts do not run", lambda: _run_parts(whole, layout, held, cuts, ids, mask))
+            parts = _try(name, "its parts do not run", _run_parts, whole, layout, held, cuts, ids, mask)
             for step, (ours, theirs) in enumerate(zip(parts, expected, strict=True)):
                 if not torch.equal(ours, theirs):
                     difference = (ours - theirs).abs().max().item()
@@ -91,10 +91,10 @@ def _check(model_class: Any, config: Any) -> Layout:
     return layout
 
 
-def _try(name: str, what: str, work: Callable[[], Result]) -> Result:
+def _try(name: str, what: str, work: Callable[..., Result], *args: Any) -> Result:
     """Other people's model code may raise anything; all of it means that the model cannot be cut."""
     try:
-        return work()
+        return work(*args)
     except NotPartitionable as exc:
         raise NotPartitionable(name, exc.reason) from exc
     except Exception as exc:

@@ -31,6 +31,9 @@ from serverlight.sampling import Sampling
 __all__ = ["DecoderClient", "Generation", "StepCost"]
 
 _RECOVERABLE = (ConnectTimeout, DeadlineExceeded, PeerUnavailable, ServerBusy)
+_REPLAY_FRAMES = 32
+"""Frames in one step of a replay: few enough for the limit on messages, even where each is a chunk of a prompt."""
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 
 
@@ -217,7 +220,7 @@ class _Sequence:
             try:
                 if self._stream is None:
                     self._connect()
-                    self._post(tuple(self._frames), more=False)
+                    self._replay()
                     self.num_recoveries += 1
                 return self._collect()
             except _RECOVERABLE as error:
@@ -243,6 +246,11 @@ class _Sequence:
         stream.greet(self.link.plan, self.link.timeout_s)
         self._stream, self._num_steps, self._pending = stream, 0, []
         stream.open_session(self.sampling)
+
+    def _replay(self) -> None:
+        for start in range(0, len(self._frames), _REPLAY_FRAMES):
+            end = start + _REPLAY_FRAMES
+            self._post(tuple(self._frames[start:end]), more=end < len(self._frames))
 
     def _post(self, frames: tuple[bytes, ...], *, more: bool) -> int:
         assert self._stream is not None

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from serverlight.codec import activity, contextual, tables
 from serverlight.codec.backends import Float32
-from serverlight.codec.backends.slicer import SlicerKernels, filter_top_k, scores_of
+from serverlight.codec.backends.slicer import SlicerKernels, kept_positions, scores_of
 from serverlight.codec.coded import (
     LARGEST_NUMBER,
     NUM_SHIFTS,
@@ -68,13 +68,13 @@ class ReferenceKernels(SlicerKernels):
         out[:] = 0.0 if coded is None else saturate(self._decoded(coded, header.shape), header.dtype, coded.step)
 
     def _coded(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
-        kept = filter_top_k(values, config.num_kept(len(values)), config.asymmetry)
+        kept = kept_positions(values, config)
         if len(kept) == 0:
             return None
         one_sided = bool((values >= 0).all())
         kind = kind_of(natural_layout(shape), one_sided)
         grid, bounds = segments_of(shape, kind)
-        step = step_of(step_threshold(values, kept, config.asymmetry), config, kind)
+        step = step_of(step_threshold(values, kept, config), config, kind)
         quantised = quantise(values, kept, step)
         raw_bits = choose_raw_bits(quantised, 14 if is_one_sided_kind(kind) else 7)
         high, raw = split_raw(quantised, raw_bits)
@@ -125,10 +125,14 @@ class ReferenceKernels(SlicerKernels):
 # -- quantiser (sections 6.2, 6.7 and 7) ------------------------------------------------------------------
 
 
-def step_threshold(values: Float32, kept: npt.NDArray[np.int64], asymmetry: float) -> np.float32:
-    """The magnitude that the step follows from: the least that reaches the least score kept, but not too small a one."""
-    scores, magnitudes = scores_of(values, asymmetry), np.abs(values)
-    least = magnitudes[scores >= scores[kept].min()].min()
+def step_threshold(values: Float32, kept: npt.NDArray[np.int64], config: CodecConfig) -> np.float32:
+    """The magnitude that the step follows from: the least kept, or that reaches the least score kept, but not too small a one."""
+    magnitudes = np.abs(values)
+    if config.asymmetry_mode == "budget":
+        least = magnitudes[kept].min()
+    else:
+        scores = scores_of(values, config.asymmetry)
+        least = magnitudes[scores >= scores[kept].min()].min()
     nonzero = np.sort(magnitudes[magnitudes > 0])
     threshold: np.float32 = max(least, nonzero[-floor_rank(len(nonzero))])
     return threshold

@@ -80,7 +80,9 @@ def rate_sections(reports: Sequence[TaskReport], max_loss_pp: float) -> list[Sec
 
 def speed_sections(rows: Sequence[SpeedRow]) -> list[Section]:
     """Time and rate of every codec for every shape."""
-    return [_speed_section([row for row in rows if row.shape == shape]) for shape in dict.fromkeys(r.shape for r in rows)]
+    return [
+        _speed_section([row for row in rows if row.shape == shape]) for shape in dict.fromkeys(r.shape for r in rows)
+    ]
 
 
 def check_sections(checks: Sequence[Check]) -> list[Section]:

@@ -79,14 +79,11 @@ class TaskReport:
             "rate_distortion": _as_pairs(self.rate_distortion),
         }
 
-
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> TaskReport:
         """The report that :meth:`to_dict` wrote, and its rows."""
         own = tuple(RateRow.from_dict(row) for row in rows if row["task"] == fields["task"])
-        plain = {
-            field.name: fields[field.name] for field in dataclasses.fields(cls) if field.name not in _SPECIAL
-        }
+        plain = {field.name: fields[field.name] for field in dataclasses.fields(cls) if field.name not in _SPECIAL}
         return cls(
             **plain,
             comparisons=tuple(_from_summary(summary, own) for summary in fields["best"]),
@@ -134,7 +131,9 @@ def bench_task(
     best: dict[str, RateRow | None] = {}
     rows: list[RateRow] = []
     for done, family in enumerate(families):
-        walk = Walk(scale, family, rounds=rounds, near_kl=_border_kl(rows, max_loss_pp), note=functools.partial(progress, done))
+        walk = Walk(
+            scale, family, rounds=rounds, near_kl=_border_kl(rows, max_loss_pp), note=functools.partial(progress, done)
+        )
         best[family.name] = walk.cheapest(lambda row: row.keeps(max_loss_pp), _border_kl(rows, max_loss_pp))
         walks.append(walk)
         rows += walk.rows
@@ -162,7 +161,10 @@ def bench_task(
 
 def _border_kl(rows: Sequence[RateRow], max_loss_pp: float) -> float | None:
     """About the divergence at which the loss passes the limit, by what was measured so far."""
-    logs = {keeps: [math.log(row.kl) for row in rows if row.kl > 0 and row.keeps(max_loss_pp) is keeps] for keeps in (True, False)}
+    logs = {
+        keeps: [math.log(row.kl) for row in rows if row.kl > 0 and row.keeps(max_loss_pp) is keeps]
+        for keeps in (True, False)
+    }
     ends = [max(logs[True], default=None), min(logs[False], default=None)]
     known = [end for end in ends if end is not None]
     return math.exp(sum(known) / len(known)) if known else None

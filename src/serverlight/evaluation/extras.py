@@ -89,7 +89,12 @@ def _peak_memory() -> list[Check]:
         return []
     printed = _in_fresh_process(PEAK_MEMORY.replace("{tokens}", str(PROMPT[0]))).split()
     return [
-        Check(name=f"{what} {_sides(PROMPT)}: peak memory beside the tensor's own", value=float(share), unit="x", limit=1.0)
+        Check(
+            name=f"{what} {_sides(PROMPT)}: peak memory beside the tensor's own",
+            value=float(share),
+            unit="x",
+            limit=1.0,
+        )
         for what, share in zip(("encode", "decode"), printed, strict=True)
     ]
 

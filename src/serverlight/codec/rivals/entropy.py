@@ -30,7 +30,9 @@ def unpack_bits(data: bytes, count: int, width: int) -> Integers:
     """The inverse of :func:`pack_bits`."""
     if width == 8:
         return np.frombuffer(data, np.uint8, count).astype(np.int32)
-    bits = np.unpackbits(np.frombuffer(data, np.uint8, (count * width + 7) // 8), count=count * width, bitorder="little")
+    bits = np.unpackbits(
+        np.frombuffer(data, np.uint8, (count * width + 7) // 8), count=count * width, bitorder="little"
+    )
     weights = np.int32(1) << np.arange(width, dtype=np.int32)
     codes: Integers = bits.reshape(count, width).astype(np.int32) @ weights
     return codes

@@ -112,8 +112,7 @@ def unpack_streams(data: bytes, streams: Sequence[tuple[int, Table]]) -> list[In
     decode_rans(words, counts, precisions, slot_at, tables.frequency, tables.start, slots)
     parts = np.split(slots, np.cumsum(counts)[:-1])
     return [
-        part + np.int32(table.first - at)
-        for part, (_, table), at in zip(parts, streams, tables.offsets, strict=True)
+        part + np.int32(table.first - at) for part, (_, table), at in zip(parts, streams, tables.offsets, strict=True)
     ]
 
 

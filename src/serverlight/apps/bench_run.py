@@ -111,7 +111,7 @@ def measure_rates(
         started = time.perf_counter()
         with progress_bar(name, len(families)) as (bar, job):
 
-            def show(done: int, text: str) -> None:
+            def show(done: int, text: str, name: str = name) -> None:
                 bar.update(job, completed=done, description=f"{name} {text}"[:DESCRIPTION_WIDTH])
 
             results.reports[name] = bench_task(

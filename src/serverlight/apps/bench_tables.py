@@ -106,11 +106,10 @@ def _bits_at_kl(comparison: Comparison, report: TaskReport) -> str:
 
 
 def _speed_section(rows: Sequence[SpeedRow]) -> Section:
-    rivals = {
-        column: min((row.encode_us for row in rows if row.codec.startswith(name)), default=None)
-        for column, name in RIVAL_ENCODERS.items()
+    times = {
+        column: [row.encode_us for row in rows if row.codec.startswith(name)] for column, name in RIVAL_ENCODERS.items()
     }
-    rivals = {column: time for column, time in rivals.items() if time is not None}
+    rivals = {column: min(found) for column, found in times.items() if found}
     side = " x ".join(map(str, rows[0].shape))
     return Section(
         title=f"{side} {rows[0].dtype}, {rows[0].tensor_bytes:,} bytes; memcpy of a buffer of that size "

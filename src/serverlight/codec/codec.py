@@ -13,7 +13,17 @@ import numpy as np
 from serverlight.codec import backends, contextual, slicer
 from serverlight.codec.backends import Float32
 from serverlight.codec.config import CodecConfig
-from serverlight.codec.tensors import Like, Tensor, check_finite, from_float32, to_float32, values_of, write_to
+from serverlight.codec.device import decode_to_device, encode_on_device, kernels_for, to_device
+from serverlight.codec.tensors import (
+    Like,
+    Tensor,
+    check_finite,
+    device_type_of,
+    from_float32,
+    to_float32,
+    values_of,
+    write_to,
+)
 from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer, header_bytes, sealed
 from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnsupportedTensor
 
@@ -33,20 +43,24 @@ class Codec:
 
     def __init__(self, config: CodecConfig | None = None, *, backend: str = "auto") -> None:
         self.config = config if config is not None else CodecConfig()
-        self._kernels = backends.load(backend)
+        self._kernels, self._backend = backends.load(backend), backend
 
     def __repr__(self) -> str:
         return f"Codec({self.config!r}, backend={self._kernels.name!r})"
 
     def encode(self, x: Tensor) -> bytes:
-        """One self-contained frame for ``x``: float16, bfloat16 or float32, any shape, rank 0 to 8.
+        """One self-contained frame for ``x``: float16, bfloat16 or float32, any shape, rank 0 to 8, on any device.
 
         Raises:
             UnsupportedTensor: the dtype or rank cannot be encoded, or profile ``fp16`` meets a value above 65504.
             NonFiniteTensor: a value is NaN or infinite.
         """
-        values, shape, dtype = to_float32(x)
         config = self.config
+        if config.profile == "serverlight":
+            kernels = backends.for_device(self._backend, device_type_of(x))
+            if kernels is not None and not isinstance(x, np.ndarray | np.generic):
+                return encode_on_device(x, config, kernels)
+        values, shape, dtype = to_float32(x)
         head = header_bytes(config.profile, dtype, shape, config.checksum)
         if config.profile == "serverlight":
             section = self._kernels.encode_contextual(values, shape, config)
@@ -62,24 +76,44 @@ class Codec:
 
 
 def decode(
-    frame: Frame, like: Like = "torch", *, max_elements: int = DEFAULT_MAX_ELEMENTS, backend: str = "auto"
+    frame: Frame,
+    like: Like = "torch",
+    *,
+    device: Any = None,
+    max_elements: int = DEFAULT_MAX_ELEMENTS,
+    backend: str = "auto",
 ) -> Any:
     """The tensor of a frame, with the shape and dtype that were encoded.
 
     Args:
         frame: bytes from anywhere; nothing is allocated before its size is proved.
         like: ``"torch"`` or ``"numpy"``. NumPy has no bfloat16; such a frame comes as float32.
+        device: where a torch tensor is to lie, as ``torch.device`` takes it; on the CPU unless told otherwise.
         max_elements: refuse a frame that declares more elements.
         backend: which implementation reconstructs; all give the same bits.
 
     Raises:
         FrameError: the frame breaks a rule of docs/wire-format.md; the subclass names the rule.
     """
+    if device is not None:
+        return _decode_to(frame, like, device, max_elements, backend)
     reader = Reader(frame)
     header = reader.header(max_elements)
     values = np.empty(header.num_elements, np.float32)
     _read_values(reader, header, backends.load(backend), values)
     return from_float32(values, header.shape, header.dtype, like)
+
+
+def _decode_to(frame: Frame, like: Like, device: Any, max_elements: int, backend: str) -> Any:
+    kernels = kernels_for(backend, device)
+    reader = Reader(frame)
+    header = reader.header(max_elements)
+    if kernels is None or header.profile != "serverlight" or like != "torch":
+        return to_device(decode(frame, like, max_elements=max_elements, backend=backend), device, like)
+    values, fault = decode_to_device([(reader, header)], device, kernels)
+    if fault is not None:
+        raise fault[1]
+    return values.view(header.shape)
 
 
 def decode_into(frame: Frame, out: Tensor, *, max_elements: int = DEFAULT_MAX_ELEMENTS, backend: str = "auto") -> None:
@@ -111,6 +145,7 @@ def decode_batch(
     frames: Sequence[Frame],
     like: Like = "torch",
     *,
+    device: Any = None,
     max_elements: int = DEFAULT_MAX_ELEMENTS,
     backend: str = "auto",
 ) -> Any:
@@ -125,6 +160,7 @@ def decode_batch(
     Args:
         frames: at least one; all of one dtype and one shape, of rank 1 and more.
         like: see :func:`decode`.
+        device: see :func:`decode`.
         max_elements: refuse frames that declare more elements together.
         backend: see :func:`decode`.
 
@@ -133,6 +169,8 @@ def decode_batch(
     """
     if not frames:
         raise ConfigError("frames", "is empty; pass at least one frame")
+    if device is not None:
+        return _decode_batch_to(frames, like, device, max_elements, backend)
     kernels = backends.load(backend)
     values, first = np.empty((0, 0), np.float32), None
     for index, frame in enumerate(frames):
@@ -145,14 +183,47 @@ def decode_batch(
                 _check_alike(header, first)
             _read_values(reader, header, kernels, values[index])
         except FrameError as error:
-            raise type(error)(f"frame {index}: {error}") from error
-    shape = (len(frames) * header.shape[0], *header.shape[1:])
-    return from_float32(values.reshape(-1), shape, header.dtype, like)
+            raise _in_batch(index, error) from error
+    return from_float32(values.reshape(-1), _joined(len(frames), header), header.dtype, like)
+
+
+def _decode_batch_to(frames: Sequence[Frame], like: Like, device: Any, max_elements: int, backend: str) -> Any:
+    kernels = kernels_for(backend, device)
+    if kernels is None or like != "torch":
+        return to_device(decode_batch(frames, like, max_elements=max_elements, backend=backend), device, like)
+    readers: list[tuple[Reader, Header]] = []
+    for index, frame in enumerate(frames):
+        try:
+            reader = Reader(frame)
+            header = reader.header(max_elements // len(frames))
+            _check_rank(header)
+            _check_alike(header, readers[0][1] if readers else header)
+        except FrameError as error:
+            raise _in_batch(index, error) from error
+        if header.profile != "serverlight":
+            return to_device(decode_batch(frames, like, max_elements=max_elements, backend=backend), device, like)
+        readers.append((reader, header))
+    values, fault = decode_to_device(readers, device, kernels)
+    if fault is not None:
+        raise _in_batch(*fault) from fault[1]
+    return values.view(_joined(len(frames), header))
+
+
+def _in_batch(index: int, error: FrameError) -> FrameError:
+    return type(error)(f"frame {index}: {error}")
+
+
+def _joined(num_frames: int, header: Header) -> tuple[int, ...]:
+    return num_frames * header.shape[0], *header.shape[1:]
+
+
+def _check_rank(header: Header) -> None:
+    if not header.shape:
+        raise InconsistentFrame("a tensor of rank 0 has no dimension to join along; use decode")
 
 
 def _room_for(num_frames: int, header: Header) -> Float32:
-    if not header.shape:
-        raise InconsistentFrame("a tensor of rank 0 has no dimension to join along; use decode")
+    _check_rank(header)
     return np.empty((num_frames, header.num_elements), np.float32)
 
 

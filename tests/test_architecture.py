@@ -12,12 +12,13 @@ import pytest
 
 SRC = pathlib.Path(__file__).parents[1] / "src" / "serverlight"
 
-BASE = {"errors", "codec", "partition", "plan", "models", "link"}
+BASE = {"errors", "codec", "huggingface", "partition", "plan", "models", "link"}
 MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "errors": set(),
     "codec": {"errors"},
-    "partition": {"errors"},
-    "models": {"errors"},
+    "huggingface": {"errors"},
+    "partition": {"errors", "huggingface"},
+    "models": {"errors", "huggingface"},
     "link": {"errors"},
     "calibration": {"errors", "codec"},
     "plan": {"errors", "codec"},
@@ -29,7 +30,8 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
 ONLY_IN = {  # package -> the files that may import it
     "grpc": {"runtime/grpc_transport.py"},
     "grpc_health": {"runtime/grpc_transport.py"},
-    "transformers": {"models/hub.py"},
+    "transformers": {"huggingface.py"},
+    "huggingface_hub": {"huggingface.py"},
     "PIL": {"models/images.py"},
     "matplotlib": {"apps/plots.py", "apps/bench_plots.py"},
     "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py"},

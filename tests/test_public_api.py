@@ -22,7 +22,10 @@ PUBLIC = [
     "connect",
     "decode",
     "inspect",
+    "load_head",
     "load_model",
+    "load_part",
+    "load_tail",
     "partition",
 ]
 

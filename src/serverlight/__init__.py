@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from serverlight.loopback import Loopback
     from serverlight.models import LoadedModel, load_model
     from serverlight.partition import CutPoint, Partition, partition
+    from serverlight.partition.weights import load_head, load_part, load_tail
     from serverlight.plan import Plan
     from serverlight.runtime import Client, Server, connect
 
@@ -36,7 +37,10 @@ _HOMES = {  # public name -> the module it lives in
     "connect": "serverlight.runtime",
     "decode": "serverlight.codec",
     "inspect": "serverlight.codec",
+    "load_head": "serverlight.partition.weights",
     "load_model": "serverlight.models",
+    "load_part": "serverlight.partition.weights",
+    "load_tail": "serverlight.partition.weights",
     "partition": "serverlight.partition",
 }
 
@@ -56,7 +60,10 @@ __all__ = [
     "connect",
     "decode",
     "inspect",
+    "load_head",
     "load_model",
+    "load_part",
+    "load_tail",
     "partition",
 ]
 

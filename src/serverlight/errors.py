@@ -24,6 +24,8 @@
     ├─ PartitionError
     │  ├─ CutNotFound                        no cut of that name
     │  ├─ NotExportable                      torch.export cannot trace the module
+    │  ├─ NotPartitionable                   a language model that cannot be cut exactly
+    │  ├─ ContextExceeded                    more tokens than the model's context holds
     │  └─ InputMismatch                      a tensor does not fit the boundary or the inputs
     ├─ PlanMismatch                          the two sides' plans differ; names the field
     ├─ TransportError
@@ -50,6 +52,7 @@ __all__ = [
     "CodecError",
     "ConfigError",
     "ConnectTimeout",
+    "ContextExceeded",
     "CutNotFound",
     "DeadlineExceeded",
     "FrameError",
@@ -62,6 +65,7 @@ __all__ = [
     "ModelError",
     "NonFiniteTensor",
     "NotExportable",
+    "NotPartitionable",
     "PartitionError",
     "PeerUnavailable",
     "PlanMismatch",
@@ -194,6 +198,24 @@ class CutNotFound(PartitionError):
 
 class NotExportable(PartitionError):
     """torch.export cannot trace the module; says which operation and what to do."""
+
+
+class NotPartitionable(PartitionError):
+    """A language model whose parts do not give exactly what the whole gives; says what was seen."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"{model} cannot be cut: {reason}; run it whole, or choose a plain decoder such as Llama")
+        self.model, self.reason = model, reason
+
+
+class ContextExceeded(PartitionError):
+    """A prompt, or a prompt and what was generated, has more tokens than the model's context holds."""
+
+    def __init__(self, num_tokens: int, context_length: int) -> None:
+        super().__init__(
+            f"{num_tokens} tokens, but the model's context holds {context_length}; shorten the prompt or generate less"
+        )
+        self.num_tokens, self.context_length = num_tokens, context_length
 
 
 class InputMismatch(PartitionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -12,8 +13,19 @@ import numpy as np
 
 from serverlight.codec import backends, contextual, slicer
 from serverlight.codec.backends import Float32
+from serverlight.codec.basis import Basis, named
 from serverlight.codec.config import CodecConfig
-from serverlight.codec.tensors import Like, Tensor, check_finite, from_float32, to_float32, values_of, write_to
+from serverlight.codec.layout import Layout, natural_layout
+from serverlight.codec.tensors import (
+    Like,
+    Tensor,
+    check_finite,
+    from_double,
+    from_float32,
+    to_float32,
+    values_of,
+    write_to,
+)
 from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer, header_bytes, sealed
 from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnsupportedTensor
 
@@ -31,8 +43,11 @@ class Codec:
     array([[ 0., -3.,  0.,  1.]], dtype=float32)
     """
 
-    def __init__(self, config: CodecConfig | None = None, *, backend: str = "auto") -> None:
+    def __init__(self, config: CodecConfig | None = None, *, basis: Basis | None = None, backend: str = "auto") -> None:
         self.config = config if config is not None else CodecConfig()
+        if basis is not None and self.config.profile != "serverlight":
+            raise ConfigError("basis", f"profile {self.config.profile} takes none; choose profile serverlight")
+        self.basis = basis
         self._kernels = backends.load(backend)
 
     def __repr__(self) -> str:
@@ -41,13 +56,19 @@ class Codec:
     def encode(self, x: Tensor) -> bytes:
         """One self-contained frame for ``x``: float16, bfloat16 or float32, any shape, rank 0 to 8.
 
+        Under a basis a frame can be read only where the basis is, and channels are the last dimension.
+
         Raises:
-            UnsupportedTensor: the dtype or rank cannot be encoded, or profile ``fp16`` meets a value above 65504.
+            UnsupportedTensor: the dtype or rank cannot be encoded, profile ``fp16`` meets a value above 65504, or the shape
+                does not suit the basis.
             NonFiniteTensor: a value is NaN or infinite.
         """
         values, shape, dtype = to_float32(x)
         config = self.config
-        head = header_bytes(config.profile, dtype, shape, config.checksum)
+        digest = b""
+        if self.basis is not None:
+            digest, values = self.basis.digest, _turned(values, shape, self.basis)
+        head = header_bytes(config.profile, dtype, shape, config.checksum, digest)
         if config.profile == "serverlight":
             section = self._kernels.encode_contextual(values, shape, config)
             return sealed(head, section, checksum=config.checksum)
@@ -61,14 +82,29 @@ class Codec:
         return writer.finish(checksum=config.checksum)
 
 
+def _turned(values: Float32, shape: tuple[int, ...], basis: Basis) -> Float32:
+    check_finite(values)
+    if natural_layout(shape) is Layout.PLANES:
+        raise UnsupportedTensor(
+            f"a tensor of shape {shape} is taken for feature maps, which have no basis; encode without"
+        )
+    return basis.coefficients(values, shape)
+
+
 def decode(
-    frame: Frame, like: Like = "torch", *, max_elements: int = DEFAULT_MAX_ELEMENTS, backend: str = "auto"
+    frame: Frame,
+    like: Like = "torch",
+    *,
+    basis: Basis | None = None,
+    max_elements: int = DEFAULT_MAX_ELEMENTS,
+    backend: str = "auto",
 ) -> Any:
     """The tensor of a frame, with the shape and dtype that were encoded.
 
     Args:
         frame: bytes from anywhere; nothing is allocated before its size is proved.
         like: ``"torch"`` or ``"numpy"``. NumPy has no bfloat16; such a frame comes as float32.
+        basis: for frames that name it; others do not need it.
         max_elements: refuse a frame that declares more elements.
         backend: which implementation reconstructs; all give the same bits.
 
@@ -78,17 +114,25 @@ def decode(
     reader = Reader(frame)
     header = reader.header(max_elements)
     values = np.empty(header.num_elements, np.float32)
-    _read_values(reader, header, backends.load(backend), values)
+    _read_values(reader, header, backends.load(backend), values, basis)
     return from_float32(values, header.shape, header.dtype, like)
 
 
-def decode_into(frame: Frame, out: Tensor, *, max_elements: int = DEFAULT_MAX_ELEMENTS, backend: str = "auto") -> None:
+def decode_into(
+    frame: Frame,
+    out: Tensor,
+    *,
+    basis: Basis | None = None,
+    max_elements: int = DEFAULT_MAX_ELEMENTS,
+    backend: str = "auto",
+) -> None:
     """Decodes a frame into a tensor that is there already.
 
     Args:
         frame: bytes from anywhere.
         out: NumPy array or torch tensor of the frame's shape and dtype (float32 for bfloat16 in NumPy); a contiguous one of
             float32 on the CPU is written to without a copy. Its values have no meaning after an error.
+        basis: see :func:`decode`.
         max_elements: refuse a frame that declares more elements.
         backend: which implementation reconstructs; all give the same bits.
 
@@ -100,10 +144,10 @@ def decode_into(frame: Frame, out: Tensor, *, max_elements: int = DEFAULT_MAX_EL
     header = reader.header(max_elements)
     values = values_of(out, header.shape, header.dtype)
     if values is not None:
-        _read_values(reader, header, backends.load(backend), values)
+        _read_values(reader, header, backends.load(backend), values, basis)
         return
     values = np.empty(header.num_elements, np.float32)
-    _read_values(reader, header, backends.load(backend), values)
+    _read_values(reader, header, backends.load(backend), values, basis)
     write_to(out, values, header.shape, header.dtype)
 
 
@@ -111,6 +155,7 @@ def decode_batch(
     frames: Sequence[Frame],
     like: Like = "torch",
     *,
+    basis: Basis | None = None,
     max_elements: int = DEFAULT_MAX_ELEMENTS,
     backend: str = "auto",
 ) -> Any:
@@ -125,6 +170,7 @@ def decode_batch(
     Args:
         frames: at least one; all of one dtype and one shape, of rank 1 and more.
         like: see :func:`decode`.
+        basis: see :func:`decode`.
         max_elements: refuse frames that declare more elements together.
         backend: see :func:`decode`.
 
@@ -143,7 +189,7 @@ def decode_batch(
                 values, first = _room_for(len(frames), header), header
             elif header is not first:
                 _check_alike(header, first)
-            _read_values(reader, header, kernels, values[index])
+            _read_values(reader, header, kernels, values[index], basis)
         except FrameError as error:
             raise type(error)(f"frame {index}: {error}") from error
     shape = (len(frames) * header.shape[0], *header.shape[1:])
@@ -163,8 +209,10 @@ def _check_alike(header: Header, first: Header) -> None:
         )
 
 
-def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32) -> None:
-    if header.profile == "serverlight":
+def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, basis: Basis | None) -> None:
+    if header.basis:
+        _read_turned(reader, header, kernels, out, named(basis, header.basis, header.shape))
+    elif header.profile == "serverlight":
         kernels.decode_contextual(reader.rest("sections"), header, out)
     elif header.profile == "fp16":
         halves = _from_halves(reader, header.num_elements)
@@ -174,6 +222,13 @@ def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out:
         survivors = slicer.read(reader, header)
         reader.finish()
         out[:] = kernels.decode_slicer(survivors, header.num_elements)
+
+
+def _read_turned(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, basis: Basis) -> None:
+    """Section 6.8: what the backend decodes are whole 64ths of the step, not rounded to the frame's dtype yet."""
+    step, section = contextual.with_unit_step(reader.rest("sections"), header)
+    kernels.decode_contextual(section, dataclasses.replace(header, dtype="float32"), out)
+    out[:] = from_double(basis.values(out, step), header.dtype)
 
 
 @functools.cache
@@ -223,6 +278,8 @@ def inspect(frame: Frame, *, max_elements: int = DEFAULT_MAX_ELEMENTS) -> FrameI
     reader = Reader(frame)
     header = reader.header(max_elements)
     config: dict[str, Any] = {"profile": header.profile, "checksum": header.checksum}
+    if header.basis:
+        config["basis"] = header.basis.hex()
     if header.profile == "fp16":
         _from_halves(reader, header.num_elements)
     elif header.profile == "serverlight":

@@ -20,6 +20,7 @@ __all__ = [
     "Like",
     "Tensor",
     "check_finite",
+    "from_double",
     "from_float32",
     "round_to_dtype",
     "saturate",
@@ -143,6 +144,12 @@ def _check_supported(dtype: str, rank: int) -> None:
         raise UnsupportedTensor(f"dtype {dtype} cannot be encoded; convert to one of {', '.join(DTYPES)} first")
     if rank > MAX_RANK:
         raise UnsupportedTensor(f"rank {rank}: a frame has at most {MAX_RANK} dimensions; reshape the tensor first")
+
+
+def from_double(values: npt.NDArray[np.float64], dtype: str) -> Float32:
+    """Values held within a dtype's range and rounded to float32; no zero is negative."""
+    held: Float32 = np.clip(values, -float(LARGEST[dtype]), float(LARGEST[dtype])).astype(np.float32)
+    return held + POSITIVE_ZERO
 
 
 def check_finite(values: Float32) -> None:

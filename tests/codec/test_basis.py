@@ -155,12 +155,17 @@ def test_giant_numbers_take_the_slower_way() -> None:
     bare = Codec(CodecConfig(sparsity=0.0, distortion=0.25, checksum=False)).encode(x)
     assert np.abs(decode(bare, "numpy")).max() > 1e8
     agree(under(bare, found), found)
-    units = np.array([2.0**34, 2.0**34, 2.0**34, 64.0], np.float32)
-    exact = [
-        [sum(int(u) * int(v) for u, v in zip(row, column, strict=True)) for column in vectors.T]
-        for row in units.reshape(2, 2)
-    ]
-    assert found.values(units, 1.0).tolist() == [float(s) * 2.0**-21 for row in exact for s in row]
+
+
+def test_sums_beyond_binary64_are_exact() -> None:
+    """Giant and tiny coefficients in one row: the sum is rounded once, at its end."""
+    rng, width = np.random.default_rng(0), 64
+    vectors = rng.integers(20_000, 32_767, (width, width), endpoint=True).astype(np.int16)
+    found = Basis(vectors=vectors, exponent=15, mean=np.zeros(width, np.float32))
+    rows = np.where(rng.random((20, width)) < 0.5, rng.integers(1, 200, (20, width)), 2.0**34).astype(np.float32)
+    exact = [sum(int(u) * int(v) for u, v in zip(row, column, strict=True)) for row in rows for column in vectors.T]
+    assert max(exact) > 2**53
+    assert found.values(rows.reshape(-1), 1.0).tolist() == [float(total) * 2.0**-21 for total in exact]
 
 
 def test_zeros_are_the_mean(basis: Basis) -> None:

@@ -28,7 +28,7 @@ import torch
 from serverlight.codec import Codec, CodecConfig, decode, inspect, tables
 from serverlight.codec.activity import nearest_activity
 from serverlight.codec.backends import cpu_model, cpu_writer
-from serverlight.codec.backends.reference import choose_raw_bits, split_raw
+from serverlight.codec.backends.reference_quantiser import choose_raw_bits, split_raw
 from serverlight.codec.coded import kind_of
 from serverlight.codec.layout import grid_of, natural_layout
 from serverlight.codec.rivals.plain_slicer import PlainSlicer
@@ -134,7 +134,8 @@ def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: boo
     if not numbers.any():
         return 0.0
     flat = numbers.reshape(-1)
-    high, _ = split_raw(flat, choose_raw_bits(flat, 14 if one_sided_kind else 7))
+    raw_bits, half_escapes = choose_raw_bits(flat, kind)
+    high, _ = split_raw(flat, raw_bits)
     start = nearest_activity(int(np.abs(high).sum()), len(high)) if kind == tables.TOKENS else 0
     num_contexts = tables.NUM_CONTEXTS[kind]
     per_unit = {0: 1, 1: (grid.rows + 1) // 2, 2: grid.rows * ((grid.columns + 1) // 2)}[int(layout)]
@@ -152,7 +153,7 @@ def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: boo
     if not corrected:
         present, corrections = np.zeros_like(present), np.zeros_like(corrections)
     levels = cpu_model.levels_of(defaults, offsets, corrections)
-    frequencies = cpu_model.build_tables(levels, following, flips, one_sided_kind, True)
+    frequencies = cpu_model.build_tables(levels, following, flips, one_sided_kind, True, half_escapes)
     room = np.empty((2 * num_contexts * 256, 2), np.uint64)
     bits, _ = cpu_model.encoder_tables(frequencies, histogram, tables.COST_OF_FREQUENCY, room)
     packed = cpu_model.pack_model(offsets, present, corrections, one_sided_kind, np.zeros(400, np.uint8))

@@ -22,6 +22,7 @@ __all__ = [
     "check_finite",
     "check_supported",
     "device_type_of",
+    "from_double",
     "from_float32",
     "name_of",
     "round_to_dtype",
@@ -154,6 +155,12 @@ def check_supported(dtype: str, rank: int) -> None:
         raise UnsupportedTensor(f"dtype {dtype} cannot be encoded; convert to one of {', '.join(DTYPES)} first")
     if rank > MAX_RANK:
         raise UnsupportedTensor(f"rank {rank}: a frame has at most {MAX_RANK} dimensions; reshape the tensor first")
+
+
+def from_double(values: npt.NDArray[np.float64], dtype: str) -> Float32:
+    """Values held within a dtype's range and rounded to float32; no zero is negative."""
+    held: Float32 = np.clip(values, -float(LARGEST[dtype]), float(LARGEST[dtype])).astype(np.float32)
+    return held + POSITIVE_ZERO
 
 
 def check_finite(values: Float32) -> None:

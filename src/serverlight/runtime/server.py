@@ -6,12 +6,12 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from serverlight.codec import CodecConfig, warm_up
+from serverlight.codec import Basis, CodecConfig, warm_up
 from serverlight.errors import ConfigError
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
@@ -33,6 +33,7 @@ def make_core(
     cuts: Sequence[str],
     *,
     codec: CodecConfig | None = None,
+    bases: Mapping[str, Basis] | None = None,
     config: ServerConfig | None = None,
     parts: Partition | None = None,
 ) -> ServerCore:
@@ -43,10 +44,12 @@ def make_core(
         raise ConfigError("cuts", "name at least one cut; `serverlight cuts MODEL` lists them")
     config = config or ServerConfig()
     parts = parts or partition(model.module, model.example_inputs)
+    named = {parts.cut(cut).name: basis for cut, basis in (bases or {}).items()}
     cuts = [parts.cut(cut).name for cut in cuts]  # a cut may have aliases; the handshake compares its one name
     warm_up()
-    worker = Worker(model, parts, cuts, max_batch=config.max_batch)
-    plans = {cut: Plan(model=model.name, revision=model.revision, cut=cut) for cut in cuts}
+    worker = Worker(model, parts, cuts, bases=named, max_batch=config.max_batch)
+    digests = {cut: basis.digest.hex() for cut, basis in named.items()}
+    plans = {cut: Plan(model=model.name, revision=model.revision, cut=cut, basis=digests.get(cut)) for cut in cuts}
     return ServerCore(worker, plans, codec=codec, config=config)
 
 
@@ -59,6 +62,7 @@ class Server:
         model: what to serve.
         cuts: names of the cuts at which clients may have cut it.
         codec: if given, clients must use exactly these settings; otherwise each may choose its own.
+        bases: the basis of each cut that has one; clients may send frames under it.
         host: where to listen; loopback unless told otherwise.
         port: where to listen; 0 for any free port.
         config: limits.
@@ -75,12 +79,13 @@ class Server:
         cuts: Sequence[str],
         *,
         codec: CodecConfig | None = None,
+        bases: Mapping[str, Basis] | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         config: ServerConfig | None = None,
         parts: Partition | None = None,
     ) -> None:
-        self._core = make_core(model, cuts, codec=codec, config=config, parts=parts)
+        self._core = make_core(model, cuts, codec=codec, bases=bases, config=config, parts=parts)
         self._host, self._port = host, port
         self._thread = threading.Thread(target=self._serve, name="serverlight-server", daemon=True)
         self._started: Future[None] = Future()

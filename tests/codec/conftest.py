@@ -6,3 +6,6 @@ import sys
 TESTS = str(pathlib.Path(__file__).parents[1])
 if TESTS not in sys.path:
     sys.path.append(TESTS)
+
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu_interpreted.py"]
+"""It wants a process of its own, which test_gpu.py makes."""

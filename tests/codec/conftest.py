@@ -1,5 +1,6 @@
 """Makes the second reader, tests/independent_reader, importable under its own name."""
 
+import os
 import pathlib
 import sys
 

@@ -82,12 +82,27 @@ class Walk:
         The border is looked for on the front, from the setting on whose divergence is ``expected_kl``. Some settings below it are
         measured as well, since quality does not fall evenly there.
         """
-        start = len(self._points) // 2
-        if expected_kl is not None:
-            limit = expected_kl / self._bias()
-            start = next((i for i, probe in enumerate(self.probes) if probe.kl <= limit), len(self._points) - 1)
-        _find_border(len(self._points), lambda i: is_good(self._measure(self._at(self._points[i]))), start)
+        start = len(self._points) // 2 if expected_kl is None else self._place_of(expected_kl)
+        _find_border(len(self._points), lambda i: is_good(self._measure_at(i)), start)
+        return self._best(is_good)
+
+    def cheapest_near(self, is_good: Callable[[RateRow], bool], kl: float) -> RateRow | None:
+        """As :meth:`cheapest`, after a look at the settings of about that divergence only, and at ever cheaper ones while any is
+        good.
+        """
+        _go_down(self._place_of(kl) + 1, lambda i: is_good(self._measure_at(i)))
+        return self._best(is_good)
+
+    def _best(self, is_good: Callable[[RateRow], bool]) -> RateRow | None:
         return min(filter(is_good, self.rows), key=lambda row: row.bits_per_element, default=None)
+
+    def _place_of(self, kl: float) -> int:
+        """The place on the front of the first setting whose divergence is not above ``kl``, or the last place."""
+        limit = kl / self._bias()
+        return next((i for i, probe in enumerate(self.probes) if probe.kl <= limit), len(self._points) - 1)
+
+    def _measure_at(self, place: int) -> RateRow:
+        return self._measure(self._at(self._points[place]))
 
     def _at(self, point: Point) -> Rival:
         return self.family.at(dict(zip(self.family.axes, point, strict=True)))
@@ -174,6 +189,11 @@ def _find_border(count: int, passes: Callable[[int], bool], start: int) -> None:
         else:
             at = (low + high) // 2
         stride *= 2
+    _go_down(high, passes)
+
+
+def _go_down(high: int, passes: Callable[[int], bool]) -> None:
+    """Asks about the ``NOISY`` indices below one, and below the lowest that passes, until none of them does."""
     while lower := [i for i in range(max(0, high - NOISY), high) if passes(i)]:
         high = lower[0]
 

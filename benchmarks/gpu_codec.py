@@ -44,8 +44,8 @@ def main() -> int:
         return 1
     for row in rows:
         print(
-            f"{row['shape']!s:18} encode {row['encode_us']:9.1f} us, decode {row['decode_us']:9.1f} us, copy {row['copy_us']:7.1f} us; "
-            f"of copy bandwidth {row['encode_of_copy']:.3f} and {row['decode_of_copy']:.3f}"
+            f"{row['shape']!s:18} encode {row['encode_us']:9.1f} us, decode {row['decode_us']:9.1f} us, "
+            f"copy {row['copy_us']:7.1f} us; of its bandwidth {row['encode_of_copy']:.3f} and {row['decode_of_copy']:.3f}"
         )
     if args.json:
         args.json.write_text(json.dumps({**describe_environment(), "rows": rows}, indent=2) + "\n")

@@ -12,7 +12,7 @@ import pytest
 
 SRC = pathlib.Path(__file__).parents[1] / "src" / "serverlight"
 
-BASE = {"errors", "codec", "huggingface", "partition", "plan", "models", "link"}
+BASE = {"errors", "codec", "huggingface", "partition", "plan", "models", "link", "sampling"}
 MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "errors": set(),
     "codec": {"errors"},
@@ -20,12 +20,14 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "partition": {"errors", "huggingface"},
     "models": {"errors", "huggingface"},
     "link": {"errors"},
+    "sampling": {"errors"},
     "calibration": {"errors", "codec"},
     "plan": {"errors", "codec"},
+    "generation": BASE - {"link"},
     "loopback": BASE - {"link"},
-    "runtime": BASE,
-    "evaluation": BASE | {"loopback", "runtime"},
-    "apps": BASE | {"loopback", "runtime", "evaluation"},
+    "runtime": BASE | {"generation"},
+    "evaluation": BASE | {"generation", "loopback", "runtime"},
+    "apps": BASE | {"generation", "loopback", "runtime", "evaluation"},
 }
 ONLY_IN = {  # package -> the files that may import it
     "grpc": {"runtime/grpc_transport.py"},

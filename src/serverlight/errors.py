@@ -37,6 +37,7 @@
     │  ├─ MessageTooLarge                    a message over the agreed limit
     │  ├─ ServerBusy                         the server takes no more; retry_after_ms says when
     │  ├─ AddressInUse                       the port to listen on is taken
+    │  ├─ GenerationInterrupted              a sequence could not go on; token_ids holds what there is
     │  └─ RemoteError                        the server failed on its own account
     └─ MissingDependency                     an optional package is needed for this
 """
@@ -59,6 +60,7 @@ __all__ = [
     "FrameError",
     "FrameTooLarge",
     "FrameTooShort",
+    "GenerationInterrupted",
     "InconsistentFrame",
     "InputMismatch",
     "MessageTooLarge",
@@ -272,6 +274,14 @@ class ServerBusy(TransportError):
     def __init__(self, retry_after_ms: int) -> None:
         super().__init__(f"the server is busy; try again in {retry_after_ms} ms")
         self.retry_after_ms = retry_after_ms
+
+
+class GenerationInterrupted(TransportError):
+    """A sequence could not go on; ``token_ids`` holds what was generated until then."""
+
+    def __init__(self, token_ids: tuple[int, ...], reason: str) -> None:
+        super().__init__(f"stopped after {len(token_ids)} tokens, which are kept: {reason}")
+        self.token_ids, self.reason = token_ids, reason
 
 
 class AddressInUse(TransportError):

@@ -14,7 +14,9 @@ from serverlight.models import LoadedModel
 from serverlight.models.images import decode_image
 from serverlight.partition import CutPoint, Partition, TensorSpec
 from serverlight.runtime.messages import Frame, Image, InferReply, InferRequest, Payload, RawTensor, Timing
+from serverlight.runtime.sessions import Session
 from serverlight.runtime.tensors import from_raw, to_raw
+from serverlight.sampling import Sampling
 
 __all__ = ["Worker"]
 
@@ -61,6 +63,10 @@ class Worker:
             process_cpu_ms=time.process_time() * 1e3,
         )
         return InferReply(request_id=request.request_id, outputs=outputs, timing=timing)
+
+    def open_session(self, cut: str, sampling: Sampling) -> Session:
+        """Refuses: sessions are for language models."""
+        raise ProtocolError(f"{self._model.name!r} is no language model and has no sessions; send requests")
 
     def _decode(self, cut: CutPoint, payloads: Sequence[Payload]) -> list[torch.Tensor]:
         if payloads and all(isinstance(payload, Image) for payload in payloads):

@@ -36,7 +36,8 @@ ONLY_IN = {  # package -> the files that may import it
     "huggingface_hub": {"huggingface.py"},
     "PIL": {"models/images.py"},
     "matplotlib": {"apps/plots.py", "apps/bench_plots.py"},
-    "numba": {"codec/backends/cpu_kernels.py"},
+    "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py"},
+    "triton": {"codec/backends/gpu_kernels.py", "codec/backends/gpu_writer_kernels.py"},
     "sklearn": set(),
     "psutil": set(),
 }

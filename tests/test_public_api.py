@@ -7,6 +7,7 @@ import inspect
 import serverlight as sl
 
 PUBLIC = [
+    "Basis",
     "Client",
     "Codec",
     "CodecConfig",
@@ -19,6 +20,7 @@ PUBLIC = [
     "Server",
     "ServerlightError",
     "calibrate",
+    "calibrate_basis",
     "connect",
     "decode",
     "inspect",

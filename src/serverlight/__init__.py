@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from serverlight.calibration import calibrate
-    from serverlight.codec import Codec, CodecConfig, FrameInfo, decode, inspect
+    from serverlight.codec import Basis, Codec, CodecConfig, FrameInfo, calibrate_basis, decode, inspect
     from serverlight.errors import ServerlightError
     from serverlight.loopback import Loopback
     from serverlight.models import LoadedModel, load_model
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {  # public name -> the module it lives in
+    "Basis": "serverlight.codec",
     "Client": "serverlight.runtime",
     "Codec": "serverlight.codec",
     "CodecConfig": "serverlight.codec",
@@ -34,6 +35,7 @@ _HOMES = {  # public name -> the module it lives in
     "Server": "serverlight.runtime",
     "ServerlightError": "serverlight.errors",
     "calibrate": "serverlight.calibration",
+    "calibrate_basis": "serverlight.codec",
     "connect": "serverlight.runtime",
     "decode": "serverlight.codec",
     "inspect": "serverlight.codec",
@@ -45,6 +47,7 @@ _HOMES = {  # public name -> the module it lives in
 }
 
 __all__ = [
+    "Basis",
     "Client",
     "Codec",
     "CodecConfig",
@@ -57,6 +60,7 @@ __all__ = [
     "Server",
     "ServerlightError",
     "calibrate",
+    "calibrate_basis",
     "connect",
     "decode",
     "inspect",

@@ -16,6 +16,7 @@
     │  │  ├─ BadVarint                       an integer is not minimally encoded, or too long
     │  │  ├─ ChecksumMismatch                the bytes were altered on the way
     │  │  ├─ BadPadding                      padding bits are not zero
+    │  │  ├─ UnknownBasis                    the frame needs a basis that the reader does not have
     │  │  └─ InconsistentFrame               sections contradict each other
     │  ├─ UnsupportedTensor                  dtype, rank or size the codec does not carry
     │  │  └─ NonFiniteTensor                 NaN or infinity in the tensor
@@ -77,6 +78,7 @@ __all__ = [
     "ServerlightError",
     "TrailingBytes",
     "TransportError",
+    "UnknownBasis",
     "UnsupportedFeature",
     "UnsupportedProfile",
     "UnsupportedTensor",
@@ -153,6 +155,10 @@ class ChecksumMismatch(FrameError):
 
 class BadPadding(FrameError):
     """Padding bits at the end of a section are not zero."""
+
+
+class UnknownBasis(FrameError):
+    """The frame names a basis that the reader was not given."""
 
 
 class InconsistentFrame(FrameError):

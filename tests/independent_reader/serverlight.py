@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Iterator
@@ -35,35 +36,66 @@ class Stage:
     step: float
     activity: int
     raw_bits: int
+    half: bool
     rows: int
     columns: int
     num_elements: int
 
 
-def read_serverlight(source: Bytes, dtype: str, shape: list[int], num_elements: int) -> list[float]:
+@dataclass
+class Basis:
+    """Section 6.8: D rows of D integers, and the mean."""
+
+    vectors: list[list[int]]
+    exponent: int
+    mean: list[float]
+
+    @property
+    def digest(self) -> bytes:
+        width = len(self.mean)
+        parts = [b"serverlight basis", struct.pack("<IB", width, self.exponent)]
+        parts += [struct.pack(f"<{width}h", *row) for row in self.vectors]
+        parts.append(struct.pack(f"<{width}f", *self.mean))
+        return hashlib.blake2b(b"".join(parts), digest_size=8).digest()
+
+    def values(self, counts: list[float], step: float, limit: float) -> list[float]:
+        width, values = len(self.mean), []
+        for row in range(0, len(counts), width):
+            units = [int(count) for count in counts[row : row + width]]
+            for channel in range(width):
+                total = sum(u * vector[channel] for u, vector in zip(units, self.vectors, strict=True) if u)
+                value = float(total) * (step * 2.0 ** (-6 - self.exponent)) + self.mean[channel]
+                values.append(single(max(-limit, min(limit, value))))
+        return values
+
+
+def read_serverlight(
+    source: Bytes, dtype: str, shape: list[int], num_elements: int, basis: Basis | None = None
+) -> list[float]:
     """Values in binary32, in C order."""
-    mode = source.byte()
+    mode, limit = source.byte(), LARGEST[dtype]
     if mode == ALL_ZERO:
-        return [0.0] * num_elements
+        return basis.values([0.0] * num_elements, 0.0, limit) if basis else [0.0] * num_elements
+    assert basis is None or mode & 7 in (FLAT, TOKENS)
     stage = read_stage(source, mode, shape, num_elements)
     levels = read_levels(Bits(source), stage.kind)
     shifts = read_shifts(source, stage)
-    high = read_streams(source, stage, pair_tables(levels, stage.kind), single_tables(levels, stage.kind))
+    tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]
+    high = read_streams(source, stage, *tables)
     raw = iter(source.fields(sum(h != 0 for h in high), stage.raw_bits))
-    unit, limit = single(stage.step * 2.0**-6), LARGEST[dtype]
-    values = []
+    unit, counts = single(stage.step * 2.0**-6), []
     for index, h in enumerate(high):
         q = ((abs(h) - 1) << stage.raw_bits) + next(raw) + 1 if h else 0
         shift_class, direction = place(stage, high, index)
-        count = 64 * (q if h > 0 else -q) + shifts.get(shift_class, 0) * direction
-        values.append(single(max(-limit, min(limit, single_from_int(count) * unit))))
-    return values
+        counts.append(single_from_int(64 * (q if h > 0 else -q) + shifts.get(shift_class, 0) * direction))
+    if basis:
+        return basis.values(counts, stage.step, limit)
+    return [single(max(-limit, min(limit, count * unit))) for count in counts]
 
 
 def read_stage(source: Bytes, mode: int, shape: list[int], num_elements: int) -> Stage:
     kind, one_sided = mode & 7, bool(mode & 8)
     assert kind <= SIGNED_PLANES
-    assert mode < 128
     assert num_elements > 0
     step = struct.unpack("<f", b"\0\0" + source.take(2))[0]
     assert 2.0**-126 <= step < math.inf
@@ -73,7 +105,8 @@ def read_stage(source: Bytes, mode: int, shape: list[int], num_elements: int) ->
     columns = shape[-1] if shape and kind != FLAT else 1
     rows = num_elements // columns if kind == TOKENS else shape[-2] if len(shape) > 1 and kind != FLAT else 1
     start = ((8 + (activity & 7)) << (activity >> 3)) >> 3
-    return Stage(kind, one_sided, 1 << (mode >> 4 & 3), step, start, raw_bits, rows, columns, num_elements)
+    lanes, half = 1 << (mode >> 4 & 3), mode >> 7 == 1
+    return Stage(kind, one_sided, lanes, step, start, raw_bits, half, rows, columns, num_elements)
 
 
 def read_shifts(source: Bytes, stage: Stage) -> dict[int, int]:
@@ -192,11 +225,12 @@ def read_streams(
         for lane, first, second in visits(stage, start, stop):
             context, flip = contexts.look(first, second)
             symbol = coder.symbol(lane, (single_frequencies if second is None else pair_frequencies)[context])
-            if symbol == ESCAPE:
+            escaped = whole if symbol == ESCAPE and (not stage.half or bits.bit()) else excess
+            a, b = flip * number_of(symbol >> 4, stage.kind), flip * number_of(symbol & 15, stage.kind)
+            if symbol >> 4 == 15:
                 a = escaped(bits, stage.kind)
+            if symbol & 15 == 15:
                 b = escaped(bits, stage.kind) if second is not None else 0
-            else:
-                a, b = flip * number_of(symbol >> 4, stage.kind), flip * number_of(symbol & 15, stage.kind)
             high[first] = a
             if second is not None:
                 high[second] = b
@@ -207,9 +241,18 @@ def read_streams(
     return high
 
 
-def escaped(bits: Bits, kind: int) -> int:
+def whole(bits: Bits, kind: int) -> int:
+    """The number itself."""
     code = bits.golomb(1, 32)
     number = code if kind == ONE_SIDED_PLANES else from_zigzag(code)
+    assert abs(number) <= 1 << 28
+    return number
+
+
+def excess(bits: Bits, kind: int) -> int:
+    """The number less the least that a nibble of 15 stands for, and its sign."""
+    code = bits.golomb(1, 32)
+    number = 15 + code if kind == ONE_SIDED_PLANES else (8 + code // 2) * (-1 if code & 1 else 1)
     assert abs(number) <= 1 << 28
     return number
 

@@ -13,6 +13,7 @@ from serverlight.codec.backends.cpu_kernels import (
     count_above,
     drop_ties,
     inlined,
+    keep_by_sign,
     kth_largest,
     least_kept,
     magnitude_sum,
@@ -23,6 +24,7 @@ from serverlight.codec.backends.cpu_kernels import (
     weigh,
 )
 from serverlight.codec.backends.cpu_model import (
+    ESCAPED,
     build_tables,
     count_decisions,
     encoder_tables,
@@ -32,7 +34,7 @@ from serverlight.codec.backends.cpu_model import (
 )
 from serverlight.codec.backends.cpu_reconstruct import measure_plane_shifts, measure_shifts
 from serverlight.codec.backends.cpu_symbols import flat_symbols, histogram_of, plane_symbols, token_symbols
-from serverlight.codec.coded import AUTO_DISTORTION
+from serverlight.codec.coded import AUTO_DISTORTION, has_half_escapes, needs_raw_bit
 
 U = np.uint64
 LEAST = U(1 << 15)
@@ -40,6 +42,7 @@ FLAT, TOKENS, PLANES = 0, 1, 2
 ONE_SIDED_PLANES = tables.ONE_SIDED_PLANES
 
 DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
+needs_raw_bit, has_half_escapes = njit(needs_raw_bit), njit(has_half_escapes)
 COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
 ACTIVITY, THRESHOLDS = activity.ACTIVITY, activity.THRESHOLDS
 
@@ -59,7 +62,7 @@ def put(state, packed, reciprocal, words, at):
     return state + ((packed >> U(16)) & U(0xFFFF)) + quotient * (U(4096) - frequency), at
 
 
-# Escaped pairs are noted as they are met, in the opposite of the order of reading. There is room for as many as were counted.
+# Pairs with escapes are noted as they are met, in the opposite of the order of reading. There is room for as many as were counted.
 
 
 @njit
@@ -225,16 +228,19 @@ def put_golomb(buffer, at, value):
 
 
 @njit
-def code_of(number, one_sided):
-    """What an escaped number is sent as."""
+def code_of(number, one_sided, whole):
+    """What an escaped number is sent as: whole, or what it exceeds a nibble by."""
+    number = np.int64(number)
     if one_sided:
-        return np.int64(number)
-    return 2 * np.int64(number) - 1 if number > 0 else -2 * np.int64(number)
+        return number if whole else number - 15
+    if whole:
+        return 2 * number - 1 if number > 0 else -2 * number
+    return 2 * (abs(number) - 8) + (number < 0)
 
 
 @njit
-def put_escapes(high, layout, rows, columns, one_sided, escaped, found, buffer, start):
-    """Writes the numbers of a segment's escaped pairs to ``buffer``, from byte ``start``; returns the byte after them."""
+def put_escapes(high, layout, rows, columns, one_sided, half_escapes, index, table, escaped, found, buffer, start):
+    """Writes the numbers of a segment's pairs with escapes to ``buffer``, from byte ``start``; returns the byte after them."""
     at, pairs = 8 * start, (columns + 1) // 2
     for i in range(found - 1, -1, -1):
         place = escaped[i]
@@ -246,9 +252,20 @@ def put_escapes(high, layout, rows, columns, one_sided, escaped, found, buffer, 
             first, step, is_single = 2 * line * columns + channel, columns, 2 * line + 1 >= rows
         else:
             first, step, is_single = 2 * place, 1, 2 * place + 1 >= columns
-        at = put_golomb(buffer, at, code_of(high[first], one_sided))
-        if not is_single:
-            at = put_golomb(buffer, at, code_of(high[first + step], one_sided))
+        entry = index[place]
+        if table[entry, 0] & ESCAPED:
+            whole = not half_escapes or entry & 0xFF != (0xF0 if is_single else 0xFF)
+            if half_escapes:
+                buffer[at >> 3] |= np.uint8(whole << (at & 7))
+                at += 1
+            at = put_golomb(buffer, at, code_of(high[first], one_sided, whole))
+            if not is_single:
+                at = put_golomb(buffer, at, code_of(high[first + step], one_sided, whole))
+        else:
+            if entry & 0xF0 == 0xF0:
+                at = put_golomb(buffer, at, code_of(high[first], one_sided, False))
+            if entry & 0x0F == 0x0F:
+                at = put_golomb(buffer, at, code_of(high[first + step], one_sided, False))
     return (at + 7) >> 3
 
 
@@ -264,16 +281,22 @@ def step_of(threshold, budget):
 
 
 @njit
-def quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, largest, numbers):
-    """Filters and quantises; returns the step, and the number of raw bits."""
+def quantise_tensor(values, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers):
+    """Filters and quantises; returns the step, the number of raw bits, and whether half escapes pay."""
+    largest = np.int32(14 if kind == ONE_SIDED_PLANES else 7)
+    by_sign = num_positive >= 0
+    is_weighed = by_sign or asymmetry != 1
     scores = values
-    if asymmetry != 1:
+    if by_sign:
+        scores = numbers.view(np.float32)
+        keep_by_sign(values, num_positive, num_kept - num_positive, scores)
+    elif is_weighed:
         scores = numbers.view(np.float32)
         weigh(values, asymmetry, scores)
-    threshold = np.int32(kth_largest(scores.view(np.int32), num_kept)).view(np.float32)
-    least = threshold if asymmetry == 1 else least_kept(values, scores, threshold)
+    threshold = np.float32(1) if by_sign else np.int32(kth_largest(scores.view(np.int32), num_kept)).view(np.float32)
+    least = least_kept(values, scores, threshold) if is_weighed else threshold
     rank = -(-9 * num_nonzero // 10)  # what floor_rank of coded.py returns
-    if num_kept > rank or asymmetry != 1:  # otherwise the threshold is of a higher rank already
+    if num_kept > rank or is_weighed:  # otherwise the threshold is of a higher rank already
         least = max(least, np.int32(kth_largest(values.view(np.int32), rank)).view(np.float32))
     step = step_of(least, budget)
     reached, large = quantise(values, scores, threshold, np.float32(1) / step, largest, numbers)
@@ -281,10 +304,10 @@ def quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, largest, n
         drop_ties(values, asymmetry, threshold, reached - num_kept, numbers)
         large = count_above(numbers, largest)
     bits = 0
-    while 64 * large > values.size:
+    while needs_raw_bit(large, num_kept, kind):
         bits += 1
         large = count_above(numbers, np.int32(largest << bits))
-    return step, bits
+    return step, bits, has_half_escapes(large, num_kept)
 
 
 @njit
@@ -352,12 +375,13 @@ def put_varint(out, at, value):
 
 
 @njit
-def write_section(values, num_kept, asymmetry, budget, layout, planes, rows, columns):
+def write_section(values, num_kept, num_positive, asymmetry, budget, layout, planes, rows, columns):
     """Section 6 of the frame of ``values``, as bytes; none at all if a value is not finite.
 
     Args:
         values: float32, shape (n,), n > 0.
         num_kept: at most so many elements are kept.
+        num_positive: how many of them are positive; negative if the scores are to tell.
         asymmetry: worth of a negative element beside a positive one, float32.
         budget: mean error as a share of the threshold; negative for the one that suits the kind of tensor.
         layout, planes, rows, columns: how the tensor is seen.
@@ -371,9 +395,10 @@ def write_section(values, num_kept, asymmetry, budget, layout, planes, rows, col
     kind = layout + (1 if is_signed and layout == PLANES else 0)
     one_sided = kind == ONE_SIDED_PLANES
     numbers, shifts = np.empty(values.size, np.int32), np.zeros(10, np.int64)
-    largest = np.int32(14 if one_sided else 7)
     budget = AUTO_DISTORTION[kind] if budget < 0 else budget
-    step, bits = quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, largest, numbers)
+    step, bits, half_escapes = quantise_tensor(
+        values, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers
+    )
     inverse, every = np.float32(1) / step, max(1, values.size >> 13)
     if layout == PLANES:
         cubes = values.reshape(planes, rows, columns), numbers.reshape(planes, rows, columns)
@@ -385,7 +410,7 @@ def write_section(values, num_kept, asymmetry, budget, layout, planes, rows, col
     raw = raw[: take_raw(numbers, bits, numbers, raw) if bits else 0]
     start = nearest_activity(magnitude_sum(numbers), values.size) if layout == TOKENS else 0
     head = np.empty(340, np.uint8)
-    head[0] = kind | (0 if is_signed else 8) | (64 if bits else 0)
+    head[0] = kind | (0 if is_signed else 8) | (64 if bits else 0) | (128 if half_escapes else 0)
     step_bits = np.float32(step).view(np.uint32) >> np.uint32(16)
     head[1], head[2], at = step_bits & 255, step_bits >> 8, 3
     if layout == TOKENS:
@@ -415,7 +440,8 @@ def code_section(high, kind, layout, is_signed, start, shifts, planes, rows, col
     counts = count_decisions(histogram, NEXT[kind], FLIP_NEXT[kind], one_sided)
     offsets, present, corrections = fit_levels(counts, DEFAULT_LEVELS[kind], one_sided, COST)
     levels = levels_of(DEFAULT_LEVELS[kind], offsets, corrections)
-    frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided, has_tail)
+    half_escapes = head[0] & 128 != 0
+    frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided, has_tail, half_escapes)
     table = np.empty((num_rows * 256, 2), np.uint64)
     payload_bits, num_escaped = encoder_tables(frequencies, histogram, COST_OF_FREQUENCY, table)
     lanes = lanes_for(payload_bits, num_segments)
@@ -446,7 +472,10 @@ def code_section(high, kind, layout, is_signed, start, shifts, planes, rows, col
     for segment in range(num_segments):
         found = lengths[segment, 1]
         total -= found
-        after = put_escapes(high, layout, rows, columns, one_sided, escaped[total:], found, escapes, num_escape_bytes)
+        rest = escaped[total:]
+        after = put_escapes(
+            high, layout, rows, columns, one_sided, half_escapes, index, table, rest, found, escapes, num_escape_bytes
+        )
         lengths[segment, 1] = after - num_escape_bytes
         num_escape_bytes = after
     return joined(head[:at], lengths, words[begin:], escapes[:num_escape_bytes], raw)

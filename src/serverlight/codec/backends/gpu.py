@@ -1,0 +1,62 @@
+"""Profile ``serverlight`` on a graphics processor, through Triton: tensors that lie there are written and read where they lie.
+
+Only finished sections cross to the host. There the sizes that a frame declares are proved before a kernel runs, and the small work
+is done: the model's parameters and the tables of frequencies. What is computed is defined in ``reference.py``, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from serverlight.codec import contextual
+from serverlight.codec.backends import Float32
+from serverlight.codec.backends.gpu_launch import INTERPRETED
+from serverlight.codec.backends.gpu_reader import read_frames
+from serverlight.codec.backends.gpu_writer import coded_tensor
+from serverlight.codec.backends.slicer import SlicerKernels
+from serverlight.codec.config import CodecConfig
+from serverlight.codec.wire import Header, Writer
+from serverlight.errors import BackendUnavailable, FrameError
+
+__all__ = ["TritonKernels"]
+
+
+class TritonKernels(SlicerKernels):
+    """The stages of profile ``serverlight`` as Triton kernels; the other profile as the reference has it."""
+
+    name = "gpu"
+
+    def __init__(self) -> None:
+        if not (INTERPRETED or torch.cuda.is_available()):
+            raise BackendUnavailable("backend 'gpu' needs a CUDA device, and torch finds none; use 'cpu'")
+        self.device_type = "cpu" if INTERPRETED else "cuda"
+
+    def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> bytes:
+        """Copies the values to the device, and writes there."""
+        return self.encode_on_device(torch.tensor(values, device=self.device_type), shape, config)
+
+    def encode_on_device(self, values: torch.Tensor, shape: tuple[int, ...], config: CodecConfig) -> bytes:
+        """Section 6 of the frame of a flat tensor on the device, of a dtype that frames have; see :meth:`encode_contextual`."""
+        writer = Writer()
+        contextual.write(writer, coded_tensor(values, shape, config))
+        return writer.finish(checksum=False)
+
+    def decode_contextual(self, section: memoryview, header: Header, out: Float32) -> None:
+        """Reads on the device, and copies the values to the host."""
+        values = torch.empty(len(out), dtype=torch.float32, device=self.device_type)
+        fault = self.decode_on_device([section], header, values)
+        if fault is not None:
+            raise fault[1]
+        out[:] = values.numpy(force=True)
+
+    def decode_on_device(
+        self, sections: Sequence[memoryview], header: Header, out: torch.Tensor
+    ) -> tuple[int, FrameError] | None:
+        """Section 6 of frames with one header, straight into ``out``, a flat tensor on the device with room for all of them.
+
+        ``out`` has the header's dtype, or float32, whose values are then held within the dtype's range but not rounded to it.
+        Returns the first frame that breaks a rule, and how; ``out`` has no meaning then.
+        """
+        return read_frames(sections, header, out)

@@ -1,0 +1,345 @@
+"""Kernels of profile ``serverlight`` for graphics processors: reading. Nothing here decides anything or raises.
+
+The definition of what is computed is in ``reference.py``. A *job* is one segment of one frame, and one program. Its lanes are one
+vector; what takes turns on a processor happens here at once, and a prefix sum over the lanes tells which of them takes which word.
+
+No index leaves its array, whatever a frame says: words and escape bits beyond a stream's end read as zero and are found out at the
+end, a state chooses one of 4096 slots, and a context is a row of the tables by the way it is computed. Floating point is single
+products and sums: the kernels are launched with fusion off, and Triton flushes no subnormals.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+NUM_FIELDS = tl.constexpr(17)
+GOOD, BAD_WORDS, BAD_ESCAPES, LEFT_ESCAPES, BAD_RAW = (tl.constexpr(code) for code in range(5))
+FLAT, TOKENS, ONE_SIDED_PLANES, SIGNED_PLANES = (tl.constexpr(kind) for kind in range(4))
+FLOAT32, FLOAT16, BFLOAT16 = (tl.constexpr(dtype) for dtype in range(3))
+LARGEST_NUMBER = tl.constexpr(1 << 28)
+
+
+# -- range coder -------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def fill_slots(ends, slots):
+    """What each of a row's 4096 slots stands for: symbol, frequency less one, and place within the symbol, 8 + 12 + 12 bits.
+
+    ``ends`` has the sum of all frequencies up to each symbol. A search in halves finds the first one beyond a slot.
+    """
+    row, slot = tl.program_id(0), tl.arange(0, 4096)
+    symbol = tl.full((4096,), 0, tl.int32)
+    for i in tl.static_range(8):
+        end = tl.load(ends + row * 256 + symbol + (127 >> i))
+        symbol += tl.where(end <= slot, 128 >> i, 0)
+    begin = tl.load(ends + row * 256 + symbol - 1, mask=symbol > 0, other=0)
+    frequency = tl.load(ends + row * 256 + symbol) - begin
+    tl.store(slots + row * 4096 + slot, symbol | (frequency - 1) << 8 | (slot - begin) << 20)
+
+
+@triton.jit
+def start_states(words, size, lane):
+    """The states that a stream begins with, high halves first."""
+    upper = tl.load(words + 2 * lane, mask=2 * lane < size, other=0).to(tl.uint32) & 0xFFFF
+    lower = tl.load(words + 2 * lane + 1, mask=2 * lane + 1 < size, other=0).to(tl.uint32) & 0xFFFF
+    return upper << 16 | lower
+
+
+@triton.jit
+def get(states, row, active, slots, words, size, at):
+    """One symbol for each active lane; lanes whose state has become too small take a word each, in their order."""
+    entry = tl.load(slots + row * 4096 + (states & 4095).to(tl.int32), mask=active, other=0)
+    frequency, place = ((entry >> 8) & 4095) + 1, (entry >> 20) & 4095
+    after = frequency.to(tl.uint32) * (states >> 12) + place.to(tl.uint32)
+    short = active & (after < 32768)
+    takes = short.to(tl.int32)
+    source = at + tl.cumsum(takes, 0) - takes
+    word = tl.load(words + source, mask=short & (source < size), other=0).to(tl.uint32) & 0xFFFF
+    after = tl.where(short, after << 16 | word, after)
+    return tl.where(active, after, states), entry & 255, at + tl.sum(takes, 0)
+
+
+@triton.jit
+def get_number(escapes, num_bits, at, ONE_SIDED: tl.constexpr):
+    """One escaped number, and the position after it: -1 past the end, over 32 bits, or if it is too large."""
+    i = tl.arange(0, 64)
+    place = at + i
+    byte = tl.load(escapes + (place >> 3), mask=(place >= i) & (place < num_bits), other=0).to(tl.int32)
+    bit = (byte >> (place & 7).to(tl.int32)) & 1
+    zeros = tl.min(tl.where(bit == 1, i, 64), 0)
+    width = zeros + 1
+    after, field = at + zeros + 1 + width, i - zeros - 1
+    is_field = (field >= 0) & (field < width)
+    low = tl.sum(tl.where(is_field, bit.to(tl.int64) << tl.minimum(tl.maximum(field, 0), 40).to(tl.int64), 0), 0)
+    code = low + (tl.full((), 1, tl.int64) << tl.minimum(width, 40).to(tl.int64)) - 2
+    number = code
+    if not ONE_SIDED:
+        number = tl.where((code & 1) == 1, (code + 1) >> 1, -(code >> 1))
+    good = (at >= 0) & (width <= 32) & (after <= num_bits) & (tl.abs(number) <= LARGEST_NUMBER)
+    return tl.where(good, number, 0).to(tl.int32), tl.where(good, after, -1)
+
+
+@triton.jit
+def number_of(nibble, flip, ONE_SIDED: tl.constexpr):
+    """The number of a nibble below 15."""
+    if ONE_SIDED:
+        return nibble
+    magnitude = (nibble + 1) >> 1
+    return tl.where((nibble & 1) == 1, magnitude, -magnitude) * flip
+
+
+@triton.jit
+def numbers_of(symbol, flip, active, single, escapes, num_bits, bits, ONE_SIDED: tl.constexpr, LANES: tl.constexpr):
+    """The two numbers of each lane's pair; those that have no nibble of their own come from the escape bits, lane by lane."""
+    first, second = number_of(symbol >> 4, flip, ONE_SIDED), number_of(symbol & 15, flip, ONE_SIDED)
+    first_escaped = (active & ((symbol >> 4) == 15)).to(tl.int32)
+    second_escaped = (active & ((symbol & 15) == 15) & (single == 0)).to(tl.int32)
+    escaped = first_escaped | second_escaped << 1
+    if tl.sum(escaped, 0) > 0:
+        lane = tl.arange(0, LANES)
+        for i in range(LANES):
+            which = tl.sum(tl.where(lane == i, escaped, 0), 0)
+            if (which & 1) != 0:
+                number, bits = get_number(escapes, num_bits, bits, ONE_SIDED)
+                first = tl.where(lane == i, number, first)
+            if (which & 2) != 0:
+                number, bits = get_number(escapes, num_bits, bits, ONE_SIDED)
+                second = tl.where(lane == i, number, second)
+    return first, tl.where(single != 0, 0, second), bits
+
+
+@triton.jit
+def settle(status, job, states, at, size, escapes, num_bytes, bits):
+    """Notes whether a segment's streams ended where they must."""
+    dirty = tl.sum((states != 32768).to(tl.int32), 0)
+    code = tl.where((at != size) | (dirty != 0), BAD_WORDS, GOOD)
+    used = tl.maximum(bits, 0)
+    rest = tl.load(escapes + (used >> 3), mask=((used & 7) != 0) & ((used >> 3) < num_bytes), other=0).to(tl.int32)
+    left = (num_bytes != (used + 7) >> 3) | ((rest >> (used & 7).to(tl.int32)) != 0)
+    code = tl.where((code == GOOD) & left, LEFT_ESCAPES, code)
+    tl.store(status + job, tl.where(bits < 0, BAD_ESCAPES, code))
+
+
+@triton.jit
+def read_flat(jobs, data, halves, slots, high, status, columns, LANES: tl.constexpr):
+    """Reads a segment of a flat run."""
+    job, lane = tl.program_id(0), tl.arange(0, LANES)
+    facts = jobs + job * NUM_FIELDS
+    slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
+    first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
+    words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
+    escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
+    at, bits = tl.full((), 2 * LANES, tl.int64), tl.full((), 0, tl.int64)
+    states = start_states(words, size, lane)
+    for begin in range(first, last, LANES):
+        pair = begin + lane
+        active, single = pair < last, (2 * pair + 1 >= columns).to(tl.int32)
+        states, symbol, at = get(states, single, active, slots, words, size, at)
+        a, b, bits = numbers_of(symbol, 1, active, single, escapes, 8 * num_bytes, bits, False, LANES)
+        tl.store(high + 2 * pair, a, mask=active)
+        tl.store(high + 2 * pair + 1, b, mask=active & (single == 0))
+    settle(status, job, states, at, size, escapes, num_bytes, bits)
+
+
+@triton.jit
+def token_context(busy, lean, b0, b1, b2, b3, b4, b5, b6):
+    """Context of each channel from its running means and the borders between classes of activity; and its flip."""
+    row = (busy >= b0).to(tl.int32) + (busy >= b1).to(tl.int32) + (busy >= b2).to(tl.int32)
+    row += (busy >= b3).to(tl.int32) + (busy >= b4).to(tl.int32) + (busy >= b5).to(tl.int32) + (busy >= b6).to(tl.int32)
+    leaning = 8 * tl.abs(lean) >= 3 * busy + 24
+    return 2 * row + leaning.to(tl.int32), tl.where(lean < 0, -1, 1)
+
+
+@triton.jit
+def token_learn(busy, lean, a, b, pair):
+    """The running means after a pair."""
+    shift = tl.where(pair == 0, 1, tl.where(pair < 3, 2, 3))
+    a, b = tl.minimum(tl.maximum(a, -255), 255), tl.minimum(tl.maximum(b, -255), 255)
+    return busy + (((tl.abs(a) + tl.abs(b)) * 64 - busy) >> shift), lean + (((a + b) * 64 - lean) >> shift)
+
+
+@triton.jit
+def read_tokens(jobs, data, halves, slots, high, means, status, rows, columns, LANES: tl.constexpr):
+    """Reads a segment of channels; ``means`` has room for two numbers a channel of each frame."""
+    job, lane = tl.program_id(0), tl.arange(0, LANES)
+    facts = jobs + job * NUM_FIELDS
+    slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
+    first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
+    words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
+    escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
+    means, start = means + 2 * tl.load(facts + 8), tl.load(facts + 9).to(tl.int32)
+    b0, b1, b2 = tl.load(facts + 10), tl.load(facts + 11), tl.load(facts + 12)
+    b3, b4, b5, b6 = tl.load(facts + 13), tl.load(facts + 14), tl.load(facts + 15), tl.load(facts + 16)
+    at, bits = tl.full((), 2 * LANES, tl.int64), tl.full((), 0, tl.int64)
+    states = start_states(words, size, lane)
+    for pair in range(0, (rows + 1) // 2):
+        tl.debug_barrier()  # the means that one thread has written another may read
+        is_single = 2 * pair + 1 >= rows
+        for begin in range(first, last, LANES):
+            channel = begin + lane
+            active = channel < last
+            known = active & (pair + 0 * lane > 0)
+            busy = tl.load(means + 2 * channel, mask=known, other=start)
+            lean = tl.load(means + 2 * channel + 1, mask=known, other=0)
+            context, flip = token_context(busy, lean, b0, b1, b2, b3, b4, b5, b6)
+            single = 0 * lane + is_single.to(tl.int32)
+            states, symbol, at = get(states, context + 16 * single, active, slots, words, size, at)
+            a, b, bits = numbers_of(symbol, flip, active, single, escapes, 8 * num_bytes, bits, False, LANES)
+            place = high + 2 * pair * columns + channel
+            tl.store(place, a, mask=active)
+            tl.store(place + columns, b, mask=active & (single == 0))
+            busy, lean = token_learn(busy, lean, a, b, pair)
+            tl.store(means + 2 * channel, busy, mask=active)
+            tl.store(means + 2 * channel + 1, lean, mask=active)
+    settle(status, job, states, at, size, escapes, num_bytes, bits)
+
+
+@triton.jit
+def neighbour_class(number, ONE_SIDED: tl.constexpr):
+    """Class of one number as a neighbour."""
+    if ONE_SIDED:
+        return tl.minimum(number, 2)
+    return (number > 0).to(tl.int32) - (number < 0).to(tl.int32)
+
+
+@triton.jit
+def read_planes(
+    jobs, data, halves, slots, high, status, rows, columns, contexts, ONE_SIDED: tl.constexpr, LANES: tl.constexpr
+):
+    """Reads a segment of planes, as many at a time as there are lanes."""
+    job, lane = tl.program_id(0), tl.arange(0, LANES)
+    facts = jobs + job * NUM_FIELDS
+    slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
+    first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
+    words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
+    escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
+    at, bits = tl.full((), 2 * LANES, tl.int64), tl.full((), 0, tl.int64)
+    states = start_states(words, size, lane)
+    for begin in range(first, last, LANES):
+        plane = begin + lane
+        active = plane < last
+        for row in range(0, rows):
+            tl.debug_barrier()  # the row above, which one thread has written, another may read
+            left = 0 * lane
+            for column in range(0, columns, 2):
+                place = high + (plane * rows + row) * columns + column
+                single = 0 * lane + (column + 1 >= columns).to(tl.int32)
+                above = active & (row + 0 * lane > 0)
+                up = neighbour_class(tl.load(place - columns, mask=above, other=0), ONE_SIDED)
+                beside = tl.load(place - columns + 1, mask=above & (single == 0), other=0)
+                beside = tl.where(single != 0, up, neighbour_class(beside, ONE_SIDED))
+                context, flip = 9 * left + 3 * up + beside, tl.full((LANES,), 1, tl.int32)
+                if not ONE_SIDED:
+                    flip = tl.where(context < 0, -1, 1)
+                    context = tl.abs(context)
+                states, symbol, at = get(states, context + contexts * single, active, slots, words, size, at)
+                a, b, bits = numbers_of(symbol, flip, active, single, escapes, 8 * num_bytes, bits, ONE_SIDED, LANES)
+                tl.store(place, a, mask=active)
+                tl.store(place + 1, b, mask=active & (single == 0))
+                left = neighbour_class(b, ONE_SIDED)
+    settle(status, job, states, at, size, escapes, num_bytes, bits)
+
+
+# -- values ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def classes_of(high, i, inside, rows, columns, one_sided, KIND: tl.constexpr):
+    """Class of each element, and the direction in which its shift is added (section 6.7)."""
+    here = tl.load(high + i, mask=inside, other=0)
+    magnitude, sign = tl.abs(here), (here > 0).to(tl.int32) - (here < 0).to(tl.int32)
+    larger = tl.where(magnitude == 2, 8, 9)
+    if KIND < ONE_SIDED_PLANES:
+        return tl.where(magnitude == 0, 0, tl.where(magnitude == 1, 5, larger)), tl.where(one_sided, 1, sign)
+    else:
+        column, row = i % columns, (i // columns) % rows
+        around = tl.load(high + i - 1, mask=inside & (column > 0), other=0)
+        around += tl.load(high + i + 1, mask=inside & (column + 1 < columns), other=0)
+        around += tl.load(high + i - columns, mask=inside & (row > 0), other=0)
+        around += tl.load(high + i + columns, mask=inside & (row + 1 < rows), other=0)
+        zeros = tl.minimum(tl.abs(around), 4)
+        if KIND == ONE_SIDED_PLANES:
+            ones, direction = tl.minimum(around >> 1, 2), tl.full(here.shape, 1, tl.int32)
+        else:
+            ones = tl.minimum(tl.maximum((around * sign + 4) >> 2, 0), 2)
+            turn = (around > 0).to(tl.int32) - (around < 0).to(tl.int32)
+            direction = tl.where(magnitude == 0, turn, sign)
+        return tl.where(magnitude == 0, zeros, tl.where(magnitude == 1, 5 + ones, larger)), direction
+
+
+@triton.jit
+def count_nonzero(frames, numbers, counts, size, FIELDS: tl.constexpr, BLOCK: tl.constexpr):
+    """How many numbers of each block of each frame are not zero."""
+    block, frame = tl.program_id(0), tl.program_id(1)
+    base, i = tl.load(frames + frame * FIELDS), block * BLOCK + tl.arange(0, BLOCK)
+    number = tl.load(numbers + base + i, mask=i < size, other=0)
+    tl.store(counts + frame * tl.num_programs(0) + block, tl.sum((number != 0).to(tl.int64), 0))
+
+
+@triton.jit
+def join_raw(number, rank, raw, raw_bits, num_bytes):
+    """Joins high parts and raw bits; ``rank`` counts the numbers before each that are not zero."""
+    at, low = rank * raw_bits, 0 * rank
+    for i in tl.static_range(5):
+        place = (at >> 3) + i
+        byte = tl.load(raw + place, mask=(number != 0) & (place < num_bytes), other=0).to(tl.int64)
+        low |= byte << (8 * i)
+    low = (low >> (at & 7)) & ((tl.full((), 1, tl.int64) << raw_bits) - 1)
+    magnitude = ((tl.abs(number) - 1) << raw_bits) + low + 1
+    return tl.where(number > 0, magnitude, tl.where(number < 0, -magnitude, 0))
+
+
+@triton.jit
+def check_raw(frames, data, ends, status, blocks, FIELDS: tl.constexpr):
+    """Notes whether a frame has just the raw bits that its numbers need; ``ends`` counts those that are not zero, by block."""
+    frame = tl.program_id(0)
+    facts = frames + frame * FIELDS
+    raw_bits, raw, num_bytes = tl.load(facts + 3), data + tl.load(facts + 4), tl.load(facts + 5)
+    used = tl.load(ends + frame * blocks + blocks - 1) * raw_bits
+    rest = tl.load(raw + (used >> 3), mask=((used & 7) != 0) & ((used >> 3) < num_bytes), other=0).to(tl.int32)
+    wrong = (num_bytes != (used + 7) >> 3) | ((rest >> (used & 7).to(tl.int32)) != 0)
+    tl.store(status + frame, tl.where(wrong, BAD_RAW, GOOD))
+
+
+@triton.jit
+def place_values(
+    frames,
+    data,
+    high,
+    begins,
+    out,
+    size,
+    rows,
+    columns,
+    largest,
+    FIELDS: tl.constexpr,
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    HAS_RAW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Values of each frame's elements: an exact integer, one conversion, one product, one rounding to the dtype.
+
+    bfloat16 goes out as its bits. A result that rounds to -0 becomes +0.
+    """
+    block, frame = tl.program_id(0), tl.program_id(1)
+    facts = frames + frame * FIELDS
+    base, i = tl.load(facts), block * BLOCK + tl.arange(0, BLOCK)
+    inside, unit = i < size, tl.load(facts + 1).to(tl.int32).to(tl.float32, bitcast=True)
+    place, direction = classes_of(high + base, i, inside, rows, columns, tl.load(facts + 2) != 0, KIND)
+    number = tl.load(high + base + i, mask=inside, other=0).to(tl.int64)
+    if HAS_RAW:
+        present = (number != 0).to(tl.int64)
+        rank = tl.load(begins + frame * tl.num_programs(0) + block) + tl.cumsum(present, 0) - present
+        number = join_raw(number, rank, data + tl.load(facts + 4), tl.load(facts + 3), tl.load(facts + 5))
+    units = 64 * number + tl.load(facts + 6 + place) * direction.to(tl.int64)
+    value = tl.minimum(tl.maximum(units.to(tl.float32) * unit, -largest), largest)
+    if DTYPE == BFLOAT16:
+        bits = value.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        tl.store(out + base + i, tl.where((bits & 0x7FFF) == 0, 0, bits).to(tl.int16), mask=inside)
+    else:
+        value = value.to(tl.float16) if DTYPE == FLOAT16 else value
+        tl.store(out + base + i, tl.where(value == 0, 0.0, value), mask=inside)

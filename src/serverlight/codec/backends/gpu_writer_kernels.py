@@ -1,0 +1,429 @@
+"""Kernels of profile ``serverlight`` for graphics processors: writing. Nothing here decides anything or raises.
+
+The definition of what is computed is in ``reference.py``. Sums are sums of whole numbers, so that the order of programs and of their
+atomic additions does not matter. Where an element's place depends on those before it, blocks are counted first, and a prefix sum
+over the blocks says where each begins. What passes between kernels and does not concern the host stays in ``state``: see the
+numbers below.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from serverlight.codec.backends.gpu_kernels import (
+    BFLOAT16,
+    ONE_SIDED_PLANES,
+    TOKENS,
+    classes_of,
+    neighbour_class,
+    token_context,
+    token_learn,
+)
+
+NONZERO, NEGATIVE, INFINITE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+SCORE, SCORE_TIES, SCORE_AT = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
+"""Bits of the least score kept, how many that tie with it are kept, and how many tie."""
+MAGNITUDE = tl.constexpr(6)
+"""The same for the magnitude of the floor's rank, in three places."""
+LEAST, LARGE, SUM = tl.constexpr(9), tl.constexpr(10), tl.constexpr(11)
+"""Bits of the least magnitude whose score is kept; how many numbers are too large for a nibble; the sum of their magnitudes."""
+
+ABS, INFINITY = tl.constexpr(0x7FFFFFFF), tl.constexpr(0x7F800000)
+MOST = tl.constexpr(float(1 << 28))
+MARK = tl.constexpr(1 << 30)
+
+
+# -- filter: the K-th largest score ------------------------------------------------------------------------------
+
+
+@triton.jit
+def values_at(x, i, inside, DTYPE: tl.constexpr):
+    """Elements in binary32; bfloat16 comes as its bits."""
+    if DTYPE == BFLOAT16:
+        return (tl.load(x + i, mask=inside, other=0).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return tl.load(x + i, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def score_bits(value, asymmetry):
+    """Bits of what the filter ranks by, which grow as it does."""
+    score = tl.where(value < 0, -value * asymmetry, value)
+    bits = score.to(tl.int32, bitcast=True) & ABS
+    return tl.where((bits == 0) & (value != 0), 1, bits)
+
+
+@triton.jit
+def count_digits(
+    x,
+    state,
+    bins,
+    size,
+    asymmetry,
+    WHICH: tl.constexpr,
+    SHIFT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SURVEY: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Counts a digit of all scores (or magnitudes) whose higher digits are those found so far."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    value = values_at(x, i, inside, DTYPE)
+    bits = score_bits(value, asymmetry)
+    if WHICH == MAGNITUDE:
+        bits = value.to(tl.int32, bitcast=True) & ABS
+    if SURVEY:
+        tl.atomic_add(state + NONZERO, tl.sum((value != 0).to(tl.int64), 0))
+        tl.atomic_add(state + NEGATIVE, tl.sum((value < 0).to(tl.int64), 0))
+        infinite = (value.to(tl.int32, bitcast=True) & ABS) >= INFINITY
+        tl.atomic_add(state + INFINITE, tl.sum(infinite.to(tl.int64), 0))
+    found = tl.load(state + WHICH).to(tl.int32)
+    counted = inside & ((bits ^ found) >> SHIFT < (1 << WIDTH))
+    digit = tl.where(counted, (bits >> SHIFT) & ((1 << WIDTH) - 1), 0)
+    counts, bin = tl.histogram(digit, 256), tl.arange(0, 256)
+    counts -= tl.where(bin == 0, BLOCK - tl.sum(counted.to(tl.int32), 0), 0)
+    tl.atomic_add(bins + bin, counts.to(tl.int64), mask=counts != 0)
+
+
+@triton.jit
+def set_ranks(state, num_kept):
+    """The ranks to look for: of the least score kept, and of the magnitude that the step's threshold is at least."""
+    nonzero = tl.load(state + NONZERO)
+    tl.store(state + SCORE_TIES, tl.minimum(nonzero, num_kept))
+    tl.store(state + MAGNITUDE + 1, (9 * nonzero + 9) // 10)
+
+
+@triton.jit
+def take_digit(state, bins, WHICH: tl.constexpr, SHIFT: tl.constexpr):
+    """Finds the next digit of the wanted score from the counts, and how far its rank reaches into those of that digit."""
+    bin = tl.arange(0, 256)
+    counts, rank = tl.load(bins + bin), tl.load(state + WHICH + 1)
+    from_here = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
+    digit = tl.maximum(tl.sum((from_here >= rank).to(tl.int64), 0) - 1, 0)
+    here = tl.sum(tl.where(bin == digit, counts, 0), 0)
+    beyond = tl.sum(tl.where(bin > digit, counts, 0), 0)
+    tl.store(state + WHICH, tl.load(state + WHICH) | digit << SHIFT)
+    tl.store(state + WHICH + 1, rank - beyond)
+    tl.store(state + WHICH + 2, here)
+    tl.store(bins + bin, 0 * counts)
+
+
+@triton.jit
+def find_least(x, state, size, asymmetry, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """The least magnitude whose score reaches the least score kept."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = values_at(x, i, i < size, DTYPE)
+    kept = (i < size) & (score_bits(value, asymmetry) >= tl.load(state + SCORE).to(tl.int32))
+    bits = tl.where(kept, value.to(tl.int32, bitcast=True) & ABS, ABS)
+    tl.atomic_min(state + LEAST, tl.min(bits, 0).to(tl.int64))
+
+
+# -- quantiser ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def count_ties(x, state, counts, size, asymmetry, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """How many elements of each block tie with the least score kept."""
+    block = tl.program_id(0)
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    ties = (score_bits(values_at(x, i, i < size, DTYPE), asymmetry) == tl.load(state + SCORE).to(tl.int32)) & (i < size)
+    tl.store(counts + block, tl.sum(ties.to(tl.int64), 0))
+
+
+@triton.jit
+def quantise(x, state, begins, numbers, size, asymmetry, inverse, largest, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Signed numbers of steps; of equal scores at the threshold those with the lowest index are kept."""
+    block = tl.program_id(0)
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    value = values_at(x, i, inside, DTYPE)
+    bits, least = score_bits(value, asymmetry), tl.load(state + SCORE).to(tl.int32)
+    ties = ((bits == least) & inside).to(tl.int64)
+    rank = tl.load(begins + block) + tl.cumsum(ties, 0) - ties
+    kept = inside & ((bits > least) | ((ties != 0) & (rank < tl.load(state + SCORE_TIES))))
+    number = tl.maximum((tl.minimum(tl.abs(value) * inverse, MOST) + 0.4).to(tl.int32), 1)
+    number = tl.where(kept, number, 0)
+    tl.store(numbers + i, tl.where(value < 0, -number, number), mask=inside)
+    tl.atomic_add(state + LARGE, tl.sum((number > largest).to(tl.int64), 0))
+    tl.atomic_add(state + SUM, tl.sum(number.to(tl.int64), 0))
+
+
+@triton.jit
+def count_large(numbers, state, size, largest, BLOCK: tl.constexpr):
+    """How many magnitudes are above a limit."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    number = tl.load(numbers + i, mask=i < size, other=0)
+    tl.atomic_add(state + LARGE, tl.sum((tl.abs(number) > largest).to(tl.int64), 0))
+
+
+@triton.jit
+def count_kept(numbers, counts, size, BLOCK: tl.constexpr):
+    """How many numbers of each block are not zero."""
+    block = tl.program_id(0)
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    tl.store(counts + block, tl.sum((tl.load(numbers + i, mask=i < size, other=0) != 0).to(tl.int64), 0))
+
+
+@triton.jit
+def put_bits(buffer, at, value, width, is_put):
+    """Writes fields of at most 62 bits, least significant first, from bit ``at`` on."""
+    place, shift = buffer + (at >> 5), at & 31
+    rest = value >> (32 - shift)
+    tl.atomic_or(place, (value << shift).to(tl.int32), mask=is_put)
+    tl.atomic_or(place + 1, rest.to(tl.int32), mask=is_put & (shift + width > 32))
+    tl.atomic_or(place + 2, (rest >> 32).to(tl.int32), mask=is_put & (shift + width > 64))
+
+
+@triton.jit
+def split_raw(numbers, begins, high, raw, state, size, raw_bits, BLOCK: tl.constexpr):
+    """Splits numbers into high parts and packed low bits."""
+    block = tl.program_id(0)
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    number = tl.load(numbers + i, mask=i < size, other=0).to(tl.int64)
+    magnitude, present = tl.abs(number), (number != 0).to(tl.int64)
+    mask = (tl.full((), 1, tl.int64) << raw_bits) - 1
+    part = (magnitude + mask) >> raw_bits
+    rank = tl.load(begins + block) + tl.cumsum(present, 0) - present
+    put_bits(raw, rank * raw_bits, (magnitude - 1) & mask, raw_bits, number != 0)
+    tl.store(high + i, tl.where(number < 0, -part, part).to(tl.int32), mask=i < size)
+    tl.atomic_add(state + SUM, tl.sum(part, 0))
+
+
+# -- shifts ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def tally(
+    x,
+    numbers,
+    high,
+    tallies,
+    size,
+    rows,
+    columns,
+    run,
+    every,
+    looked_at,
+    inverse,
+    one_sided,
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Adds the distances of elements from their nominal values, in 64ths of a step, to ten sums by class; and counts them."""
+    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = (j // run) * every * run + j % run
+    inside = (j < looked_at) & (i < size)
+    place, direction = classes_of(high, i, inside, rows, columns, one_sided, KIND)
+    scaled = tl.minimum(tl.maximum(values_at(x, i, inside, DTYPE) * inverse, -MOST), MOST) * 64.0
+    # From 2^23 on every binary32 number is whole; below, adding that leaves no room for a fraction, and rounds it to even.
+    magnitude = tl.abs(scaled)
+    magnitude = tl.where(magnitude < 8388608.0, (magnitude + 8388608.0) - 8388608.0, magnitude).to(tl.int64)
+    scaled = tl.where(scaled < 0, -magnitude, magnitude)
+    number = tl.load(numbers + i, mask=inside, other=0).to(tl.int64)
+    distance = (scaled - 64 * number) * direction.to(tl.int64)
+    for which in tl.static_range(10):
+        member = inside & (place == which)
+        tl.atomic_add(tallies + which, tl.sum(tl.where(member, distance, 0), 0))
+        tl.atomic_add(tallies + 10 + which, tl.sum(member.to(tl.int64), 0))
+
+
+# -- symbols -----------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def nibble_of(number, flip, ONE_SIDED: tl.constexpr):
+    """The nibble of a number; 15 if it is too large for one."""
+    if ONE_SIDED:
+        return tl.minimum(number, 15)
+    magnitude = tl.minimum(tl.abs(number), 8)
+    return tl.where(number * flip > 0, tl.minimum(2 * magnitude - 1, 15), tl.minimum(2 * magnitude, 15))
+
+
+@triton.jit
+def flat_symbols(high, index, size, BLOCK: tl.constexpr):
+    """``256 row + symbol`` of the pairs of a flat run."""
+    pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    a = tl.load(high + 2 * pair, mask=2 * pair < size, other=0)
+    b = tl.load(high + 2 * pair + 1, mask=2 * pair + 1 < size, other=0)
+    symbol = 16 * nibble_of(a, 1, False) + nibble_of(b, 1, False)
+    symbol += tl.where(2 * pair + 1 >= size, 256, 0)
+    tl.store(index + pair, symbol.to(tl.int16), mask=2 * pair < size)
+
+
+@triton.jit
+def token_symbols(high, index, borders, rows, columns, BLOCK: tl.constexpr):
+    """The same for some channels of all tokens."""
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < columns
+    b0, b1, b2, b3 = tl.load(borders + 1), tl.load(borders + 2), tl.load(borders + 3), tl.load(borders + 4)
+    b4, b5, b6 = tl.load(borders + 5), tl.load(borders + 6), tl.load(borders + 7)
+    busy, lean = 0 * channel + tl.load(borders), 0 * channel
+    for pair in tl.range(0, (rows + 1) // 2):
+        place = high + 2 * pair * columns + channel
+        single = 2 * pair + 1 + 0 * channel >= rows
+        a, b = tl.load(place, mask=inside, other=0), tl.load(place + columns, mask=inside & (single == 0), other=0)
+        context, flip = token_context(busy, lean, b0, b1, b2, b3, b4, b5, b6)
+        symbol = 16 * nibble_of(a, flip, False) + nibble_of(b, flip, False)
+        symbol += 256 * (context + tl.where(single, 16, 0))
+        tl.store(index + pair * columns + channel, symbol.to(tl.int16), mask=inside)
+        busy, lean = token_learn(busy, lean, a, b, pair)
+
+
+@triton.jit
+def plane_symbols(high, index, size, rows, columns, contexts, ONE_SIDED: tl.constexpr, BLOCK: tl.constexpr):
+    """The same for planes; ``size`` is the number of pairs."""
+    pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pairs = (columns + 1) // 2
+    line, column = pair // pairs, 2 * (pair % pairs)
+    place, inside = high + line * columns + column, pair < size
+    single, above = column + 1 >= columns, inside & (line % rows > 0)
+    a, b = tl.load(place, mask=inside, other=0), tl.load(place + 1, mask=inside & (single == 0), other=0)
+    left = neighbour_class(tl.load(place - 1, mask=inside & (column > 0), other=0), ONE_SIDED)
+    up = neighbour_class(tl.load(place - columns, mask=above, other=0), ONE_SIDED)
+    beside = neighbour_class(tl.load(place - columns + 1, mask=above & (single == 0), other=0), ONE_SIDED)
+    context = 9 * left + 3 * up + tl.where(single, up, beside)
+    flip = 1
+    if not ONE_SIDED:
+        flip = tl.where(context < 0, -1, 1)
+        context = tl.abs(context)
+    symbol = 16 * nibble_of(a, flip, ONE_SIDED) + nibble_of(b, flip, ONE_SIDED)
+    symbol += 256 * (context + tl.where(single, contexts, 0))
+    tl.store(index + pair, symbol.to(tl.int16), mask=inside)
+
+
+@triton.jit
+def count_symbols(index, bins, size, entries, copies, BLOCK: tl.constexpr):
+    """How often each entry occurs; programs take turns at copies of the table, so that few wait for each other."""
+    program = tl.program_id(0)
+    i = program * BLOCK + tl.arange(0, BLOCK)
+    entry = tl.load(index + i, mask=i < size, other=0).to(tl.int32)
+    tl.atomic_add(bins + (program % copies) * entries + entry, 0 * entry + 1, mask=i < size)
+
+
+# -- range coder -------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def write_words(
+    index, table, ends, words, lengths, bounds, lines, columns, pairs_of_unit, KIND: tl.constexpr, LANES: tl.constexpr
+):
+    """Codes a segment, last pair first, into the room that ends at ``ends``, downwards; and notes its number of words.
+
+    An entry of the table has a frequency in 13 bits, and in the next 13 the sum of those before it.
+    """
+    segment, lane = tl.program_id(0), tl.arange(0, LANES)
+    first, last = tl.load(bounds + segment), tl.load(bounds + segment + 1)
+    end = tl.load(ends + segment)
+    at, states = end, 0 * lane + 32768
+    groups = (last - first + LANES - 1) // LANES
+    inner = pairs_of_unit if KIND >= ONE_SIDED_PLANES else groups
+    outer = groups if KIND >= ONE_SIDED_PLANES else lines
+    for step in range(0, inner * outer):
+        left = inner * outer - 1 - step
+        if KIND >= ONE_SIDED_PLANES:
+            unit = first + (left // inner) * LANES + lane
+            pair = unit * pairs_of_unit + left % inner
+        else:
+            unit = first + (left % inner) * LANES + lane
+            pair = (left // inner) * columns + unit
+        active = unit < last
+        entry = tl.load(table + tl.load(index + pair, mask=active, other=0).to(tl.int32), mask=active, other=1)
+        frequency, begin = entry & 8191, (entry >> 13) & 8191
+        full = active & ((states >> 19) >= frequency)
+        gives = full.to(tl.int32)
+        total = tl.sum(gives, 0)
+        target = at - 1 - (total - tl.cumsum(gives, 0))
+        tl.store(words + target, (states & 0xFFFF).to(tl.int16), mask=full)
+        at -= total
+        reduced = tl.where(full, states >> 16, states)
+        quotient = reduced // frequency
+        states = tl.where(active, (quotient << 12) + (reduced - quotient * frequency) + begin, states)
+    at -= 2 * LANES
+    tl.store(words + at + 2 * lane, (states >> 16).to(tl.int16))
+    tl.store(words + at + 2 * lane + 1, (states & 0xFFFF).to(tl.int16))
+    tl.store(lengths + segment, end - at)
+
+
+@triton.jit
+def copy_words(words, ends, starts, lengths, into, BLOCK: tl.constexpr):
+    """Moves each segment's words to where the frame has them."""
+    segment, j = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    size = tl.load(lengths + segment)
+    word = tl.load(words + tl.load(ends + segment) - size + j, mask=j < size, other=0)
+    tl.store(into + tl.load(starts + segment) + j, word, mask=j < size)
+
+
+@triton.jit
+def golomb_code(number, ONE_SIDED: tl.constexpr):
+    """An escaped number's code as a bit field, and the field's width."""
+    number = number.to(tl.int64)
+    code = number if ONE_SIDED else tl.where(number > 0, 2 * number - 1, -2 * number)
+    code += 2
+    # The exponent of a binary64 number, which holds it exactly, is the place of its top bit.
+    width = (code.to(tl.float64).to(tl.int64, bitcast=True) >> 52) - 1023
+    top = 0 * width + 1
+    return top << (width - 1) | (code - (top << width)) << width, 2 * width
+
+
+@triton.jit
+def write_escapes(
+    index,
+    table,
+    high,
+    bounds,
+    starts,
+    lengths,
+    into,
+    size,
+    rows,
+    columns,
+    pairs_of_unit,
+    KIND: tl.constexpr,
+    LANES: tl.constexpr,
+    ONE_SIDED: tl.constexpr,
+    COUNT_ONLY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The escaped numbers of a segment, in the order of reading: counts their bits, or writes them from bit ``starts`` on."""
+    segment = tl.program_id(0)
+    first, last = tl.load(bounds + segment), tl.load(bounds + segment + 1)
+    at, units = tl.load(starts + segment), last - first
+    begin = at
+    for chunk in range(0, units * pairs_of_unit, BLOCK):
+        j = chunk + tl.arange(0, BLOCK)
+        inside = j < units * pairs_of_unit
+        if KIND >= ONE_SIDED_PLANES:
+            block = j // (LANES * pairs_of_unit)
+            count = tl.maximum(tl.minimum(units - block * LANES, LANES), 1)
+            rest = j - block * LANES * pairs_of_unit
+            pair = (first + block * LANES + rest % count) * pairs_of_unit + rest // count
+            pairs = (columns + 1) // 2
+            one, step, single = (pair // pairs) * columns + 2 * (pair % pairs), 1, 2 * (pair % pairs) + 1 >= columns
+        else:
+            line = j // units
+            pair = line * columns + first + j % units
+            if KIND == TOKENS:
+                one, step, single = 2 * line * columns + first + j % units, columns, 2 * line + 1 >= rows
+            else:
+                one, step, single = 2 * pair, 1, 2 * pair + 1 >= size
+        entry = tl.load(table + tl.load(index + pair, mask=inside, other=0).to(tl.int32), mask=inside, other=0)
+        escaped = (entry & MARK) != 0
+        if tl.sum(escaped.to(tl.int32), 0) > 0:
+            a = tl.load(high + one, mask=escaped, other=0)
+            b = tl.load(high + one + step, mask=escaped & (single == 0), other=0)
+            upper, upper_width = golomb_code(a, ONE_SIDED)
+            lower, lower_width = golomb_code(b, ONE_SIDED)
+            upper_width = tl.where(escaped, upper_width, 0)
+            lower_width = tl.where(escaped & (single == 0), lower_width, 0)
+            width = upper_width + lower_width
+            if not COUNT_ONLY:
+                place = at + tl.cumsum(width, 0) - width
+                put_bits(into, place, upper, upper_width, upper_width > 0)
+                put_bits(into, place + upper_width, lower, lower_width, lower_width > 0)
+            at += tl.sum(width, 0)
+    if COUNT_ONLY:
+        tl.store(lengths + segment, at - begin)

@@ -70,7 +70,7 @@ def filled(data: bytes) -> bytes:
     kind, one_sided, raw = data[0] & 3, data[0] & 8, data[0] & 64
     one_sided = 8 if kind == 2 else 0 if kind == 3 else one_sided
     header = bytes((*b"SL\x01\x02", data[1] % 3, 3, data[1] % 9 + 1, data[2] % 9 + 1, data[3] % 17 + 1))
-    stage = bytes((kind | one_sided | data[0] & 0x30 | raw, data[4], data[5] % 127 + 1))
+    stage = bytes((kind | one_sided | data[0] & 0xB0 | raw, data[4], data[5] % 127 + 1))
     stage += bytes((data[6] % 160,)) * (kind == 1) + bytes((data[7] % 26 + 1,)) * (raw > 0)
     num_levels, num_shifts = (28, 10) if kind == 2 else (35, 9 if kind == 3 else 4 if one_sided else 3)
     no_corrections = (1 << num_levels) - 1 - sum(1 << i for i in range(6, num_levels, 7))

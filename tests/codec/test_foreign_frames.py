@@ -62,6 +62,7 @@ def frames(draw: st.DrawFn) -> bytes:
         step=draw(st.sampled_from([b"\x80\x3f", b"\x80\x00", b"\x7f\x7f", b"\x55\x3d", b"\xd0\x60"])),
         activity=draw(st.sampled_from([0, 1, 40, 159]) | st.integers(0, 159)),
         raw_bits=raw_bits,
+        half=draw(st.booleans()),
         low=[random.getrandbits(raw_bits) for h in high if h] if raw_bits else (),
         model=draw(models(kind)),
         shifts=draw(st.binary(min_size=num_shifts, max_size=num_shifts)),
@@ -87,10 +88,11 @@ def test_lanes_may_outnumber_everything(kind: int, shape: list[int]) -> None:
 
 @pytest.mark.parametrize("kind", range(4))
 def test_segments_of_a_foreign_writer(kind: int) -> None:
-    """Several segments, with lanes and escapes of their own."""
+    """Several segments, with lanes and escapes of their own, whole or half."""
     shape = [17, 60, 130]
     high = [i * i % 11 // 5 * (1 if kind == ONE_SIDED_PLANES or i % 3 else -1) for i in range(math.prod(shape))]
     high[5] = high[-3] = 1000
-    sections = write_sections(shape, kind, high, lanes_log2=3, escaped={40, 100_000})
-    assert len(sections.lengths) == 2
-    assert agree(sections.frame()) == high
+    for half in (False, True):
+        sections = write_sections(shape, kind, high, lanes_log2=3, half=half, escaped={40, 100_000})
+        assert len(sections.lengths) == 2
+        assert agree(sections.frame()) == high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import pathlib
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def frame_of(case: str) -> bytes:
 
 def test_no_vector_was_lost() -> None:
     """A golden frame that goes missing is a failure, not one test fewer."""
-    assert len(CASES) == 41
+    assert len(CASES) == 49
     for case in CASES:
         names = {path.name.replace(".npz", ".npy") for path in (VECTORS / case).iterdir()}
         assert names == {"input.npy", "decoded.npy", "frame.bin", "config.json"}
@@ -61,8 +62,10 @@ def test_golden_frame_decodes_to_the_same_bits(case: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_encoder_writes_the_same_frame(case: str, backend: str) -> None:
-    """The same tensor and settings give the same bytes as ever."""
+    """The same tensor and settings give the same bytes, unless the frame is from before a rule for writers changed."""
     settings = json.loads((VECTORS / case / "config.json").read_text())
+    if settings.get("read_only"):
+        pytest.skip("writers make another frame of this tensor now; it is here to be read")
     x = torch.from_numpy(load(case, "input")).to(getattr(torch, settings["dtype"]))
     assert Codec(CodecConfig.from_dict(settings["codec"]), backend=backend).encode(x) == frame_of(case)
 
@@ -85,6 +88,7 @@ class Mode:
     one_sided: bool
     lanes: int
     raw: bool
+    half: bool
 
     @classmethod
     def of(cls, frame: bytes) -> Mode:
@@ -95,17 +99,18 @@ class Mode:
                 at += 1
             at += 1
         mode = frame[at]
-        return cls(mode & 7, bool(mode & 8), 1 << (mode >> 4 & 3), bool(mode & 64))
+        return cls(mode & 7, bool(mode & 8), 1 << (mode >> 4 & 3), bool(mode & 64), bool(mode & 128))
 
 
 def test_vectors_use_every_feature_of_serverlight() -> None:
-    """Every kind of context with and without raw bits, one-sided and not, every number of lanes, escapes and segments."""
+    """Every kind of context with and without raw bits, whole and half escapes, signs, every number of lanes, segments."""
     frames = [frame_of(case) for case in CASES if frame_of(case)[3] == 2]
     modes = {Mode.of(frame) for frame in frames}
     assert {mode.kind for mode in modes} == {0, 1, 2, 3, 7}
     assert {mode.lanes for mode in modes} == {1, 2, 4, 8}
     assert {(mode.kind, mode.one_sided) for mode in modes} >= {(0, False), (0, True), (1, False), (1, True)}
-    assert {mode.kind for mode in modes if mode.raw} >= {1, 2}
+    assert {(mode.kind, mode.raw) for mode in modes if mode.half} == set(itertools.product(range(4), (False, True)))
+    assert {mode.kind for mode in modes if mode.raw and not mode.half} >= {1, 2}
     parts = [inspect(frame).part_bytes for frame in frames]
     assert sum(part.get("escapes", 0) > 0 for part in parts) > 2
     assert any(part.get("segments", 0) > 4 for part in parts)

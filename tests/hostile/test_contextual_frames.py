@@ -29,6 +29,7 @@ from serverlight.errors import (
 
 BACKENDS = ["reference"] + ["cpu"] * (importlib.util.find_spec("numba") is not None)
 KINDS = range(4)
+whole_and_half = pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
 
 
 def rejects(error: type[FrameError], frame: bytes, *, unseen: bool = False, **limits: Any) -> None:
@@ -46,7 +47,13 @@ def rejects(error: type[FrameError], frame: bytes, *, unseen: bool = False, **li
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_frames_that_the_attacks_start_from_are_good(kind: int) -> None:
     """Without an attack they decode."""
-    for choices in ({}, {"raw_bits": 3}, {"lanes_log2": 3}):
+    for choices in (
+        {},
+        {"raw_bits": 3},
+        {"lanes_log2": 3},
+        {"half": True},
+        {"half": True, "raw_bits": 3, "lanes_log2": 3},
+    ):
         for backend in BACKENDS:
             assert decode(good(kind, **choices).frame(), "numpy", backend=backend).shape == (2, 3, 5)
 
@@ -54,8 +61,9 @@ def test_the_frames_that_the_attacks_start_from_are_good(kind: int) -> None:
 # -- section 6.1: stage header ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [4, 5, 6, 7 | 8, 7 | 16, 7 | 64, 128, 128 | 7, 1 | 128, 255])
-def test_unknown_kinds_and_reserved_bits(mode: int) -> None:
+@pytest.mark.parametrize("mode", [4, 5, 6, 7 | 8, 7 | 16, 7 | 64, 7 | 128, 4 | 128, 255])
+def test_unknown_kinds(mode: int) -> None:
+    """A tensor of zeros has no flags, and there is no kind beside the four."""
     sections = good(TOKENS)
     sections.mode = bytes((mode,))
     rejects(UnsupportedFeature, sections.frame())
@@ -228,9 +236,9 @@ def test_all_lanes_end_in_the_least_state(kind: int, last: int, monkeypatch: pyt
 # -- section 6.6: escapes and raw bits --------------------------------------------------------------------------------
 
 
-def with_escapes(kind: int, escapes: bytes) -> bytes:
+def with_escapes(kind: int, escapes: bytes, half: bool) -> bytes:
     """The good frame, whose two escaped numbers (20 and 300, in pairs with others) come from other bits."""
-    sections = good(kind)
+    sections = good(kind, half=half)
     sections.escapes = [escapes]
     sections.lengths = [(sections.lengths[0][0], len(escapes))]
     return sections.frame()
@@ -243,22 +251,64 @@ def golomb(*values: int) -> BitsOut:
     return bits
 
 
+@whole_and_half
 @pytest.mark.parametrize("kind", KINDS)
-def test_escapes_fill_their_bytes_exactly(kind: int) -> None:
+def test_escapes_fill_their_bytes_exactly(kind: int, half: bool) -> None:
     """Too few, too many, and dirty padding are refused."""
-    escapes = good(kind).escapes[0]
+    escapes = good(kind, half=half).escapes[0]
     for length in range(len(escapes)):
-        rejects(InconsistentFrame, with_escapes(kind, escapes[:length]), unseen=True)
+        rejects(InconsistentFrame, with_escapes(kind, escapes[:length], half), unseen=True)
     for more in (b"\x00", b"\x01", bytes(100)):
-        rejects(InconsistentFrame, with_escapes(kind, escapes + more), unseen=True)
+        rejects(InconsistentFrame, with_escapes(kind, escapes + more, half), unseen=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_of_escapes_is_zero(kind: int) -> None:
+def test_half_escapes_are_half(kind: int) -> None:
+    """Of a pair with one large number only that one is in the escape bits, and what is sent of it is its excess."""
+    bits = golomb(*(number - 15 if kind == ONE_SIDED_PLANES else 2 * (number - 8) for number in (20, 300)))
+    assert good(kind, half=True).escapes[0] == bits.data()
+    frame = with_escapes(kind, bits.data(), True)
+    assert decode(frame, "numpy").ravel()[[4, 17]].tolist() == [20, 300]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_escape_symbol_has_a_bit_among_half_escapes(kind: int) -> None:
+    """A pair with the escape symbol says whether its numbers are sent whole; what ends with that bit, or before it, is refused."""
+    sections = write_sections([2, 2], kind, [300] * 4, half=True, model=good(kind, half=True).model)
+    excess = 300 - 15 if kind == ONE_SIDED_PLANES else 2 * (300 - 8)
+    whole = 300 if kind == ONE_SIDED_PLANES else to_zigzag(300)
+    for is_whole, code in ((0, excess), (1, whole)):
+        bits = BitsOut()
+        for _ in range(2):
+            bits.put(is_whole, 1)
+            bits.golomb(code, 1)
+            bits.golomb(code, 1)
+        if not is_whole:
+            assert sections.escapes[0] == bits.data()
+        sections.escapes, sections.lengths = [bits.data()], [(sections.lengths[0][0], len(bits.data()))]
+        for backend in BACKENDS:
+            assert decode(sections.frame(), "numpy", backend=backend).tolist() == [[300, 300]] * 2
+    for cut in (b"", bits.data()[:1], b"\x00", b"\x01", b"\xff", b"\x02" + bytes(4)):
+        sections.escapes, sections.lengths = [cut], [(sections.lengths[0][0], len(cut))]
+        rejects(InconsistentFrame, sections.frame(), unseen=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flag_that_lies_about_half_escapes(kind: int) -> None:
+    """Read with the other tables, the words do not come out even."""
+    for half in (False, True):
+        sections = good(kind, half=half, model=good(kind, half=True).model)
+        sections.mode = bytes((sections.mode[0] ^ 128,))
+        rejects(InconsistentFrame, sections.frame(), unseen=True)
+
+
+@whole_and_half
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_of_escapes_is_zero(kind: int, half: bool) -> None:
     """Every padding bit is looked at, however many there are."""
     seen = set()
     for count in range(12):
-        sections = good(kind, escaped=set(range(count)))
+        sections = good(kind, half=half, escaped=set(range(count)))
         escapes, padding = sections.escapes[0], sections.padding[0]
         for bit in range(8 - padding, 8):
             sections.escapes = [escapes[:-1] + bytes((escapes[-1] | 1 << bit,))]
@@ -267,25 +317,33 @@ def test_padding_of_escapes_is_zero(kind: int) -> None:
     assert len(seen) > 2
 
 
+@whole_and_half
 @pytest.mark.parametrize("kind", KINDS)
-def test_escapes_past_the_end_or_too_wide(kind: int) -> None:
+def test_escapes_past_the_end_or_too_wide(kind: int, half: bool) -> None:
     """Only zeros, a one as the last bit, and codes of more than 32 bits never read past the end."""
     for escapes in (bytes(1), bytes(5), bytes(2000), b"\x80", bytes(3) + b"\x80", bytes(4) + b"\x01" + bytes(100)):
-        rejects(InconsistentFrame, with_escapes(kind, escapes), unseen=True)
+        rejects(InconsistentFrame, with_escapes(kind, escapes, half), unseen=True)
 
 
+@whole_and_half
 @pytest.mark.parametrize("kind", KINDS)
-def test_numbers_are_at_most_2_to_the_28(kind: int) -> None:
+def test_numbers_are_at_most_2_to_the_28(kind: int, half: bool) -> None:
     """The largest number is read; one more is refused, and so is all that 32 bits can say."""
 
+    def code_of(number: int) -> int:
+        if half:
+            return number - 15 if kind == ONE_SIDED_PLANES else 2 * (abs(number) - 8) + (number < 0)
+        return number if kind == ONE_SIDED_PLANES else to_zigzag(number)
+
     def one_number(code: int) -> bytes:
-        sections = write_sections([1], kind, [9] if kind != ONE_SIDED_PLANES else [15])
+        large = [15]
+        sections = write_sections([1], kind, large, half=half, model=good(kind, half=True).model)
         sections.escapes = [golomb(code).data()]
         sections.lengths = [(sections.lengths[0][0], len(sections.escapes[0]))]
         return sections.frame()
 
     for number in (1 << 28, -(1 << 28)) if kind != ONE_SIDED_PLANES else (1 << 28,):
-        code = number if kind == ONE_SIDED_PLANES else to_zigzag(number)
+        code = code_of(number)
         for backend in BACKENDS:
             assert decode(one_number(code), "numpy", backend=backend) == [number]
         beyond = code + (1 if kind == ONE_SIDED_PLANES else 2)

@@ -47,22 +47,23 @@ def both_agree(frame: bytes) -> None:
         assert inspect(frame, max_elements=1 << 14).shape == tuple(first[1])
 
 
-def with_words(kind: int, lanes_log2: int, words: list[int]) -> bytes:
+def with_words(kind: int, lanes_log2: int, half: bool, words: list[int]) -> bytes:
     """The good frame with as many other words."""
-    sections = good(kind, lanes_log2=lanes_log2)
+    sections = good(kind, lanes_log2=lanes_log2, half=half)
     sections.words = [words]
     return sections.frame()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lanes_log2", [0, 3])
-def test_states_and_words_of_every_kind(kind: int, lanes_log2: int) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_states_and_words_of_every_kind(kind: int, lanes_log2: int, half: bool) -> None:
     """Whatever the words say, the readers do not leave their arrays: zeros, ones, and every single word replaced."""
-    words = good(kind, lanes_log2=lanes_log2).words[0]
+    words = good(kind, lanes_log2=lanes_log2, half=half).words[0]
     for value in (0, 0xFFFF, 0x7FFF, 0x8000):
-        both_agree(with_words(kind, lanes_log2, [value] * len(words)))
+        both_agree(with_words(kind, lanes_log2, half, [value] * len(words)))
         for i in range(len(words)):
-            both_agree(with_words(kind, lanes_log2, [*words[:i], value, *words[i + 1 :]]))
+            both_agree(with_words(kind, lanes_log2, half, [*words[:i], value, *words[i + 1 :]]))
 
 
 def written_by_the_package(seed: int) -> bytes:
@@ -85,7 +86,8 @@ def written_by_another(seed: int) -> bytes:
     rng = np.random.default_rng(seed)
     kind, shape = int(rng.integers(4)), [int(side) for side in rng.integers(1, 6, rng.integers(0, 5))]
     size = math.prod(shape)
-    high = [int(h) for h in rng.integers(0 if kind == ONE_SIDED_PLANES else -3, 4, size)]
+    largest = int(rng.choice([3, 3, 20]))
+    high = [int(h) for h in rng.integers(0 if kind == ONE_SIDED_PLANES else -largest, largest + 1, size)]
     raw_bits = int(rng.choice([0, 0, 5]))
     contexts = (1, 16, 27, 14)[kind]
     corrections = [None, *([int(c) for c in rng.integers(-9, 10, contexts)] for _ in range(4))]
@@ -97,6 +99,7 @@ def written_by_another(seed: int) -> bytes:
         dtype=int(rng.integers(3)),
         activity=int(rng.integers(160)),
         raw_bits=raw_bits,
+        half=bool(rng.integers(2)),
         low=[int(rng.integers(1 << raw_bits)) for h in high if h] if raw_bits else (),
         model=write_model(zip(map(int, rng.integers(-32, 32, 5)), corrections, strict=True))
         if kind != ONE_SIDED_PLANES
@@ -126,7 +129,7 @@ def test_altered_frames_decode_or_raise_alike(data: st.DataObject) -> None:
 @settings(max_examples=1000, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 9), max_size=4),
-    mode=st.integers(0, 127),
+    mode=st.integers(0, 255),
     words=st.integers(0, 60),
     escapes=st.integers(0, 9),
     body=st.binary(min_size=150, max_size=400),
@@ -135,13 +138,13 @@ def test_random_streams_behind_a_good_start(shape: list[int], mode: int, words: 
     """Random words, escapes and raw bits behind well-formed sections."""
     kind = mode & 3
     one_sided = kind == ONE_SIDED_PLANES or (mode & 8 and kind != SIGNED_PLANES)
-    mode = mode & 0x70 | kind | (8 if one_sided else 0)
+    mode = mode & 0xF0 | kind | (8 if one_sided else 0)
     num_shifts = {2: 10, 3: 9}.get(kind, 4 if one_sided else 3)
     front = bytes((83, 76, 1, 2, body[0] % 3, len(shape), *shape, mode)) + b"\x80\x3f"
-    front += bytes((body[1] % 160,)) * (kind == TOKENS) + bytes((body[2] % 26 + 1,)) * (mode >> 6)
+    front += bytes((body[1] % 160,)) * (kind == TOKENS) + bytes((body[2] % 26 + 1,)) * (mode >> 6 & 1)
     model = write_model([(body[3 + i] % 64 - 32, None) for i in range(4 if kind == ONE_SIDED_PLANES else 5)])
     streams = bytes((words, escapes)) + body[20 : 20 + 2 * words + escapes]
-    rest = body[160 : 160 + body[9] % 40] if mode >> 6 else b""
+    rest = body[160 : 160 + body[9] % 40] if mode & 64 else b""
     both_agree(front + model + body[10 : 10 + num_shifts] + streams + rest)
 
 

@@ -74,8 +74,8 @@ def number_of(nibble: int, kind: int) -> int:
 
 
 def opposite(nibble: int) -> int:
-    """The nibble of the number with the other sign."""
-    return nibble if nibble == 0 else nibble + 1 if nibble & 1 else nibble - 1
+    """The nibble of the number with the other sign; 15 is its own."""
+    return nibble if nibble in (0, 15) else nibble + 1 if nibble & 1 else nibble - 1
 
 
 def digits(context: int, kind: int) -> tuple[int, int, int]:
@@ -107,10 +107,10 @@ def second_context(context: int, first: int, kind: int) -> tuple[int, int]:
     return abs(k), -1 if k < 0 else 1
 
 
-def pair_weights(shares: list[list[int]], context: int, kind: int) -> Iterator[tuple[int, int]]:
-    for a in range(15):
+def pair_weights(shares: list[list[int]], context: int, kind: int, half: bool) -> Iterator[tuple[int, int]]:
+    for a in range(15 + half):
         second, flip = second_context(context, number_of(a, kind), kind)
-        for b in range(15):
+        for b in range(15 + half):
             yield 16 * a + b, shares[context][a] * shares[second][b if flip > 0 else opposite(b)]
 
 
@@ -119,9 +119,10 @@ def frequencies(weights: Iterator[tuple[int, int]]) -> list[int]:
     table = [0] * 256
     for symbol, weight in weights:
         table[symbol] = (weight + (1 << 19)) >> 20 or int(weight >= 180000)
+    both, table[ESCAPE] = table[ESCAPE], 0
     spare = 4096 - sum(table)
     commonest = table.index(max(table))
-    table[ESCAPE] = 32 if spare > 32 else max(1, spare)
+    table[ESCAPE] = max(both, 32 if spare > 32 else max(1, spare))
     spare -= table[ESCAPE]
     if table[commonest] + spare >= 1:
         table[commonest] += spare
@@ -133,11 +134,11 @@ def frequencies(weights: Iterator[tuple[int, int]]) -> list[int]:
     return table
 
 
-def pair_tables(levels: list[list[int]], kind: int) -> list[list[int]]:
+def pair_tables(levels: list[list[int]], kind: int, half: bool) -> list[list[int]]:
     shares = [nibble_shares(each, kind) for each in levels]
-    return [frequencies(pair_weights(shares, context, kind)) for context in range(len(levels))]
+    return [frequencies(pair_weights(shares, context, kind, half)) for context in range(len(levels))]
 
 
-def single_tables(levels: list[list[int]], kind: int) -> list[list[int]]:
+def single_tables(levels: list[list[int]], kind: int, half: bool) -> list[list[int]]:
     shares = [nibble_shares(each, kind) for each in levels]
-    return [frequencies((16 * a, own[a] << 16) for a in range(15)) for own in shares]
+    return [frequencies((16 * a, own[a] << 16) for a in range(15 + half)) for own in shares]

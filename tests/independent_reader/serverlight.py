@@ -35,6 +35,7 @@ class Stage:
     step: float
     activity: int
     raw_bits: int
+    half: bool
     rows: int
     columns: int
     num_elements: int
@@ -48,7 +49,8 @@ def read_serverlight(source: Bytes, dtype: str, shape: list[int], num_elements: 
     stage = read_stage(source, mode, shape, num_elements)
     levels = read_levels(Bits(source), stage.kind)
     shifts = read_shifts(source, stage)
-    high = read_streams(source, stage, pair_tables(levels, stage.kind), single_tables(levels, stage.kind))
+    tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]
+    high = read_streams(source, stage, *tables)
     raw = iter(source.fields(sum(h != 0 for h in high), stage.raw_bits))
     unit, limit = single(stage.step * 2.0**-6), LARGEST[dtype]
     values = []
@@ -63,7 +65,6 @@ def read_serverlight(source: Bytes, dtype: str, shape: list[int], num_elements: 
 def read_stage(source: Bytes, mode: int, shape: list[int], num_elements: int) -> Stage:
     kind, one_sided = mode & 7, bool(mode & 8)
     assert kind <= SIGNED_PLANES
-    assert mode < 128
     assert num_elements > 0
     step = struct.unpack("<f", b"\0\0" + source.take(2))[0]
     assert 2.0**-126 <= step < math.inf
@@ -73,7 +74,8 @@ def read_stage(source: Bytes, mode: int, shape: list[int], num_elements: int) ->
     columns = shape[-1] if shape and kind != FLAT else 1
     rows = num_elements // columns if kind == TOKENS else shape[-2] if len(shape) > 1 and kind != FLAT else 1
     start = ((8 + (activity & 7)) << (activity >> 3)) >> 3
-    return Stage(kind, one_sided, 1 << (mode >> 4 & 3), step, start, raw_bits, rows, columns, num_elements)
+    lanes, half = 1 << (mode >> 4 & 3), mode >> 7 == 1
+    return Stage(kind, one_sided, lanes, step, start, raw_bits, half, rows, columns, num_elements)
 
 
 def read_shifts(source: Bytes, stage: Stage) -> dict[int, int]:
@@ -192,11 +194,12 @@ def read_streams(
         for lane, first, second in visits(stage, start, stop):
             context, flip = contexts.look(first, second)
             symbol = coder.symbol(lane, (single_frequencies if second is None else pair_frequencies)[context])
-            if symbol == ESCAPE:
+            escaped = whole if symbol == ESCAPE and (not stage.half or bits.bit()) else excess
+            a, b = flip * number_of(symbol >> 4, stage.kind), flip * number_of(symbol & 15, stage.kind)
+            if symbol >> 4 == 15:
                 a = escaped(bits, stage.kind)
+            if symbol & 15 == 15:
                 b = escaped(bits, stage.kind) if second is not None else 0
-            else:
-                a, b = flip * number_of(symbol >> 4, stage.kind), flip * number_of(symbol & 15, stage.kind)
             high[first] = a
             if second is not None:
                 high[second] = b
@@ -207,9 +210,18 @@ def read_streams(
     return high
 
 
-def escaped(bits: Bits, kind: int) -> int:
+def whole(bits: Bits, kind: int) -> int:
+    """The number itself."""
     code = bits.golomb(1, 32)
     number = code if kind == ONE_SIDED_PLANES else from_zigzag(code)
+    assert abs(number) <= 1 << 28
+    return number
+
+
+def excess(bits: Bits, kind: int) -> int:
+    """The number less the least that a nibble of 15 stands for, and its sign."""
+    code = bits.golomb(1, 32)
+    number = 15 + code if kind == ONE_SIDED_PLANES else (8 + code // 2) * (-1 if code & 1 else 1)
     assert abs(number) <= 1 << 28
     return number
 

@@ -98,6 +98,7 @@ def write_sections(
     step: bytes = b"\x80\x3f",
     activity: int = 0,
     raw_bits: int = 0,
+    half: bool = False,
     low: Collection[int] = (),
     model: bytes | None = None,
     shifts: bytes | None = None,
@@ -112,7 +113,7 @@ def write_sections(
     num_shifts = {2: 10, 3: 9}.get(kind, 4 if one_sided else 3)
     sections = Sections(
         header=bytes((83, 76, 1, 2, dtype, len(shape))) + b"".join(map(varint, shape)),
-        mode=bytes((kind | one_sided << 3 | lanes_log2 << 4 | (raw_bits > 0) << 6,)),
+        mode=bytes((kind | one_sided << 3 | lanes_log2 << 4 | (raw_bits > 0) << 6 | half << 7,)),
         step=step,
         activity=bytes((activity,)) if kind == TOKENS else b"",
         raw_bits=bytes((raw_bits,)) if raw_bits else b"",
@@ -132,7 +133,7 @@ def write_sections(
 def write_streams(sections: Sections, stage: Stage, high: list[int], escaped: Collection[int]) -> None:
     """Codes the pairs of each segment, the last one first."""
     levels = read_levels(Bits(Bytes(sections.model)), stage.kind)
-    tables = pair_tables(levels, stage.kind), single_tables(levels, stage.kind)
+    tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]
     contexts = Flat() if stage.kind == 0 else Tokens(stage) if stage.kind == TOKENS else Planes(stage, high)
     for start, stop in segments(stage):
         bits, symbols = BitsOut(), []
@@ -141,10 +142,15 @@ def write_streams(sections: Sections, stage: Stage, high: list[int], escaped: Co
             table = tables[second is None][context]
             pair = [high[first]] if second is None else [high[first], high[second]]
             symbol = symbol_of(pair, flip, stage.kind)
-            if first in escaped or symbol is None or table[symbol] == 0:
+            if first in escaped or table[symbol] == 0:
                 symbol = ESCAPE
-                for number in pair:
-                    bits.golomb(number if stage.kind == ONE_SIDED_PLANES else to_zigzag(number), 1)
+            code = whole if symbol == ESCAPE else excess
+            if symbol == ESCAPE and stage.half:
+                code = excess if all(is_large(number, stage.kind) for number in pair) else whole
+                bits.put(code is whole, 1)
+            for number, nibble in zip(pair, (symbol >> 4, symbol & 15), strict=False):
+                if nibble == 15:
+                    bits.golomb(code(number, stage.kind), 1)
             contexts.seen(first, pair[0], pair[-1])
             symbols.append((lane, table[symbol], sum(table[:symbol])))
         sections.words.append(words_of(symbols, stage.num_lanes))
@@ -153,11 +159,21 @@ def write_streams(sections: Sections, stage: Stage, high: list[int], escaped: Co
         sections.padding.append(-bits.length % 8)
 
 
-def symbol_of(pair: list[int], flip: int, kind: int) -> int | None:
-    """The symbol of one or two numbers; ``None`` if a nibble is too small for one of them."""
-    nibbles = [number if kind == ONE_SIDED_PLANES else to_zigzag(flip * number) for number in pair]
-    if max(nibbles) > 14:
-        return None
+def is_large(number: int, kind: int) -> bool:
+    return number > 14 if kind == ONE_SIDED_PLANES else abs(number) > 7
+
+
+def whole(number: int, kind: int) -> int:
+    return number if kind == ONE_SIDED_PLANES else to_zigzag(number)
+
+
+def excess(number: int, kind: int) -> int:
+    return number - 15 if kind == ONE_SIDED_PLANES else 2 * (abs(number) - 8) + (number < 0)
+
+
+def symbol_of(pair: list[int], flip: int, kind: int) -> int:
+    """The symbol of one or two numbers."""
+    nibbles = [min(number if kind == ONE_SIDED_PLANES else to_zigzag(flip * number), 15) for number in pair]
     return 16 * nibbles[0] + (nibbles[1] if len(nibbles) > 1 else 0)
 
 

@@ -15,7 +15,18 @@ from serverlight.codec.tables import (
     Ints,
 )
 
-__all__ = ["Coded", "Segment", "kind_of", "lanes_for", "layout_of_kind", "segments_of", "shift_classes", "step_of"]
+__all__ = [
+    "Coded",
+    "Segment",
+    "has_half_escapes",
+    "kind_of",
+    "lanes_for",
+    "layout_of_kind",
+    "needs_raw_bit",
+    "segments_of",
+    "shift_classes",
+    "step_of",
+]
 
 NUM_SHIFTS = 10
 FLAT_RUN = 256
@@ -71,6 +82,9 @@ class Coded:
 
     raw_bits: int
     """Low bits of each magnitude that are sent as they are."""
+
+    half_escapes: bool
+    """Whether pairs with one number too large for a nibble have symbols."""
 
     model: bytes
     """Parameters of the probability model, packed."""
@@ -142,6 +156,19 @@ def step_of(threshold: np.float32, config: CodecConfig, kind: int) -> np.float32
     step = np.float32(min(float(threshold) * STEP_IN_ERRORS * budget, 3.0e38))
     bits = (step.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
     return max(bits.view(np.float32), np.float32(2.0**-126))
+
+
+def needs_raw_bit(num_large: int, num_kept: int, kind: int) -> bool:
+    """Whether so many numbers too large for a nibble call for one more raw bit: over one in 12 of those not zero.
+
+    One in 64 in one-sided planes: there a nibble ends at 14, and contexts that see larger numbers make the raw bit cheaper.
+    """
+    return (64 if kind == ONE_SIDED_PLANES else 12) * num_large > num_kept
+
+
+def has_half_escapes(num_large: int, num_kept: int) -> bool:
+    """Whether so many call for half escapes: over one in 256. Fewer are not worth the frequencies that others lose to them."""
+    return 256 * num_large > num_kept
 
 
 def segments_of(shape: tuple[int, ...], kind: int) -> tuple[Grid, list[int]]:

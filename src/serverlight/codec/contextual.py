@@ -13,7 +13,7 @@ from serverlight.errors import BadPadding, FrameError, FrameTooShort, Inconsiste
 __all__ = ["read", "write"]
 
 ALL_ZERO = 7
-ONE_SIDED_FLAG, LANES_SHIFT, RAW_FLAG, RESERVED = 1 << 3, 4, 1 << 6, 1 << 7
+ONE_SIDED_FLAG, LANES_SHIFT, RAW_FLAG, HALF_FLAG = 1 << 3, 4, 1 << 6, 1 << 7
 MAX_RAW_BITS = 26
 MAX_MODEL_BYTES = 300  # five offsets, and 27 corrections of at most 13 bits each
 MODEL_ERRORS: dict[int, tuple[type[FrameError], str]] = {
@@ -30,6 +30,7 @@ def write(writer: Writer, coded: Coded | None) -> None:
         return
     lanes = coded.lanes.bit_length() - 1
     flags = (ONE_SIDED_FLAG if coded.one_sided else 0) | (RAW_FLAG if coded.raw_bits else 0)
+    flags |= HALF_FLAG if coded.half_escapes else 0
     writer.byte(coded.kind | lanes << LANES_SHIFT | flags, "header")
     writer.raw((np.float32(coded.step).view(np.uint32) >> np.uint32(16)).astype("<u2").tobytes(), "header")
     if coded.kind == tables.TOKENS:
@@ -54,8 +55,8 @@ def read(reader: Reader, header: Header) -> Coded | None:
     if mode == ALL_ZERO:
         return None
     kind, one_sided = mode & 7, bool(mode & ONE_SIDED_FLAG)
-    if kind >= len(tables.NUM_CONTEXTS) or mode & RESERVED:
-        raise UnsupportedFeature(f"mode byte 0x{mode:02x} has a reserved bit or an unknown kind of context")
+    if kind >= len(tables.NUM_CONTEXTS):
+        raise UnsupportedFeature(f"mode byte 0x{mode:02x} has an unknown kind of context")
     if header.num_elements == 0:
         raise InconsistentFrame("an empty tensor is coded as zeros")
     if kind >= tables.ONE_SIDED_PLANES and one_sided != is_one_sided_kind(kind):
@@ -76,6 +77,7 @@ def read(reader: Reader, header: Header) -> Coded | None:
         step=step,
         activity=start,
         raw_bits=raw_bits,
+        half_escapes=bool(mode & HALF_FLAG),
         model=model,
         levels=levels,
         shifts=shifts,

@@ -20,6 +20,7 @@ __all__ = [
     "DEFAULT_LEVELS",
     "ESCAPE",
     "FLIP_NEXT",
+    "LARGE",
     "NEXT",
     "NUM_CONTEXTS",
     "NUM_DECISIONS",
@@ -39,6 +40,9 @@ Bytes = npt.NDArray[np.uint8]
 SCALE_BITS = 12
 SCALE = 1 << SCALE_BITS
 ESCAPE = 255
+LARGE = 15
+"""The nibble that stands for all numbers too large for one."""
+
 NUM_DECISIONS = 5
 MAX_LEVEL = 32
 OFFSET_BITS, OFFSET_BIAS = 6, 32
@@ -404,28 +408,34 @@ def payload_bits(histogram: Ints, frequencies: Ints, cost_of_frequency: Ints) ->
 
 
 def build_tables(
-    levels: Ints, following: Ints, flips: Ints, one_sided: bool, with_tail: bool, probability: Ints
+    levels: Ints, following: Ints, flips: Ints, one_sided: bool, with_tail: bool, half_escapes: bool, probability: Ints
 ) -> Ints:
     """Frequencies of all symbols, each row summing to 4096: shape (C or 2 C, 256); the upper half is for single nibbles."""
     num_contexts = levels.shape[0]
     shares = np.zeros((num_contexts, 16), np.int64)
     for context in range(num_contexts):
         nibble_shares(levels[context], one_sided, probability, shares[context])
+        if not half_escapes:
+            shares[context, LARGE] = 0
     frequencies = np.zeros((num_contexts * (2 if with_tail else 1), 256), np.int64)
     for context in range(num_contexts):
-        for first in range(15):
+        for first in range(16):
             index = class_of_nibble(first, one_sided)
             second_shares, flip = shares[following[context, index]], flips[context, index]
-            for second in range(15):
-                mirrored = second if flip > 0 or second == 0 else (second + 1 if second & 1 else second - 1)
-                share = shares[context, first] * second_shares[mirrored]
+            for second in range(16):
+                share = shares[context, first] * second_shares[second if flip > 0 else mirror_of(second)]
                 frequencies[context, 16 * first + second] = frequency_of(share)
         settle(frequencies[context])
         if with_tail:
-            for first in range(15):
+            for first in range(16):
                 frequencies[num_contexts + context, 16 * first] = frequency_of(shares[context, first] << 16)
             settle(frequencies[num_contexts + context])
     return frequencies
+
+
+def mirror_of(nibble: int) -> int:
+    """The nibble of the number with the other sign; zero and large numbers, whose sign is not in the nibble, have none."""
+    return nibble if nibble in (0, LARGE) else (nibble + 1 if nibble & 1 else nibble - 1)
 
 
 def frequency_of(share: int) -> int:
@@ -435,14 +445,14 @@ def frequency_of(share: int) -> int:
 
 
 def settle(frequencies: Ints) -> None:
-    """Gives the escape symbol its frequency and makes the row sum to 4096, at the cost or gain of the commonest symbol."""
+    """Gives escapes at least their frequency and makes the row sum to 4096, at the cost or gain of the commonest symbol."""
     total, commonest = 0, 0
     for symbol in range(255):
         total += frequencies[symbol]
         if frequencies[symbol] > frequencies[commonest]:
             commonest = symbol
     spare = SCALE - total
-    frequencies[ESCAPE] = 32 if spare > 32 else max(1, spare)
+    frequencies[ESCAPE] = max(frequencies[ESCAPE], 32 if spare > 32 else max(1, spare))
     spare -= frequencies[ESCAPE]
     if frequencies[commonest] + spare >= 1:
         frequencies[commonest] += spare

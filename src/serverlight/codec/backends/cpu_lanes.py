@@ -19,8 +19,9 @@ U = np.uint64
 LEAST = U(1 << 15)
 LARGEST_NUMBER = 1 << 28
 LARGEST_NARROW = 1 << 24
-BITS, LARGEST, RAW = 0, 1, 2
-"""What ``progress`` holds: bits of escapes read, -1 if they are broken; the largest magnitude among them; raw bits read."""
+BITS, LARGEST, RAW, HALF = range(4)
+"""What ``progress`` holds: bits of escapes read, -1 if they are broken; the largest magnitude among them; raw bits read; and
+whether the frame has half escapes."""
 
 
 # -- escapes -----------------------------------------------------------------------------------------------------
@@ -46,10 +47,29 @@ def get_golomb(buffer, at):
 
 
 @njit
-def get_number(one_sided, escapes, progress):
-    """Reads one escaped number; a broken one, or one that is too large, is zero and ends the reading of all others."""
+def are_whole(escapes, progress):
+    """Whether the numbers of a pair with the escape symbol are sent whole; with half escapes there is a bit to tell."""
+    at = progress[BITS]
+    if not progress[HALF] or at < 0:
+        return True
+    if at >= 8 * escapes.size:
+        progress[BITS] = -1
+        return True
+    progress[BITS] = at + 1
+    return (escapes[at >> 3] >> (at & 7)) & 1 != 0
+
+
+@njit
+def get_number(whole, one_sided, escapes, progress):
+    """Reads an escaped number; a broken one, or one that is too large, is zero and ends the reading of all others.
+
+    ``whole`` tells whether the number was sent, or only what it exceeds a nibble by.
+    """
     code, bits = get_golomb(escapes, progress[BITS])
-    number = code if one_sided else ((code + 1) >> 1 if code & 1 else -(code >> 1))
+    if whole:
+        number = code if one_sided else ((code + 1) >> 1 if code & 1 else -(code >> 1))
+    else:
+        number = code + 15 if one_sided else (-8 - (code >> 1) if code & 1 else 8 + (code >> 1))
     if abs(number) > LARGEST_NUMBER:
         number, bits = 0, -1
     progress[BITS] = bits
@@ -189,12 +209,12 @@ def get_run(rows_of, count, states, words, size, at, symbols, entries, into):
 
 @njit
 def numbers_of(line, turned, upper, lower):
-    """The numbers of a line's pairs; returns whether one is escaped."""
-    one, any_escaped = np.int32(1), np.int32(0)
+    """The numbers of a line's pairs; returns whether one has escapes."""
+    one, large, any_escaped = np.int32(1), np.int32(15), np.int32(0)
     for i in range(upper.size):
         symbol = np.int32(line[i])
-        any_escaped |= np.int32(symbol == 255)
-        a, b = np.int32(symbol >> np.int32(4)), np.int32(symbol & np.int32(15))
+        a, b = np.int32(symbol >> np.int32(4)), np.int32(symbol & large)
+        any_escaped |= np.int32(max(a, b) == large)
         first, second = np.int32((a + one) >> one), np.int32((b + one) >> one)
         flip = np.int32(turned[i])
         upper[i] = first if (a & one) ^ flip else np.int32(-first)
@@ -204,12 +224,13 @@ def numbers_of(line, turned, upper, lower):
 
 @njit
 def get_line_escapes(line, upper, lower, is_single, escapes, progress):
-    """Reads the numbers of a line's escaped pairs."""
+    """Reads the escaped numbers of a line's pairs."""
     for i in range(upper.size):
-        if line[i] == 255:
-            upper[i] = get_number(False, escapes, progress)
-            if not is_single:
-                lower[i] = get_number(False, escapes, progress)
+        whole = line[i] == 255 and are_whole(escapes, progress)
+        if line[i] >= 0xF0:
+            upper[i] = get_number(whole, False, escapes, progress)
+        if line[i] & 0x0F == 0x0F and not is_single:
+            lower[i] = get_number(whole, False, escapes, progress)
 
 
 @njit

@@ -44,6 +44,7 @@ def compiled(*names: str) -> list[Any]:
     best_correction,
     fit_levels,
     nibble_shares,
+    mirror_of,
     settle,
     levels_of,
     put_bits,
@@ -62,6 +63,7 @@ def compiled(*names: str) -> list[Any]:
     "best_correction",
     "fit_levels",
     "nibble_shares",
+    "mirror_of",
     "settle",
     "levels_of",
     "put_bits",
@@ -108,20 +110,19 @@ def count_decisions(histogram, following, flips, one_sided):
 
 
 @njit
-def build_tables(levels, following, flips, one_sided, with_tail):
+def build_tables(levels, following, flips, one_sided, with_tail, half_escapes):
     """What :func:`serverlight.codec.tables.build_tables` returns, as 32-bit numbers."""
     num_contexts = levels.shape[0]
     shares = np.zeros((num_contexts, 16), np.int64)
     upright, mirrored = np.zeros((num_contexts, 16), np.uint32), np.zeros((num_contexts, 16), np.uint32)
     for context in range(num_contexts):
         nibble_shares(levels[context], one_sided, PROBABILITY, shares[context])
-        for nibble in range(15):
+        for nibble in range(16 if half_escapes else 15):
             upright[context, nibble] = np.uint32(shares[context, nibble])
-            mirror = nibble if nibble == 0 else (nibble + 1 if nibble & 1 else nibble - 1)
-            mirrored[context, nibble] = np.uint32(shares[context, mirror])
+            mirrored[context, nibble] = np.uint32(shares[context, mirror_of(nibble)])
     frequencies = np.zeros((num_contexts * (2 if with_tail else 1), 256), np.int32)
     for context in range(num_contexts):
-        for first in range(15):
+        for first in range(16):
             index = class_of_nibble(first, one_sided)
             seconds = upright if flips[context, index] > 0 else mirrored
             fill_sixteen(
@@ -129,7 +130,7 @@ def build_tables(levels, following, flips, one_sided, with_tail):
             )
         settle(frequencies[context])
         if with_tail:
-            for first in range(15):
+            for first in range(16):
                 share = U(upright[context, first]) << U(16)
                 frequencies[num_contexts + context, 16 * first] = np.int32(frequency_of(share))
             settle(frequencies[num_contexts + context])
@@ -145,7 +146,7 @@ def frequency_of(share):
 
 @njit
 def fill_sixteen(share, seconds, frequencies, at):
-    """Frequencies of the sixteen symbols that begin with one nibble; the last one, an escape, has none."""
+    """Frequencies of the sixteen symbols that begin with one nibble."""
     part = frequencies[at : at + 16]
     for second in range(16):
         part[second] = np.int32(frequency_of(share * U(seconds[second])))
@@ -176,8 +177,8 @@ RECIPROCALS = _reciprocals()
 def encoder_tables(frequencies, histogram, costs, table):
     """Fills the writer's table: frequency, start and shift in one number, and the reciprocal.
 
-    A pair that must be escaped has its row's entry for escapes, with a mark in the top byte. Returns the bits that the symbols
-    will take, and the number of escaped pairs.
+    A pair that must be escaped has its row's entry for escapes, and a mark in the top byte; half escapes have another mark.
+    Returns the bits that the symbols will take, and the number of pairs with a mark.
     """
     total, escaped = 0, 0
     for row in range(frequencies.shape[0]):
@@ -187,18 +188,23 @@ def encoder_tables(frequencies, histogram, costs, table):
             times, frequency = histogram[row, symbol], frequencies[row, symbol]
             if times:
                 at = 256 * row + symbol
-                if frequency == 0 or symbol >> 4 == 15 or symbol & 15 == 15:
+                if frequency == 0 or symbol == 255:
                     escaped += times
-                    total += times * costs[frequency if frequency else e]
-                    table[at, 0], table[at, 1] = escape | MARK, by_escape
+                    total += times * costs[e]
+                    table[at, 0], table[at, 1] = escape | ESCAPED, by_escape
                 else:
+                    packed, table[at, 1] = entry_of(frequency, start)
                     total += times * costs[frequency]
-                    table[at, 0], table[at, 1] = entry_of(frequency, start)
+                    if symbol >> 4 == 15 or symbol & 15 == 15:
+                        escaped += times
+                        packed |= HALF
+                    table[at, 0] = packed
             start += frequency
     return total >> 8, escaped
 
 
-MARK = U(1 << 56)
+ESCAPED, HALF = U(1 << 56), U(2 << 56)
+"""Marks of the writer's entries for pairs that have the escape symbol, or one of their own but a number too large for a nibble."""
 
 
 @inlined

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from serverlight.codec.backends.cpu_kernels import njit
-from serverlight.codec.backends.cpu_lanes import get, get_number
-from serverlight.codec.backends.reference import number_of
+from serverlight.codec.backends.cpu_lanes import are_whole, get, get_number
+from serverlight.codec.backends.reference_symbols import number_of
 
 U = np.uint64
-ESCAPED = np.int32(1 << 15)
+ESCAPED, BOTH, FIRST, SECOND = np.int32(1 << 15), np.int32(1 << 14), np.int32(1 << 13), np.int32(1 << 12)
 
 
 def _facts_of(one_sided: bool) -> np.ndarray[Any, np.dtype[np.int32]]:
     """What a symbol of a plane tells its neighbours, by ``512 single + 256 turned + symbol``.
 
     The low byte is three times the class of the first number plus the second's, as the row below adds it to its place; the upper
-    half is nine times the second's, less the middle of all places where numbers have signs, as the next pair does; bit 15 marks an
-    escape.
+    half is nine times the second's, less the middle of all places where numbers have signs, as the next pair does. Bit 15 marks
+    escapes, bit 14 the escape symbol, bits 13 and 12 which ones are sent.
     """
     facts = np.zeros(1024, np.int32)
     for single in (0, 1):
@@ -32,7 +32,9 @@ def _facts_of(one_sided: bool) -> np.ndarray[Any, np.dtype[np.int32]]:
                 up, beside = (min(n, 2) if one_sided else (n > 0) - (n < 0) + 1 for n in pair)
                 beside = up if single else beside
                 left = 9 * beside - (0 if one_sided else 13)
-                facts[512 * single + 256 * turned + symbol] = left << 16 | (symbol == 255) << 15 | 3 * up + beside
+                marks = [*(nibble == 15 for nibble in (symbol >> 4, symbol & 15)), symbol == 255]
+                escapes = any(marks) << 15 | marks[2] << 14 | marks[0] << 13 | (marks[1] and not single) << 12
+                facts[512 * single + 256 * turned + symbol] = left << 16 | escapes | 3 * up + beside
     return facts
 
 
@@ -55,13 +57,18 @@ OUTSIDE = (4 | -4 << 16, 0)
 
 @njit
 def get_plane_escapes(facts, count, row, pair, is_single, outside, block, above, lefts, escapes, progress):
-    """Reads the numbers of those of ``count`` planes' pairs that are escaped, and tells their neighbours."""
+    """Reads the escaped numbers of ``count`` planes' pairs, and tells their neighbours."""
     one_sided, numbers = outside == 0, block.view(np.int32)
     for lane in range(count):
         if facts[lane] & ESCAPED:
-            first = get_number(one_sided, escapes, progress)
-            second = np.int32(0) if is_single else get_number(one_sided, escapes, progress)
-            numbers[lane, row + 1, 2 * pair + 2], numbers[lane, row + 1, 2 * pair + 3] = first, second
+            whole = facts[lane] & BOTH != 0 and are_whole(escapes, progress)
+            line, place = numbers[lane, row + 1], 2 * pair + 2
+            if facts[lane] & FIRST:
+                line[place] = get_number(whole, one_sided, escapes, progress)
+            if facts[lane] & SECOND:
+                line[place + 1] = get_number(whole, one_sided, escapes, progress)
+            first, second = line[place], np.int32(0) if is_single else line[place + 1]
+            line[place + 1] = second
             up = neighbour_class(first, one_sided)
             beside = up if is_single else neighbour_class(second, one_sided)
             above[8 * pair + lane] = 3 * up + beside

@@ -10,7 +10,7 @@ import numpy as np
 
 from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_kernels import njit
-from serverlight.codec.backends.cpu_lanes import BITS, LARGEST, LARGEST_NARROW, LEAST, RAW, get_flat, get_tokens
+from serverlight.codec.backends.cpu_lanes import BITS, HALF, LARGEST, LARGEST_NARROW, LEAST, RAW, get_flat, get_tokens
 from serverlight.codec.backends.cpu_model import build_tables, decoder_tables, unpack_model
 from serverlight.codec.backends.cpu_planes import (
     FACTS_OF,
@@ -63,13 +63,16 @@ def get_varint(data, at):
 
 @njit
 def get_head(data, fields):
-    """Reads kind, one-sidedness, lanes, step's bits, activity and raw bits; returns the position after them, -1 if broken."""
+    """Reads the stage header into ``fields``: kind, one-sided, lanes, step's bits, activity, raw bits, half escapes.
+
+    Returns the position after it, -1 if it is broken.
+    """
     if data.size < 3:
         return -1
     mode = np.int64(data[0])
     kind, one_sided, at = mode & 7, (mode >> 3) & 1, 3
     step = np.int64(data[1]) | np.int64(data[2]) << 8
-    if kind > SIGNED_PLANES or mode & 128 or step < 0x0080 or step >= 0x7F80:
+    if kind > SIGNED_PLANES or step < 0x0080 or step >= 0x7F80:
         return -1
     if (kind == ONE_SIDED_PLANES and not one_sided) or (kind == SIGNED_PLANES and one_sided):
         return -1
@@ -85,7 +88,7 @@ def get_head(data, fields):
         raw_bits = np.int64(data[at])
         at += 1
     fields[0], fields[1], fields[2] = kind, one_sided, 1 << ((mode >> 4) & 3)
-    fields[3], fields[4], fields[5] = step, start, raw_bits
+    fields[3], fields[4], fields[5], fields[6] = step, start, raw_bits, mode >> 7
     return at
 
 
@@ -133,7 +136,7 @@ def read_section(data, rows, columns, largest, out):
     if data.size == 1 and data[0] == 7:
         out[:] = 0
         return GOOD
-    fields, shifts = np.empty(6, np.int64), np.zeros(10, np.int64)
+    fields, shifts = np.empty(7, np.int64), np.zeros(10, np.int64)
     at = get_head(data, fields)
     if at < 0 or out.size == 0:
         return MALFORMED
@@ -158,10 +161,11 @@ def read_section(data, rows, columns, largest, out):
     if at < 0:
         return MALFORMED
     has_tail = (rows if layout == TOKENS else columns) % 2 == 1
-    frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], kind == ONE_SIDED_PLANES, has_tail)
+    frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], kind == ONE_SIDED_PLANES, has_tail, fields[6] != 0)
     symbols, entries = decoder_tables(frequencies)
     unit = step * np.float32(1 / 64)
-    progress = np.zeros(3, np.int64)
+    progress = np.zeros(4, np.int64)
+    progress[HALF] = fields[6]
     status = read_streams(
         data,
         at,

@@ -23,6 +23,7 @@ from serverlight.codec.backends.cpu_kernels import (
     weigh,
 )
 from serverlight.codec.backends.cpu_model import (
+    ESCAPED,
     build_tables,
     count_decisions,
     encoder_tables,
@@ -32,7 +33,7 @@ from serverlight.codec.backends.cpu_model import (
 )
 from serverlight.codec.backends.cpu_reconstruct import measure_plane_shifts, measure_shifts
 from serverlight.codec.backends.cpu_symbols import flat_symbols, histogram_of, plane_symbols, token_symbols
-from serverlight.codec.coded import AUTO_DISTORTION
+from serverlight.codec.coded import AUTO_DISTORTION, has_half_escapes, needs_raw_bit
 
 U = np.uint64
 LEAST = U(1 << 15)
@@ -40,6 +41,7 @@ FLAT, TOKENS, PLANES = 0, 1, 2
 ONE_SIDED_PLANES = tables.ONE_SIDED_PLANES
 
 DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
+needs_raw_bit, has_half_escapes = njit(needs_raw_bit), njit(has_half_escapes)
 COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
 ACTIVITY, THRESHOLDS = activity.ACTIVITY, activity.THRESHOLDS
 
@@ -59,7 +61,7 @@ def put(state, packed, reciprocal, words, at):
     return state + ((packed >> U(16)) & U(0xFFFF)) + quotient * (U(4096) - frequency), at
 
 
-# Escaped pairs are noted as they are met, in the opposite of the order of reading. There is room for as many as were counted.
+# Pairs with escapes are noted as they are met, in the opposite of the order of reading. There is room for as many as were counted.
 
 
 @njit
@@ -225,16 +227,19 @@ def put_golomb(buffer, at, value):
 
 
 @njit
-def code_of(number, one_sided):
-    """What an escaped number is sent as."""
+def code_of(number, one_sided, whole):
+    """What an escaped number is sent as: whole, or what it exceeds a nibble by."""
+    number = np.int64(number)
     if one_sided:
-        return np.int64(number)
-    return 2 * np.int64(number) - 1 if number > 0 else -2 * np.int64(number)
+        return number if whole else number - 15
+    if whole:
+        return 2 * number - 1 if number > 0 else -2 * number
+    return 2 * (abs(number) - 8) + (number < 0)
 
 
 @njit
-def put_escapes(high, layout, rows, columns, one_sided, escaped, found, buffer, start):
-    """Writes the numbers of a segment's escaped pairs to ``buffer``, from byte ``start``; returns the byte after them."""
+def put_escapes(high, layout, rows, columns, one_sided, half_escapes, index, table, escaped, found, buffer, start):
+    """Writes the numbers of a segment's pairs with escapes to ``buffer``, from byte ``start``; returns the byte after them."""
     at, pairs = 8 * start, (columns + 1) // 2
     for i in range(found - 1, -1, -1):
         place = escaped[i]
@@ -246,9 +251,20 @@ def put_escapes(high, layout, rows, columns, one_sided, escaped, found, buffer, 
             first, step, is_single = 2 * line * columns + channel, columns, 2 * line + 1 >= rows
         else:
             first, step, is_single = 2 * place, 1, 2 * place + 1 >= columns
-        at = put_golomb(buffer, at, code_of(high[first], one_sided))
-        if not is_single:
-            at = put_golomb(buffer, at, code_of(high[first + step], one_sided))
+        entry = index[place]
+        if table[entry, 0] & ESCAPED:
+            whole = not half_escapes or entry & 0xFF != (0xF0 if is_single else 0xFF)
+            if half_escapes:
+                buffer[at >> 3] |= np.uint8(whole << (at & 7))
+                at += 1
+            at = put_golomb(buffer, at, code_of(high[first], one_sided, whole))
+            if not is_single:
+                at = put_golomb(buffer, at, code_of(high[first + step], one_sided, whole))
+        else:
+            if entry & 0xF0 == 0xF0:
+                at = put_golomb(buffer, at, code_of(high[first], one_sided, False))
+            if entry & 0x0F == 0x0F:
+                at = put_golomb(buffer, at, code_of(high[first + step], one_sided, False))
     return (at + 7) >> 3
 
 
@@ -264,8 +280,9 @@ def step_of(threshold, budget):
 
 
 @njit
-def quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, largest, numbers):
-    """Filters and quantises; returns the step, and the number of raw bits."""
+def quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, kind, numbers):
+    """Filters and quantises; returns the step, the number of raw bits, and whether half escapes pay."""
+    largest = np.int32(14 if kind == ONE_SIDED_PLANES else 7)
     scores = values
     if asymmetry != 1:
         scores = numbers.view(np.float32)
@@ -281,10 +298,10 @@ def quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, largest, n
         drop_ties(values, asymmetry, threshold, reached - num_kept, numbers)
         large = count_above(numbers, largest)
     bits = 0
-    while 64 * large > values.size:
+    while needs_raw_bit(large, num_kept, kind):
         bits += 1
         large = count_above(numbers, np.int32(largest << bits))
-    return step, bits
+    return step, bits, has_half_escapes(large, num_kept)
 
 
 @njit
@@ -371,9 +388,8 @@ def write_section(values, num_kept, asymmetry, budget, layout, planes, rows, col
     kind = layout + (1 if is_signed and layout == PLANES else 0)
     one_sided = kind == ONE_SIDED_PLANES
     numbers, shifts = np.empty(values.size, np.int32), np.zeros(10, np.int64)
-    largest = np.int32(14 if one_sided else 7)
     budget = AUTO_DISTORTION[kind] if budget < 0 else budget
-    step, bits = quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, largest, numbers)
+    step, bits, half_escapes = quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, kind, numbers)
     inverse, every = np.float32(1) / step, max(1, values.size >> 13)
     if layout == PLANES:
         cubes = values.reshape(planes, rows, columns), numbers.reshape(planes, rows, columns)
@@ -385,7 +401,7 @@ def write_section(values, num_kept, asymmetry, budget, layout, planes, rows, col
     raw = raw[: take_raw(numbers, bits, numbers, raw) if bits else 0]
     start = nearest_activity(magnitude_sum(numbers), values.size) if layout == TOKENS else 0
     head = np.empty(340, np.uint8)
-    head[0] = kind | (0 if is_signed else 8) | (64 if bits else 0)
+    head[0] = kind | (0 if is_signed else 8) | (64 if bits else 0) | (128 if half_escapes else 0)
     step_bits = np.float32(step).view(np.uint32) >> np.uint32(16)
     head[1], head[2], at = step_bits & 255, step_bits >> 8, 3
     if layout == TOKENS:
@@ -415,7 +431,8 @@ def code_section(high, kind, layout, is_signed, start, shifts, planes, rows, col
     counts = count_decisions(histogram, NEXT[kind], FLIP_NEXT[kind], one_sided)
     offsets, present, corrections = fit_levels(counts, DEFAULT_LEVELS[kind], one_sided, COST)
     levels = levels_of(DEFAULT_LEVELS[kind], offsets, corrections)
-    frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided, has_tail)
+    half_escapes = head[0] & 128 != 0
+    frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided, has_tail, half_escapes)
     table = np.empty((num_rows * 256, 2), np.uint64)
     payload_bits, num_escaped = encoder_tables(frequencies, histogram, COST_OF_FREQUENCY, table)
     lanes = lanes_for(payload_bits, num_segments)
@@ -446,7 +463,10 @@ def code_section(high, kind, layout, is_signed, start, shifts, planes, rows, col
     for segment in range(num_segments):
         found = lengths[segment, 1]
         total -= found
-        after = put_escapes(high, layout, rows, columns, one_sided, escaped[total:], found, escapes, num_escape_bytes)
+        rest = escaped[total:]
+        after = put_escapes(
+            high, layout, rows, columns, one_sided, half_escapes, index, table, rest, found, escapes, num_escape_bytes
+        )
         lengths[segment, 1] = after - num_escape_bytes
         num_escape_bytes = after
     return joined(head[:at], lengths, words[begin:], escapes[:num_escape_bytes], raw)

@@ -32,7 +32,7 @@ ONLY_IN = {  # package -> the files that may import it
     "transformers": {"models/hub.py"},
     "PIL": {"models/images.py"},
     "matplotlib": {"apps/plots.py", "apps/bench_plots.py"},
-    "numba": {"codec/backends/cpu_kernels.py"},
+    "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py"},
     "sklearn": set(),
     "psutil": set(),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -11,6 +12,7 @@ import pytest
 from serverlight.apps.bench_plots import _front, plot_codecs
 from serverlight.apps.cli import main
 from serverlight.codec.rivals import family
+from serverlight.evaluation.checks import Check
 from serverlight.evaluation.codec_bench import TaskReport, bench_task
 from serverlight.evaluation.rates import RateRow
 from serverlight.evaluation.speed import SpeedRow
@@ -52,7 +54,7 @@ def test_demo_needs_no_data(
     codecs = "int-channel,uniform-rans"
     assert run("--codecs", codecs, "--limit", "20", "--quick", "--no-speed", "--json", str(path)) == 0
     fields = json.loads(path.read_text())
-    assert {row["codec"] for row in fields["rows"]} == set(codecs.split(","))
+    assert {row["codec"] for row in fields["rows"]} == {*codecs.split(","), "raw input"}
     assert all(row.keys() >= RATE_FIELDS for row in fields["rows"])
     assert [task["task"] for task in fields["tasks"]] == ["demo"]
     assert fields["speed"] == []
@@ -62,17 +64,69 @@ def test_demo_needs_no_data(
         assert any(codec in line and f"{bits:.2f}" in line for line in printed.splitlines())
 
 
-def test_speed_alone_is_what_json_holds(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+QUICK = ("--tasks", "demo", "--codecs", "q80", "--limit", "4", "--quick")
+
+
+@pytest.fixture
+def imagined_times(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """No clock runs; the shapes that were to be timed are listed."""
+    shapes: list[tuple[int, ...]] = []
+
+    def imagine(_: object, shape: tuple[int, ...], **__: object) -> list[SpeedRow]:
+        shapes.append(shape)
+        slow = dataclasses.replace(speed_row("bitsandbytes int8 64", shape), encode_us=1e6)
+        return [speed_row("serverlight (cpu)", shape), slow]
+
+    monkeypatch.setattr("serverlight.apps.bench_run.time_codecs", imagine)
+    extra = Check(name="warm start", value=0.5, unit="s", limit=1.0)
+    monkeypatch.setattr("serverlight.apps.bench_run.extra_checks", lambda rows, codec: [extra])
+    return shapes
+
+
+def test_speed_and_claims_reach_file_and_tables(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], imagined_times: list[tuple[int, ...]]
 ) -> None:
-    """Speed rows reach both the file and the table."""
-    rows = [speed_row("serverlight (cpu)", (1, 4096)), speed_row("q80", (1, 4096))]
-    monkeypatch.setattr("serverlight.evaluation.speed.time_codecs", lambda codecs, shape, **_: rows[:2])
-    arguments = ("--tasks", "demo", "--codecs", "q80", "--limit", "4", "--quick", "--json", str(tmp_path / "c.json"))
-    assert run(*arguments) == 0
-    speed = json.loads((tmp_path / "c.json").read_text())["speed"]
-    assert speed[0] == {**rows[0].to_dict(), "shape": [1, 4096]}
-    assert "memcpy of the same 10.0 GB/s" in capsys.readouterr().out
+    """Speed rows and what is claimed of them are in the JSON, in the tables on screen and in the Markdown."""
+    assert run(*QUICK, "--json", str(tmp_path / "c.json"), "--markdown", str(tmp_path / "c.md")) == 0
+    fields = json.loads((tmp_path / "c.json").read_text())
+    assert fields["speed"][0] == {**speed_row("serverlight (cpu)", (1, 4096)).to_dict(), "shape": [1, 4096]}
+    checks = {check["name"]: check for check in fields["checks"]}
+    assert all(check.keys() >= {"name", "value", "wanted", "holds"} for check in checks.values())
+    assert checks["warm start"]["holds"]
+    claim = checks["serverlight (cpu): encode 512 x 4096, speed over the fastest of bitsandbytes"]
+    assert (claim["value"], claim["wanted"], claim["holds"]) == (pytest.approx(1e6 / 8388.608), ">= 3 x", True)
+    for text in (capsys.readouterr().out, (tmp_path / "c.md").read_text()):
+        assert "memcpy of a buffer of that size 10.0 GB/s" in text
+        assert "speed over the fastest of bitsandbytes" in text
+
+
+def test_a_stopped_run_goes_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, imagined_times: list[tuple[int, ...]]
+) -> None:
+    """With --resume only what the file lacks is measured, and the file ends as that of a run in one go."""
+    path = tmp_path / "c.json"
+    assert run(*QUICK, "--json", str(path)) == 0
+    whole = json.loads(path.read_text())
+    part = {**whole, "speed": [row for row in whole["speed"] if row["shape"] == [1, 4096]], "extras": []}
+    path.write_text(json.dumps(part))
+    monkeypatch.setattr("serverlight.apps.bench_run.bench_task", None)
+    imagined_times.clear()
+    assert run(*QUICK, "--json", str(path), "--resume") == 0
+    assert imagined_times == [(1, 64, 56, 56), (512, 4096)]
+    assert {**json.loads(path.read_text()), "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_resume_needs_the_same_settings(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures of two kinds never end up in one file."""
+    path = tmp_path / "c.json"
+    assert run(*QUICK, "--no-speed", "--json", str(path)) == 0
+    assert run(*QUICK[:-2], "5", "--quick", "--no-speed", "--json", str(path), "--resume") == 2
+    assert "resume: " in (told := capsys.readouterr().err)
+    assert "measured with another samples" in told
+    path.write_text("{}")
+    assert run(*QUICK, "--no-speed", "--json", str(path), "--resume") == 2
+    assert "is not of an earlier run" in capsys.readouterr().err
+    assert run(*QUICK, "--no-speed", "--resume") == 2
 
 
 @pytest.mark.parametrize(
@@ -96,10 +150,10 @@ def test_what_is_done_stays(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("serverlight.evaluation.speed.time_codecs", stop)
+    monkeypatch.setattr("serverlight.apps.bench_run.time_codecs", stop)
     path = tmp_path / "c.json"
-    assert run("--tasks", "demo", "--codecs", "q80", "--limit", "4", "--quick", "--json", str(path)) == 130
-    assert [row["codec"] for row in json.loads(path.read_text())["rows"]] == ["q80"]
+    assert run(*QUICK, "--json", str(path)) == 130
+    assert [row["codec"] for row in json.loads(path.read_text())["rows"]] == ["q80", "raw input"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

@@ -86,6 +86,8 @@ KNOBS = [
     {"sparsity": 0.0},
     {"sparsity": 0.4, "asymmetry": 0.3},
     {"sparsity": 0.97, "asymmetry": 3.0},
+    {"sparsity": 0.6, "asymmetry_mode": "budget"},
+    {"sparsity": 0.2, "asymmetry": 0.1, "asymmetry_mode": "budget"},
     {"sparsity": 0.5, "distortion": 0.01},
     {"sparsity": 0.1, "distortion": 1e-4, "checksum": False},
     {"sparsity": 0.3, "distortion": 5.0},
@@ -190,7 +192,13 @@ VALUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("values", list(VALUES))
 def test_unkind_values(backend: str, values: str, shape: tuple[int, ...]) -> None:
     """Ties, zeros, subnormals, spikes and the largest numbers: the same frame, and finite values."""
-    for knobs in ({}, {"sparsity": 0.0}, {"sparsity": 0.4, "distortion": 1e-4}, {"asymmetry": 0.7}):
+    for knobs in (
+        {},
+        {"sparsity": 0.0},
+        {"sparsity": 0.4, "distortion": 1e-4},
+        {"asymmetry": 0.7},
+        {"asymmetry_mode": "budget"},
+    ):
         x = VALUES[values](normal(*shape))
         agree(x, ours(**knobs), backend)
         agree(VALUES[values](normal(*shape).abs()), ours(**knobs), backend)
@@ -234,6 +242,7 @@ configs = st.builds(
     ours,
     sparsity=st.floats(0, 0.99),
     asymmetry=st.floats(0.01, 100),
+    asymmetry_mode=st.sampled_from(["score", "budget"]),
     distortion=st.none() | st.floats(1e-4, 10),
     checksum=st.booleans(),
 )

@@ -87,6 +87,45 @@ def test_exactly_k_numbers_are_not_zero(x: Float32, sparsity: float, asymmetry: 
     assert sorted(np.flatnonzero(numbers_of(frame))) == sorted(ranked[:num_kept])
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    x=hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=1, max_dims=4, max_side=9),
+        elements=st.sampled_from([0.0, 1.0, -1.0, 2.0, -2.0]) | st.floats(-1000, 1000, width=32),
+    ),
+    sparsity=st.floats(0, 0.99),
+    asymmetry=st.sampled_from([1.0, 0.2, 4.0]),
+)
+def test_signs_with_budgets_of_their_own(x: Float32, sparsity: float, asymmetry: float) -> None:
+    """In mode `budget` the K+ largest of the positive and the K- largest of the negative elements are kept."""
+    config = ours(sparsity=sparsity, asymmetry=asymmetry, asymmetry_mode="budget")
+    flat = x.ravel()
+    counts = config.num_kept_by_sign(int((flat > 0).sum()), int((flat < 0).sum()), flat.size)
+    if sum(counts) == 0:
+        return
+    ranked = [np.lexsort((np.arange(flat.size), -side)) for side in (flat, -flat)]
+    expected = sorted(np.concatenate([order[:count] for order, count in zip(ranked, counts, strict=True)]))
+    assert sorted(np.flatnonzero(numbers_of(Codec(config).encode(x)))) == expected
+
+
+@pytest.mark.parametrize("size", [8_192, 100_003, 2_200_000])
+def test_budgets_are_exact_in_tensors_of_any_size(size: int) -> None:
+    """Large tensors with many ties keep their K+ and K-."""
+    x = np.round(normal(size, seed=size) * 3 + 1) * np.float32(0.25)
+    for sparsity, asymmetry in ((0.3, 1.0), (0.7, 0.4), (0.999, 2.0)):
+        config = ours(sparsity=sparsity, asymmetry=asymmetry, asymmetry_mode="budget")
+        counts = config.num_kept_by_sign(int((x > 0).sum()), int((x < 0).sum()), size)
+        numbers = numbers_of(Codec(config).encode(x))
+        for side, count in ((1, counts[0]), (-1, counts[1])):
+            kept = np.sign(numbers) == side
+            assert np.count_nonzero(kept) == count
+            magnitudes = np.maximum(side * x, 0)
+            assert magnitudes[~kept].max(initial=0) <= magnitudes[kept].min()
+            ties = np.flatnonzero(magnitudes == magnitudes[kept].min())
+            assert (np.diff(kept[ties].astype(np.int8)) <= 0).all()
+
+
 ORDERS = {
     "random": lambda x: x,
     "ascending": np.sort,

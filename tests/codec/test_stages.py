@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from serverlight.codec import Codec, CodecConfig, decode, inspect
 from serverlight.codec.allocate import REFERENCE_BITS, integer_guard
-from serverlight.codec.backends.slicer import filter_top_k, group_sizes, reference_codes, split_by_magnitude
+from serverlight.codec.backends.slicer import (
+    filter_top_k,
+    group_sizes,
+    kept_positions,
+    reference_codes,
+    split_by_magnitude,
+)
 from serverlight.errors import ConfigError
 
 values = st.lists(st.integers(-6, 6).map(float), min_size=1, max_size=60).map(lambda v: np.array(v, np.float32))
@@ -37,6 +43,56 @@ def test_asymmetry_weighs_negative_elements() -> None:
     x = np.array([1.0, -1.5], np.float32)
     assert filter_top_k(x, 1, 0.5).tolist() == [0]
     assert filter_top_k(x, 1, 1.0).tolist() == [1]
+
+
+@given(x=values, sparsity=st.floats(0, 0.99), asymmetry=st.sampled_from([0.1, 0.25, 0.5, 1.0, 2.0, 30.0]))
+def test_budgets_by_sign(x: Any, sparsity: float, asymmetry: float) -> None:
+    """Mode `budget` keeps exactly K, in the ratio n+ : lambda n- as far as it can, and of each sign what a sort would."""
+    config = CodecConfig(sparsity=sparsity, asymmetry=asymmetry, asymmetry_mode="budget")
+    kept = kept_positions(x, config)
+    num_kept, num_positive, num_negative = (int(n) for n in (len(kept), (x > 0).sum(), (x < 0).sum()))
+    assert num_kept == min(config.num_kept(len(x)), num_positive + num_negative)
+    if num_kept == 0:
+        return
+    wanted = num_kept * num_positive / (num_positive + asymmetry * num_negative)
+    from_positive = int((x[kept] > 0).sum())
+    assert max(num_kept - num_negative, min(wanted, num_positive)) == pytest.approx(from_positive, abs=0.501)
+    expected = kept_by_sorting(x.clip(0), from_positive, 1) + kept_by_sorting((-x).clip(0), num_kept - from_positive, 1)
+    assert kept.tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("counts", "asymmetry", "kept"),
+    [
+        ((60, 40), 1.0, (30, 20)),  # in proportion
+        ((60, 40), 0.5, (38, 12)),  # 60 : 20 is 37.5 : 12.5, and a half goes to the positive side
+        ((10, 90), 0.1, (10, 40)),  # 26.3 would be wanted of ten
+        ((90, 10), 9.0, (40, 10)),  # 25 would be wanted of ten
+        ((100, 0), 5.0, (50, 0)),
+        ((0, 30), 0.001, (0, 30)),
+        ((50, 50), 0.7, (29, 21)),  # 29.41
+    ],
+)
+def test_budgets_are_split_exactly(counts: tuple[int, int], asymmetry: float, kept: tuple[int, int]) -> None:
+    """Of 100 elements 50 are kept at most; what a side has no elements for goes to the other."""
+    config = CodecConfig(sparsity=0.5, asymmetry=asymmetry, asymmetry_mode="budget")
+    assert config.num_kept_by_sign(*counts, 100) == kept
+
+
+@given(
+    num_positive=st.integers(0, 2**28),
+    num_negative=st.integers(0, 2**28),
+    sparsity=st.floats(0, 0.999),
+    asymmetry=st.floats(1e-300, 1e300),
+)
+def test_budgets_of_any_size_sum_to_k(num_positive: int, num_negative: int, sparsity: float, asymmetry: float) -> None:
+    """No size and no lambda makes the split miss K or ask for more than there is."""
+    config = CodecConfig(sparsity=sparsity, asymmetry=asymmetry, asymmetry_mode="budget")
+    total = num_positive + num_negative
+    positive, negative = config.num_kept_by_sign(num_positive, num_negative, total)
+    assert positive + negative == config.num_kept(total)
+    assert 0 <= positive <= num_positive
+    assert 0 <= negative <= num_negative
 
 
 def test_filter_keeps_no_zero_even_when_scores_vanish() -> None:
@@ -134,6 +190,7 @@ def test_smaller_budget_costs_more_bits_and_errs_less() -> None:
         ("sparsity", True),
         ("asymmetry", 0.0),
         ("asymmetry", float("inf")),
+        ("asymmetry_mode", "sign"),
         ("num_groups", 0),
         ("num_groups", 257),
         ("num_groups", 2.0),

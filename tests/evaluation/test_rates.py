@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -17,11 +18,12 @@ from serverlight.codec.rivals.integers import Integer
 from serverlight.codec.rivals.uniform import Uniform
 from serverlight.errors import ConfigError
 from serverlight.evaluation.bounds import rel_mse
-from serverlight.evaluation.codec_bench import bench_task
+from serverlight.evaluation.codec_bench import TaskReport, bench_task
 from serverlight.evaluation.contenders import Contender, OwnCodec, StraightforwardTorch, contenders
-from serverlight.evaluation.rates import Probe, RateRow, Scale, Walk, _bisect, bits_at_kl
+from serverlight.evaluation.rates import Probe, RateRow, Scale, bits_at_kl
+from serverlight.evaluation.search import Walk, _find_border
 from serverlight.evaluation.speed import SWEEP_BYTES, sample_feature, sweep_shape, time_codecs
-from serverlight.evaluation.tasks import Feature, Quality, load_task
+from serverlight.evaluation.tasks import Feature, Quality, RawInput, load_task
 
 
 class ToyTask:
@@ -34,6 +36,10 @@ class ToyTask:
         self._features = [rng.laplace(size=(1, 12, 32)).astype(np.float32) for _ in range(num_messages)]
         self.times_judged = 0
 
+    @property
+    def raw_input(self) -> RawInput:
+        return RawInput(format="nothing", num_bytes=4 * 384 * len(self._features))
+
     def features(self) -> Sequence[Feature]:
         return self._features
 
@@ -42,6 +48,16 @@ class ToyTask:
         error = rel_mse(self._features[: len(received)], received)
         loss = 100 * error
         return Quality(metric=90 - loss, delta_pp=-loss, interval_pp=(-loss, -loss), kl=error)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spoiled(Integer):
+    """May lose all that it was sent."""
+
+    spoiled: bool = False
+
+    def _unpack(self, body: bytes, shape: tuple[int, ...]) -> np.ndarray:
+        return super()._unpack(body, shape) * np.float32(not self.spoiled)
 
 
 UNIFORM = Family(name="uniform", make=Uniform, axes={"levels": tuple(range(3, 80))})
@@ -93,8 +109,12 @@ def test_equal_features_are_judged_once() -> None:
 def test_probes_are_of_the_first_messages() -> None:
     """A probe sends as few messages as it was told to."""
     task, rival = ToyTask(), Integer(bits=4)
-    found = Scale(task, probe_messages=3).probe(rival)
-    assert found.rel_mse == rel_mse(task.features()[:3], rival.decode_many(rival.encode_many(task.features()[:3])))
+    scale = Scale(task, probe_messages=3)
+    sketch = scale.sketch(rival)
+    assert task.times_judged == 0
+    found = scale.probe(sketch)
+    assert found.rel_mse == rel_mse(task.features()[:3], [rival.decode(rival.encode(x)) for x in task.features()[:3]])
+    assert (found.kl, found.bits_per_element) == (found.rel_mse, sketch.bits_per_element)
 
 
 def test_keeps_up_to_and_with_the_limit() -> None:
@@ -155,22 +175,34 @@ def test_rows_ascend_and_are_distinct() -> None:
     assert len(set(configs)) == len(configs)
 
 
-@given(st.integers(1, 40), st.integers(0, 45))
-def test_bisection_asks_at_the_border(count: int, border: int) -> None:
-    """Where all from the border on pass, the border and the one below it are asked about."""
+@given(st.integers(1, 40), st.integers(0, 45), st.integers(0, 39))
+def test_search_asks_at_the_border(count: int, border: int, start: int) -> None:
+    """Where all from the border on pass, the border and the one below it are asked about, from wherever the search starts."""
     asked: set[int] = set()
 
     def passes(i: int) -> bool:
         asked.add(i)
         return i >= border
 
-    _bisect(count, passes)
+    _find_border(count, passes, min(start, count - 1))
     assert min(border, count - 1) in asked
     assert border == 0 or border >= count or border - 1 in asked
     assert len(asked) <= 2 * math.log2(count + 1) + 4
 
 
-def test_bisection_looks_below_a_noisy_border() -> None:
+def test_a_good_guess_saves_questions() -> None:
+    """From next to the border on, it is found by a handful of questions however many settings there are."""
+    asked: list[int] = []
+
+    def passes(i: int) -> bool:
+        asked.append(i)
+        return i >= 700
+
+    _find_border(1000, passes, 701)
+    assert set(asked) <= set(range(697, 702))
+
+
+def test_search_looks_below_a_noisy_border() -> None:
     """A setting that passes a little below one that fails is found."""
     asked: set[int] = set()
 
@@ -178,7 +210,7 @@ def test_bisection_looks_below_a_noisy_border() -> None:
         asked.add(i)
         return i in (6, 7) or i >= 9
 
-    _bisect(16, passes)
+    _find_border(16, passes, 8)
     assert {6, 5, 4, 3} <= asked
 
 
@@ -203,7 +235,7 @@ def test_report_of_a_task() -> None:
     report = bench_task(ToyTask(), families, reference="uniform-rans")
     fields = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     best = {entry["codec"]: entry for entry in fields["best"]}
-    assert list(best) == ["int-token-rans", "uniform-rans", "q80"]
+    assert list(best) == ["int-token-rans", "uniform-rans", "q80", "raw input"]
     assert fields["equal_kl"] > 0
     assert best["uniform-rans"]["bits_at_equal_kl"] == pytest.approx(best["uniform-rans"]["bits_per_element"])
     assert best["int-token-rans"]["bits_at_equal_kl"] is not None
@@ -211,6 +243,32 @@ def test_report_of_a_task() -> None:
     assert {row.codec for row in report.rows} == set(best)
     assert fields["ecsq"][0][1] > fields["ecsq"][-1][1] == 0
     assert all(row.keys() == RateRow.__dataclass_fields__.keys() for row in (row.to_dict() for row in report.rows))
+
+
+def test_raw_input_is_a_row() -> None:
+    """What a full server would be sent stands beside the codecs: lossless, in bits per element of the feature."""
+    report = bench_task(ToyTask(), [family("q80"), family("uniform-rans")], reference="uniform-rans")
+    raw = report.best_of("raw input")
+    assert raw is not None
+    assert (raw.bits_per_element, raw.quality_delta_pp, raw.kl, raw.rel_mse) == (32, 0, 0, 0)
+    assert raw.quality == 90
+    assert report.rows[-1] is raw
+    assert report.ratio_at_equal_kl("raw input") == pytest.approx(report.ratio_at_equal_kl("q80") or 0, abs=1)
+
+
+def test_report_survives_its_file() -> None:
+    """A report that was JSON in between is the same."""
+    report = bench_task(ToyTask(), [family("int-token-rans"), family("q80")], reference="int-token-rans")
+    fields = json.loads(json.dumps({**report.to_dict(), "rows": [row.to_dict() for row in report.rows]}))
+    again = TaskReport.from_dict(fields, fields["rows"])
+    assert (again.to_dict(), again.rows, again.comparisons) == (report.to_dict(), report.rows, report.comparisons)
+
+
+def test_hopeless_settings_do_not_reach_the_tail() -> None:
+    """A setting with many times the error of one with no more bits is sketched, never judged."""
+    task = ToyTask()
+    Walk(Scale(task), Family(name="spoiled", make=Spoiled, axes={"bits": (4, 5, 6), "spoiled": (False, True)}))
+    assert task.times_judged == 3
 
 
 def test_equal_divergence_far_from_the_border() -> None:

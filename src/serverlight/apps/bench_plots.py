@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from serverlight.evaluation.codec_bench import TaskReport
 from serverlight.evaluation.speed import SpeedRow
@@ -14,62 +16,130 @@ from serverlight.evaluation.speed import SpeedRow
 __all__ = ["plot_codecs"]
 
 COLUMNS = 3
-PANEL_INCHES = 4.0
-OURS = {"serverlight": "#0072B2", "slicer": "#D55E00"}
-"""This package's profiles stand out; a backend of theirs in brackets does not change the colour."""
+PANEL_INCHES = (5.2, 3.9)
+LEGEND_INCHES = 1.0
+TEXT, GREY, GRID = "#222222", "#666666", "#E4E4E4"
 
-OTHERS = ("#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#8C564B", "#BCBD22", "#17BECF", "#7F3C8D", "#666666")
-MARKERS = "osv^D<>pXP"
-
-MAX_BITS = 6.0
-"""Where the rate axis ends: beyond it nothing tells codecs apart."""
+BLUE, RED, ORANGE, GREEN, PURPLE, PINK, BROWN = (
+    "#0072B2", "#C8102E", "#E69F00", "#009E73", "#7F3C8D", "#CC79A7", "#8C564B",
+)  # fmt: skip
+STYLES = {
+    # Colour by what a codec does; dashes are its form with an entropy coder or with another layout.
+    "serverlight": (BLUE, "-", "o"),
+    "slicer-rans": (RED, "--", "s"), "slicer-bitmap": (RED, "-", "s"), "slicer-csr": (RED, ":", "s"),
+    "slicer": (ORANGE, "-", "^"),
+    "int-token": (GREEN, "-", "v"), "int-token-rans": (GREEN, "--", "v"),
+    "int-channel": ("#66C2A5", "-", "D"), "int-channel-rans": ("#66C2A5", "--", "D"),
+    "rotated": (PURPLE, "-", "<"), "rotated-rans": (PURPLE, "--", "<"),
+    "uniform-rans": (PINK, "-", ">"), "uniform-csr-rans": (PINK, "--", ">"),
+    "topk-fp16-bitmap": (BROWN, "-", "p"), "topk-fp16-csr": (BROWN, "--", "p"),
+    "fp16": ("#444444", "-", "*"), "fp16-zstd": ("#444444", "--", "*"),
+    "blockwise-int8": ("#888888", "-", "X"), "q80": ("#888888", "--", "P"),
+    "serverlight (cpu)": (BLUE, "-", "o"), "serverlight (reference)": (BLUE, ":", "o"),
+    "slicer (cpu)": (ORANGE, "-", "^"), "slicer (reference)": (ORANGE, ":", "^"),
+    "torch topk + groups": (RED, "-", "s"),
+    "bitsandbytes int8 64": (GREEN, "-", "v"), "bitsandbytes int8 4096": (GREEN, "--", "v"),
+}  # fmt: skip
+OTHERS = ("#888888", "#BCBD22", "#17BECF", BROWN, PINK, PURPLE)
 
 
 def plot_codecs(reports: Sequence[TaskReport], speed: Sequence[SpeedRow], path: str) -> None:
-    """Draws error against rate for each task with both bounds, and time against size; the format is that of the name's end."""
-    num_rate_rows = -(-len(reports) // COLUMNS)
-    num_rows = num_rate_rows + (1 if speed else 0)
-    figure = Figure(figsize=(COLUMNS * PANEL_INCHES, max(num_rows, 1) * PANEL_INCHES), layout="constrained")
-    for i, report in enumerate(reports):
-        _draw_rates(figure.add_subplot(num_rows, COLUMNS, i + 1), report)
+    """Draws error against rate for each task with both bounds, and time and rate against size; the name's end tells the format."""
+    rate_rows, speed_rows = -(-len(reports) // COLUMNS), 2 if speed else 0
+    heights = [rows * PANEL_INCHES[1] + LEGEND_INCHES for rows in (rate_rows, speed_rows) if rows] or [LEGEND_INCHES]
+    figure = Figure(figsize=(COLUMNS * PANEL_INCHES[0], sum(heights)), layout="constrained", facecolor="white")
+    parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if reports:
-        handles, labels = _legend_of(figure)
-        figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=8)
+        _draw_all_rates(next(parts), reports, rate_rows)
     if speed:
-        first = num_rate_rows * COLUMNS + 1
-        encode, decode = (figure.add_subplot(num_rows, COLUMNS, first + i) for i in (0, 1))
-        _draw_times(encode, speed, "encode")
-        _draw_times(decode, speed, "decode")
-        decode.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
-    figure.savefig(path, dpi=130)
+        _draw_speed(next(parts), speed)
+    figure.savefig(path, dpi=110)
+
+
+# -- rate and distortion -----------------------------------------------------------------------------
+
+
+def _draw_all_rates(figure: SubFigure, reports: Sequence[TaskReport], rows: int) -> None:
+    _title(figure, "Error against rate on real features: the front of each codec's settings, and what bounds them")
+    for i, report in enumerate(reports):
+        _draw_rates(figure.add_subplot(rows, COLUMNS, i + 1), report)
+    handles, labels = _legend_of(figure)
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9, frameon=False)
 
 
 def _draw_rates(axes: Axes, report: TaskReport) -> None:
     """Relative error against bits: settings on each codec's front, and the curves that bound them."""
-    names = [comparison.codec for comparison in report.comparisons]
-    for name in names:
+    for name in [comparison.codec for comparison in report.comparisons]:
         points = _front((p.bits_per_element, p.rel_mse) for p in report.probes if p.codec == name and p.rel_mse > 0)
-        _draw_line(axes, points, name, names)
-    axes.plot(report.ecsq.bits, report.ecsq.distortion, "k--", label="ideal scalar quantiser (ECSQ)", linewidth=1.2)
-    bound = report.rate_distortion
-    axes.plot(bound.bits, bound.distortion, "k:", label="R(D), Blahut-Arimoto", linewidth=1.2)
-    axes.set(xlim=(0, MAX_BITS), ylim=(1e-4, 1), yscale="log", title=f"{report.task}: {report.model}, {report.cut}")
-    axes.set(xlabel="bits per element", ylabel="squared error / squared signal")
-    axes.title.set_fontsize(9)
-    axes.grid(color="#DDDDDD", linewidth=0.5)
+        _draw_line(axes, points, name)
+    ideal, bound = report.ecsq, report.rate_distortion
+    axes.plot(ideal.bits, ideal.distortion, "k--", label="bound: ideal scalar quantiser (ECSQ)", linewidth=1.4)
+    axes.plot(bound.bits, bound.distortion, "k:", label="bound: R(D), Blahut-Arimoto", linewidth=1.4)
+    axes.set(xlim=(0.2, 20), ylim=(1e-4, 1.2), xscale="log", yscale="log")
+    ticks = (0.25, 0.5, 1, 2, 4, 8, 16)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _finish(axes, f"{report.task}: {report.model}, {report.cut}", "bits per element", "squared error / squared signal")
+
+
+# -- speed -------------------------------------------------------------------------------------------
+
+
+def _draw_speed(figure: SubFigure, speed: Sequence[SpeedRow]) -> None:
+    _title(figure, "Speed on one tensor of float32 tokens, against its size")
+    flat = [row for row in speed if len(row.shape) == 2]
+    for i, what in enumerate(("encode", "decode")):
+        _draw_times(figure.add_subplot(2, 2, i + 1), flat, what)
+        _draw_ratios(figure.add_subplot(2, 2, i + 3), flat, what)
+    handles, labels = _legend_of(figure)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
 
 
 def _draw_times(axes: Axes, rows: Sequence[SpeedRow], what: str) -> None:
-    """Microseconds against bytes of the tensor, flat shapes only."""
-    names = list(dict.fromkeys(row.codec for row in rows))
-    flat = [row for row in rows if len(row.shape) == 2]
-    for name in names:
-        points = sorted((row.tensor_bytes, getattr(row, f"{what}_us")) for row in flat if row.codec == name)
-        _draw_line(axes, points, name, names)
-    copies = sorted({row.tensor_bytes: row.tensor_bytes / row.memcpy_gb_s / 1e3 for row in flat}.items())
-    axes.plot(*zip(*copies, strict=True), "k--", label="memcpy", linewidth=1.2)
-    axes.set(xscale="log", yscale="log", xlabel="bytes of the float32 tensor", ylabel=f"{what}, microseconds")
-    axes.grid(color="#DDDDDD", linewidth=0.5)
+    """Microseconds against bytes of the tensor."""
+    for name in dict.fromkeys(row.codec for row in rows):
+        _draw_line(axes, sorted((r.tensor_bytes, getattr(r, f"{what}_us")) for r in rows if r.codec == name), name)
+    copies = sorted({row.tensor_bytes: row.tensor_bytes / row.memcpy_gb_s / 1e3 for row in rows}.items())
+    axes.plot(*zip(*copies, strict=True), "k--", label="memcpy of the tensor", linewidth=1.4)
+    axes.set(xscale="log", yscale="log")
+    _finish(axes, f"time to {what}", "size of the tensor", "microseconds")
+    _label_sizes(axes, rows)
+
+
+def _draw_ratios(axes: Axes, rows: Sequence[SpeedRow], what: str) -> None:
+    """Throughput over that of a copy of as many bytes."""
+    for name in dict.fromkeys(row.codec for row in rows):
+        points = sorted((r.tensor_bytes, 1 / getattr(r, f"{what}_vs_memcpy")) for r in rows if r.codec == name)
+        _draw_line(axes, points, name)
+    axes.axhline(1, color="black", linestyle="--", linewidth=1.4)
+    axes.set(xscale="log", yscale="log")
+    label = "size of the tensor, which is that of the buffer that memcpy copies"
+    _finish(axes, f"throughput to {what}, over that of memcpy", label, "share of memcpy")
+    _label_sizes(axes, rows)
+
+
+def _label_sizes(axes: Axes, rows: Sequence[SpeedRow]) -> None:
+    sizes = sorted({row.tensor_bytes for row in rows})
+    powers = [size for size in sizes if size & (size - 1) == 0 and int(math.log2(size)) % 4 in (0, 2)]
+    axes.set_xticks(powers or sizes)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _as_size(size)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _as_size(num_bytes: float) -> str:
+    """Bytes in the largest unit that leaves one or more.
+
+    >>> _as_size(1024), _as_size(64 << 20)
+    ('1 KB', '64 MB')
+    """
+    for unit in ("B", "KB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:g} MB"
+
+
+# -- parts -------------------------------------------------------------------------------------------
 
 
 def _front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -81,25 +151,37 @@ def _front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _draw_line(axes: Axes, points: Sequence[tuple[float, float]], name: str, names: Sequence[str]) -> None:
+def _draw_line(axes: Axes, points: Sequence[tuple[float, float]], name: str) -> None:
     if not points:
         return
+    ours = name.split(" ")[0] == "serverlight" and "reference" not in name
+    colour, dashes, marker = STYLES.get(name) or (OTHERS[sum(name.encode()) % len(OTHERS)], "-", ".")
     x, y = zip(*points, strict=True)
-    colour, marker = _style(name, names)
-    axes.plot(x, y, color=colour, marker=marker, label=name, linewidth=1, markersize=3)
+    axes.plot(
+        x, y, color=colour, linestyle=dashes, marker=marker, label=name, linewidth=2.4 if ours else 1.0,
+        markersize=4 if ours else 3, zorder=3 if ours else 2,
+    )  # fmt: skip
 
 
-def _style(name: str, names: Sequence[str]) -> tuple[str, str]:
-    """Colour and marker."""
-    profile = name.split(" ")[0]
-    if profile in OURS:
-        return OURS[profile], "o" if name in (profile, f"{profile} (cpu)") else "x"
-    i = [other for other in names if other.split(" ")[0] not in OURS].index(name)
-    return OTHERS[i % len(OTHERS)], MARKERS[i // 2 % len(MARKERS)]
+def _finish(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left", color=TEXT)
+    axes.set_xlabel(x, fontsize=9, color=GREY)
+    axes.set_ylabel(y, fontsize=9, color=GREY)
+    axes.tick_params(which="both", labelsize=8, labelcolor=GREY, color=GRID)
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GRID)
 
 
-def _legend_of(figure: Figure) -> tuple[list[Artist], list[str]]:
-    """Every label once, from all panels so far."""
+def _title(figure: SubFigure, text: str) -> None:
+    figure.suptitle(text, x=0.005, ha="left", fontsize=13, color=TEXT)
+
+
+def _legend_of(figure: SubFigure) -> tuple[list[Artist], list[str]]:
+    """Every label once, from all panels."""
     found: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

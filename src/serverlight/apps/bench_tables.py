@@ -1,53 +1,97 @@
-"""The tables of ``serverlight bench codec``."""
+"""The tables of ``serverlight bench codec``, for a terminal and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from serverlight.apps.terminal import print_lines, print_table
 
 if TYPE_CHECKING:
+    from serverlight.evaluation.checks import Check
     from serverlight.evaluation.codec_bench import Comparison, TaskReport
     from serverlight.evaluation.speed import SpeedRow
 
-__all__ = ["print_rates", "print_speed"]
+__all__ = ["Section", "as_markdown", "check_sections", "print_sections", "rate_sections", "speed_sections"]
 
 NONE = "-"
+RIVAL_ENCODERS = {"x bitsandbytes": "bitsandbytes", "x torch topk": "torch"}
+"""Columns that tell how many times as fast as the fastest rival of that name a codec encodes."""
 
 
-def print_rates(reports: Sequence[TaskReport], max_loss_pp: float, reference: str) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """A table with what is said before and after it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def print_sections(sections: Sequence[Section]) -> None:
+    """Prints the tables one below the other."""
+    for section in sections:
+        print_lines("", section.title)
+        print_table(section.columns, section.rows)
+        if section.note:
+            print_lines(section.note)
+
+
+def as_markdown(sections: Sequence[Section], heading: str) -> str:
+    """A page of the tables below a heading and what is said there."""
+    parts = [f"# {heading}"]
+    for section in sections:
+        lines = [section.columns, ("---", *("---:" for _ in section.columns[1:])), *section.rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts += [section.title, table, *([section.note] if section.note else [])]
+    return "\n\n".join(parts) + "\n"
+
+
+def rate_sections(reports: Sequence[TaskReport], max_loss_pp: float) -> list[Section]:
     """Bits per element of every codec on every task: at the loss allowed, and at the reference's divergence."""
     if not reports:
-        return
-    tasks = [report.task for report in reports]
+        return []
+    tasks = tuple(report.task for report in reports)
+    reference = reports[0].reference
     by_codec = list(zip(*(report.comparisons for report in reports), strict=True))
-    print_lines(f"Bits per element, all bytes counted, at a loss of at most {max_loss_pp:g} percentage points:")
-    print_table(["codec", *tasks], [[row[0].codec, *(_bits(comparison) for comparison in row)] for row in by_codec])
     bases = ", ".join(f"{r.task} {r.base_metric:.1f} ({r.num_messages} messages)" for r in reports)
-    print_lines(f"Cheapest setting of each codec; {NONE} where every setting loses more. Uncut: {bases}.")
+    found = [
+        Section(
+            title=f"Bits per element, all bytes counted, at a loss of at most {max_loss_pp:g} percentage points:",
+            columns=("codec", *tasks),
+            rows=tuple((row[0].codec, *map(_bits, row)) for row in by_codec),
+            note=f"Cheapest setting of each codec; {NONE} where every setting loses more. Uncut: {bases}.",
+        )
+    ]
     if any(report.equal_kl for report in reports):
-        print_lines(
-            "", f"Bits per element at the divergence of {reference}'s row above (times as many as {reference}):"
+        found.append(
+            Section(
+                title=f"Bits per element at the divergence of {reference}'s row above; in brackets what share of them "
+                f"{reference} needs:",
+                columns=("codec", *tasks),
+                rows=tuple((row[0].codec, *map(_bits_at_kl, row, reports)) for row in by_codec),
+                note=f"{NONE} where a codec has no settings on both sides of that divergence.",
+            )
         )
-        print_table(
-            ["codec", *tasks],
-            [[row[0].codec, *(_bits_at_kl(*pair) for pair in zip(row, reports, strict=True))] for row in by_codec],
-        )
+    return found
 
 
-def print_speed(rows: Sequence[SpeedRow]) -> None:
+def speed_sections(rows: Sequence[SpeedRow]) -> list[Section]:
     """Time and rate of every codec for every shape."""
-    for shape in dict.fromkeys(row.shape for row in rows):
-        timed = [row for row in rows if row.shape == shape]
-        size, copy = timed[0].tensor_bytes, timed[0].memcpy_gb_s
-        print_lines(
-            f"{' x '.join(map(str, shape))} {timed[0].dtype}, {size:,} bytes; memcpy of the same {copy:.1f} GB/s:"
-        )
-        print_table(
-            ["codec", "bits/element", "encode, us", "GB/s", "x memcpy", "decode, us", "GB/s", "x memcpy"],
-            [_speed_cells(row) for row in timed],
-        )
+    return [
+        _speed_section([row for row in rows if row.shape == shape]) for shape in dict.fromkeys(r.shape for r in rows)
+    ]
+
+
+def check_sections(checks: Sequence[Check]) -> list[Section]:
+    """What was claimed, and whether it holds."""
+    if not checks:
+        return []
+    answers = {None: "", True: "yes", False: "NO"}
+    rows = tuple((c.name, f"{c.value:.3g} {c.unit}", c.wanted, answers[c.holds]) for c in checks)
+    return [Section(title="What is claimed:", columns=("what", "measured", "wanted", "holds"), rows=rows)]
 
 
 def _bits(comparison: Comparison) -> str:
@@ -57,16 +101,29 @@ def _bits(comparison: Comparison) -> str:
 def _bits_at_kl(comparison: Comparison, report: TaskReport) -> str:
     if comparison.bits_at_equal_kl is None:
         return NONE
-    ours = next((c.bits_at_equal_kl for c in report.comparisons if c.codec == report.reference), None)
-    ratio = f" ({comparison.bits_at_equal_kl / ours:.2f})" if ours else ""
-    return f"{comparison.bits_at_equal_kl:.2f}{ratio}"
+    ratio = report.ratio_at_equal_kl(comparison.codec)
+    return f"{comparison.bits_at_equal_kl:.2f}" + (f" ({ratio:.2f})" if ratio else "")
 
 
-def _speed_cells(row: SpeedRow) -> list[str]:
-    cells = [row.codec, f"{row.bits_per_element:.2f}"]
-    for seconds_us, gb_s, ratio in (
-        (row.encode_us, row.encode_gb_s, row.encode_vs_memcpy),
-        (row.decode_us, row.decode_gb_s, row.decode_vs_memcpy),
-    ):
-        cells += [f"{seconds_us:,.1f}", f"{gb_s:.3f}", f"{ratio:,.1f}"]
-    return cells
+def _speed_section(rows: Sequence[SpeedRow]) -> Section:
+    times = {
+        column: [row.encode_us for row in rows if row.codec.startswith(name)] for column, name in RIVAL_ENCODERS.items()
+    }
+    rivals = {column: min(found) for column, found in times.items() if found}
+    side = " x ".join(map(str, rows[0].shape))
+    return Section(
+        title=f"{side} {rows[0].dtype}, {rows[0].tensor_bytes:,} bytes; memcpy of a buffer of that size "
+        f"{rows[0].memcpy_gb_s:.1f} GB/s:",
+        columns=(
+            "codec", "bits/element", "encode, us", "GB/s", "/ memcpy", *rivals, "decode, us", "GB/s", "/ memcpy",
+        ),
+        rows=tuple(
+            (
+                row.codec, f"{row.bits_per_element:.2f}",
+                f"{row.encode_us:,.1f}", f"{row.encode_gb_s:.3f}", f"{row.encode_vs_memcpy:,.1f}",
+                *(f"{time / row.encode_us:.2f}" for time in rivals.values()),
+                f"{row.decode_us:,.1f}", f"{row.decode_gb_s:.3f}", f"{row.decode_vs_memcpy:,.1f}",
+            )
+            for row in rows
+        ),
+    )  # fmt: skip

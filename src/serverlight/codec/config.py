@@ -16,6 +16,7 @@ __all__ = ["CodecConfig"]
 
 PROFILES = ("serverlight", "slicer", "fp16")
 POSITIONS = ("auto", "bitmap", "csr", "rice")
+ASYMMETRY_MODES = ("score", "budget")
 MAX_GROUPS = 256
 
 
@@ -36,6 +37,10 @@ class CodecConfig:
     asymmetry: float = 1.0
     """Worth ``lambda`` of a negative element beside a positive one of equal magnitude, > 0."""
 
+    asymmetry_mode: str = "score"
+    """What ``lambda`` weighs: ``score`` the magnitude of each negative element, all elements competing for one budget of ``K``;
+    ``budget`` their number, so that positive and negative elements have budgets of their own (:meth:`num_kept_by_sign`)."""
+
     num_groups: int = 1
     """Number ``M`` of magnitude groups of equal cardinality, 1 to 256; ``serverlight`` forms its groups by size instead."""
 
@@ -54,6 +59,10 @@ class CodecConfig:
             raise ConfigError("profile", f"must be one of {', '.join(PROFILES)}, got {self.profile!r}")
         _check_number("sparsity", self.sparsity, lambda s: 0.0 <= s < 1.0, "in [0, 1)")
         _check_number("asymmetry", self.asymmetry, lambda a: 0.0 < a < math.inf, "positive and finite")
+        if self.asymmetry_mode not in ASYMMETRY_MODES:
+            raise ConfigError(
+                "asymmetry_mode", f"must be one of {', '.join(ASYMMETRY_MODES)}, got {self.asymmetry_mode!r}"
+            )
         if self.distortion is not None:
             _check_number("distortion", self.distortion, lambda d: 0.0 < d < math.inf, "positive and finite")
         if not isinstance(self.num_groups, int) or not 1 <= self.num_groups <= MAX_GROUPS:
@@ -71,6 +80,22 @@ class CodecConfig:
         """
         numerator, denominator = _share_kept(float(self.sparsity))
         return -(-numerator * num_elements // denominator)
+
+    def num_kept_by_sign(self, num_positive: int, num_negative: int, num_elements: int) -> tuple[int, int]:
+        """``K+`` and ``K-`` of mode ``budget``: ``K``, or all that is not zero, in the ratio ``n+ : lambda n-``, exactly.
+
+        ``K+`` is rounded half up; what one side has no elements for goes to the other.
+
+        >>> CodecConfig(sparsity=0.5, asymmetry=0.5, asymmetry_mode="budget").num_kept_by_sign(60, 40, 100)
+        (38, 12)
+        """
+        num_kept = min(self.num_kept(num_elements), num_positive + num_negative)
+        if num_kept == 0:
+            return 0, 0
+        worth = Fraction(repr(float(self.asymmetry)))
+        share = Fraction(num_kept * num_positive) / (num_positive + worth * num_negative)
+        num_kept_positive = max(num_kept - num_negative, min(math.floor(share + Fraction(1, 2)), num_positive))
+        return num_kept_positive, num_kept - num_kept_positive
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""

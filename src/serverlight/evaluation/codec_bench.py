@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from serverlight.codec.rivals import Family
 from serverlight.evaluation.bounds import RateDistortion
-from serverlight.evaluation.rates import MAX_LOSS_PP, Probe, RateRow, Scale, Walk, bits_at_kl
+from serverlight.evaluation.rates import MAX_LOSS_PP, RAW_INPUT, Probe, RateRow, Scale, bits_at_kl
+from serverlight.evaluation.search import Walk
 from serverlight.evaluation.tasks import CodecTask
 
 __all__ = ["Comparison", "Progress", "TaskReport", "bench_task"]
@@ -77,6 +79,30 @@ class TaskReport:
             "rate_distortion": _as_pairs(self.rate_distortion),
         }
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> TaskReport:
+        """The report that :meth:`to_dict` wrote, and its rows."""
+        own = tuple(RateRow.from_dict(row) for row in rows if row["task"] == fields["task"])
+        plain = {field.name: fields[field.name] for field in dataclasses.fields(cls) if field.name not in _SPECIAL}
+        return cls(
+            **plain,
+            comparisons=tuple(_from_summary(summary, own) for summary in fields["best"]),
+            rows=own,
+            probes=tuple(Probe(**probe) for probe in fields["probes"]),
+            ecsq=_from_pairs(fields["ecsq"]),
+            rate_distortion=_from_pairs(fields["rate_distortion"]),
+        )
+
+    def best_of(self, codec: str) -> RateRow | None:
+        """The cheapest row of a codec within the loss allowed, if there is one."""
+        return next((c.best for c in self.comparisons if c.codec == codec), None)
+
+    def ratio_at_equal_kl(self, codec: str) -> float | None:
+        """Bits of the reference over those of a codec at the reference's divergence; none where either is not known."""
+        bits = {c.codec: c.bits_at_equal_kl for c in self.comparisons}
+        ours, theirs = bits.get(self.reference), bits.get(codec)
+        return ours / theirs if ours and theirs else None
+
 
 _SPECIAL = {"comparisons", "rows", "probes", "ecsq", "rate_distortion"}
 
@@ -101,17 +127,20 @@ def bench_task(
         progress: see :data:`Progress`.
     """
     scale = Scale(task)
-    walks, best = [], {}
+    walks: list[Walk] = []
+    best: dict[str, RateRow | None] = {}
+    rows: list[RateRow] = []
     for done, family in enumerate(families):
-        walk = Walk(scale, family, rounds=rounds, note=functools.partial(progress, done))
+        walk = Walk(
+            scale, family, rounds=rounds, near_kl=_border_kl(rows, max_loss_pp), note=functools.partial(progress, done)
+        )
+        best[family.name] = walk.cheapest(lambda row: row.keeps(max_loss_pp), _border_kl(rows, max_loss_pp))
         walks.append(walk)
-        best[family.name] = walk.cheapest(lambda row: row.keeps(max_loss_pp))
+        rows += walk.rows
     row = best.get(reference)
     kl = row.kl if row is not None and row.kl > 0 else None
-    comparisons = tuple(
-        Comparison(codec=walk.family.name, best=best[walk.family.name], bits_at_equal_kl=_bits_at(walk, kl))
-        for walk in walks
-    )
+    comparisons = [_compare(walk, best[walk.family.name], kl) for walk in walks]
+    raw = scale.raw_input()
     sizes = [x.size for x in task.features()]
     return TaskReport(
         task=task.name,
@@ -122,19 +151,31 @@ def bench_task(
         base_metric=task.base_metric,
         reference=reference,
         equal_kl=kl,
-        comparisons=comparisons,
-        rows=tuple(row for walk in walks for row in walk.rows),
+        comparisons=(*comparisons, Comparison(codec=RAW_INPUT, best=raw, bits_at_equal_kl=kl and raw.bits_per_element)),
+        rows=(*(row for walk in walks for row in walk.rows), raw),
         probes=tuple(probe for walk in walks for probe in walk.probes),
         ecsq=scale.ecsq,
         rate_distortion=scale.bound,
     )
 
 
-def _bits_at(walk: Walk, kl: float | None) -> float | None:
-    if kl is None:
-        return None
-    walk.cheapest(lambda row: row.kl <= kl)  # measures the settings on both sides
-    return bits_at_kl(walk.rows, kl)
+def _border_kl(rows: Sequence[RateRow], max_loss_pp: float) -> float | None:
+    """About the divergence at which the loss passes the limit, by what was measured so far."""
+    logs = {
+        keeps: [math.log(row.kl) for row in rows if row.kl > 0 and row.keeps(max_loss_pp) is keeps]
+        for keeps in (True, False)
+    }
+    ends = [max(logs[True], default=None), min(logs[False], default=None)]
+    known = [end for end in ends if end is not None]
+    return math.exp(sum(known) / len(known)) if known else None
+
+
+def _compare(walk: Walk, best: RateRow | None, kl: float | None) -> Comparison:
+    bits = None
+    if kl is not None:
+        walk.cheapest(lambda row: row.kl <= kl, kl)  # measures the settings on both sides
+        bits = bits_at_kl(walk.rows, kl)
+    return Comparison(codec=walk.family.name, best=best, bits_at_equal_kl=bits)
 
 
 def _as_summary(comparison: Comparison) -> dict[str, Any]:
@@ -147,5 +188,16 @@ def _as_summary(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def _from_summary(summary: Mapping[str, Any], rows: Sequence[RateRow]) -> Comparison:
+    chosen = (summary["codec"], summary["config"])
+    best = next((row for row in rows if (row.codec, row.config) == chosen), None)
+    return Comparison(codec=summary["codec"], best=best, bits_at_equal_kl=summary["bits_at_equal_kl"])
+
+
 def _as_pairs(curve: RateDistortion) -> list[list[float]]:
     return [list(pair) for pair in zip(curve.distortion.tolist(), curve.bits.tolist(), strict=True)]
+
+
+def _from_pairs(pairs: Sequence[Sequence[float]]) -> RateDistortion:
+    distortion, bits = np.array(pairs, np.float64).reshape(-1, 2).T
+    return RateDistortion(distortion, bits)

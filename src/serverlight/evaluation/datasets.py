@@ -32,6 +32,9 @@ class ImageSet:
     labels: NDArray[np.int64]
     """Class index of each image (N,)."""
 
+    file_bytes: NDArray[np.int64] | None = None
+    """Size of the file of each image (N,); none where the images came as pixels."""
+
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             got = f"{self.images.dtype} of {self.images.ndim} dimensions"
@@ -49,7 +52,8 @@ class ImageSet:
         """The first ``count`` images, or all where there are fewer."""
         if count < 1:
             raise ConfigError("count", f"must be at least 1, got {count}")
-        return ImageSet(images=self.images[:count], labels=self.labels[:count])
+        sizes = self.file_bytes[:count] if self.file_bytes is not None else None
+        return ImageSet(images=self.images[:count], labels=self.labels[:count], file_bytes=sizes)
 
 
 def load_images(spec: str, *, channels: int = 3) -> ImageSet:
@@ -106,7 +110,8 @@ def _load_zip(path: pathlib.Path, channels: int) -> ImageSet:
 def _load_files(read: Callable[[str], bytes], channels: int) -> ImageSet:
     """Reads ``labels.json`` and the images it lists, in its order."""
     entries = _read_labels(read)
-    images = [_read_image(read, file, channels) for file, _ in entries]
+    files = [_read_file(read, file) for file, _ in entries]
+    images = [_to_pixels(data, file, channels) for data, (file, _) in zip(files, entries, strict=True)]
     for (file, _), image in zip(entries, images, strict=True):
         if image.shape != images[0].shape:
             raise ConfigError(
@@ -114,7 +119,8 @@ def _load_files(read: Callable[[str], bytes], channels: int) -> ImageSet:
             )
     if not images:
         raise ConfigError("labels", f"{LABELS_FILE} lists no image; add [file, class index] entries")
-    return ImageSet(images=np.stack(images), labels=np.array([label for _, label in entries], np.int64))
+    labels, sizes = (np.array(column, np.int64) for column in ([label for _, label in entries], [*map(len, files)]))
+    return ImageSet(images=np.stack(images), labels=labels, file_bytes=sizes)
 
 
 def _read_labels(read: Callable[[str], bytes]) -> list[tuple[str, int]]:
@@ -136,10 +142,15 @@ def _check_entry(entry: object) -> tuple[str, int]:
     raise ConfigError("labels", f"{LABELS_FILE} has the entry {entry!r}; make it [file, class index]")
 
 
-def _read_image(read: Callable[[str], bytes], file: str, channels: int) -> NDArray[np.uint8]:
+def _read_file(read: Callable[[str], bytes], file: str) -> bytes:
     try:
-        return open_image(read(file), channels)
+        return read(file)
     except (KeyError, OSError):
         raise ConfigError("images", f"{file} is in {LABELS_FILE} but not there; add it or remove the entry") from None
+
+
+def _to_pixels(data: bytes, file: str, channels: int) -> NDArray[np.uint8]:
+    try:
+        return open_image(data, channels)
     except InputMismatch as exc:
         raise ConfigError("images", f"{file}: {exc}") from exc

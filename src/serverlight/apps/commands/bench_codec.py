@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serverlight.apps.bench_tables import print_rates, print_speed
+from serverlight.apps.bench_tables import as_markdown, check_sections, print_sections, rate_sections, speed_sections
 from serverlight.apps.options import JsonOption, ThreadsOption
-from serverlight.apps.terminal import STDOUT, check_writable, progress_bar, write_json
+from serverlight.apps.terminal import STDOUT, check_writable, write_json
+from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
     from serverlight.codec.rivals import Family
-    from serverlight.evaluation.codec_bench import TaskReport
-    from serverlight.evaluation.speed import SpeedRow
-    from serverlight.evaluation.tasks import CodecTask
 
 __all__ = ["bench", "bench_codec"]
 
-OURS = "serverlight"
+REFERENCE = "serverlight"
 QUICK_SAMPLES = 100
-SECONDS, QUICK_SECONDS = 0.5, 0.1
-"""Spent on each codec and shape."""
-
-DESCRIPTION_WIDTH = 70
-
 
 bench = typer.Typer(no_args_is_help=True)
 
@@ -51,7 +45,7 @@ def bench_codec(
     codecs: Annotated[str, typer.Option(metavar="LIST", help="Codecs to measure; `all` for every one.")] = "all",
     reference: Annotated[
         str, typer.Option(metavar="CODEC", help="Compare the others at the divergence of this one's best setting.")
-    ] = OURS,
+    ] = REFERENCE,
     max_loss: Annotated[float, typer.Option(metavar="PP", min=0.0, help="Percentage points that may be lost.")] = 1.0,
     data: Annotated[
         pathlib.Path | None,
@@ -69,6 +63,10 @@ def bench_codec(
     plot: Annotated[
         str | None, typer.Option(metavar="PATH", help="Draw the curves, as PNG or SVG by the name's end.")
     ] = None,
+    markdown: Annotated[str | None, typer.Option(metavar="PATH", help="Write the tables as Markdown, too.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what the file of --json has, and measure only what is missing.")
+    ] = False,
 ) -> None:
     """Compare the codec with its rivals on features of real models: bits at equal quality, and speed.
 
@@ -77,41 +75,45 @@ def bench_codec(
     """
     import torch
 
-    from serverlight.evaluation.tasks import load_task
+    from serverlight.apps.bench_run import Results, measure_rates, measure_speed
+    from serverlight.evaluation.tasks import check_task, load_task
 
-    check_writable("json", json)
-    check_writable("plot", plot)
+    for field, path in (("json", json), ("plot", plot), ("markdown", markdown)):
+        check_writable(field, path)
+    if resume and json in (None, STDOUT):
+        raise ConfigError("resume", "needs the file of an earlier run; give it with --json PATH")
     torch.set_num_threads(threads)
-    families = _families(codecs)
     samples = limit or (QUICK_SAMPLES if quick else None)
-    chosen = [load_task(name, data, limit=samples) for name in _task_names(tasks, data)]
-    reports: list[TaskReport] = []
-    for task in chosen:
-        reports.append(_measure(task, families, reference=reference, max_loss_pp=max_loss, rounds=0 if quick else 2))
-        if json and json != STDOUT:  # a run takes long: what is done stays, should it be stopped
-            write_json(json, _as_json(reports, [], max_loss))
-    timed = _time(quick=quick) if speed else []
+    names = _task_names(tasks, data)
+    for name in names:
+        check_task(name, data)
+    loaders = {name: functools.partial(load_task, name, data, limit=samples) for name in names}
+    chosen = _families(codecs)
+    settings = {
+        "codecs": [family.name for family in chosen], "reference": reference, "max_loss_pp": max_loss,
+        "samples": samples, "quick": quick, "threads": threads,
+    }  # fmt: skip
+    results = Results.read(json, settings) if resume and json else Results(settings)
+    results.save_to = json if json != STDOUT else None
+    measure_rates(results, loaders, chosen, rounds=0 if quick else 2)
+    if speed:
+        measure_speed(results, quick=quick)
+    reports = [results.reports[name] for name in names]
     if json:
-        write_json(json, _as_json(reports, timed, max_loss))
+        write_json(json, results.to_dict())
+    sections = [
+        *rate_sections(reports, max_loss),
+        *speed_sections(results.speed),
+        *check_sections(results.checks),
+    ]
     if json != STDOUT:
-        print_rates(reports, max_loss, reference)
-        print_speed(timed)
+        print_sections(sections)
+    if markdown:
+        pathlib.Path(markdown).write_text(as_markdown(sections, results.heading()))
     if plot:
         from serverlight.apps.bench_plots import plot_codecs
 
-        plot_codecs(reports, timed, plot)
-
-
-def _as_json(reports: Sequence[TaskReport], timed: Sequence[SpeedRow], max_loss_pp: float) -> dict[str, Any]:
-    from serverlight.evaluation import describe_environment
-
-    return {
-        **describe_environment(),
-        "max_loss_pp": max_loss_pp,
-        "tasks": [report.to_dict() for report in reports],
-        "rows": [row.to_dict() for report in reports for row in report.rows],
-        "speed": [row.to_dict() for row in timed],
-    }
+        plot_codecs(reports, results.speed, plot)
 
 
 def _task_names(text: str, data: pathlib.Path | None) -> Sequence[str]:
@@ -124,31 +126,3 @@ def _families(text: str) -> Sequence[Family]:
     from serverlight.codec.rivals import families, family
 
     return families() if text == "all" else [family(name.strip()) for name in text.split(",")]
-
-
-def _measure(
-    task: CodecTask, families: Sequence[Family], *, reference: str, max_loss_pp: float, rounds: int
-) -> TaskReport:
-    from serverlight.evaluation.codec_bench import bench_task
-
-    with progress_bar(task.name, len(families)) as (bar, job):
-
-        def show(done: int, text: str) -> None:
-            bar.update(job, completed=done, description=f"{task.name} {text}"[:DESCRIPTION_WIDTH])
-
-        return bench_task(task, families, reference=reference, max_loss_pp=max_loss_pp, rounds=rounds, progress=show)
-
-
-def _time(*, quick: bool) -> list[SpeedRow]:
-    from serverlight.evaluation.contenders import contenders
-    from serverlight.evaluation.speed import SHAPES, SWEEP_BYTES, sweep_shape, time_codecs
-
-    shapes: list[tuple[int, ...]] = list(SHAPES)
-    if not quick:
-        shapes += [sweep_shape(size) for size in SWEEP_BYTES if sweep_shape(size) not in SHAPES]
-    rows: list[SpeedRow] = []
-    with progress_bar("timing", len(shapes)) as (bar, job):
-        for done, shape in enumerate(shapes):
-            bar.update(job, completed=done, description=f"timing {' x '.join(map(str, shape))}")
-            rows += time_codecs(contenders(), shape, seconds=QUICK_SECONDS if quick else SECONDS)
-    return rows

@@ -33,6 +33,9 @@ def evaluate(
     groups: Annotated[str, typer.Option(metavar="LIST", help="Numbers of magnitude groups (slicer).")] = "1",
     distortion: Annotated[str, typer.Option(metavar="LIST", help="Distortion budgets, or `auto`.")] = "auto",
     asymmetry: Annotated[str, typer.Option(metavar="LIST", help="Worth of a negative element.")] = "1",
+    asymmetry_mode: Annotated[
+        str, typer.Option(metavar="LIST", help="What that weighs: the `score` of each, or the `budget` of all.")
+    ] = "score",
     data: DataOption = None,
     limit: LimitOption = None,
     threads: ThreadsOption = 1,
@@ -50,7 +53,7 @@ def evaluate(
     from serverlight.models import load_model
 
     check_writable("json", json)
-    configs = _configs(profile, sparsity, groups, distortion, asymmetry)
+    configs = _configs(profile, sparsity, groups, distortion, asymmetry, asymmetry_mode)
     settings = list(itertools.product(cut, configs))
     torch.set_num_threads(threads)
     loaded = load_model(model)
@@ -66,7 +69,9 @@ def evaluate(
         _print_rows(rows)
 
 
-def _configs(profile: str, sparsity: str, groups: str, distortion: str, asymmetry: str) -> list[CodecConfig]:
+def _configs(
+    profile: str, sparsity: str, groups: str, distortion: str, asymmetry: str, asymmetry_mode: str
+) -> list[CodecConfig]:
     from serverlight.codec import CodecConfig
 
     grid = itertools.product(
@@ -75,8 +80,12 @@ def _configs(profile: str, sparsity: str, groups: str, distortion: str, asymmetr
         parse_list("groups", groups, int),
         parse_list("distortion", distortion, _number_or_auto),
         parse_list("asymmetry", asymmetry, float),
+        parse_list("asymmetry_mode", asymmetry_mode, str),
     )
-    return [CodecConfig(profile=p, sparsity=s, num_groups=m, distortion=d, asymmetry=a) for p, s, m, d, a in grid]
+    return [
+        CodecConfig(profile=p, sparsity=s, num_groups=m, distortion=d, asymmetry=a, asymmetry_mode=mode)
+        for p, s, m, d, a, mode in grid
+    ]
 
 
 def _number_or_auto(text: str) -> float | None:
@@ -117,4 +126,6 @@ def _settings(config: CodecConfig) -> str:
     groups = f" M={config.num_groups}" if config.profile == "slicer" else ""
     distortion = "" if config.distortion is None else f" delta={config.distortion:g}"
     asymmetry = "" if config.asymmetry == 1 else f" lambda={config.asymmetry:g}"
+    if config.asymmetry_mode == "budget":
+        asymmetry = f" lambda={config.asymmetry:g} of budget"
     return f"s={config.sparsity:g}{asymmetry}{groups}{distortion}"

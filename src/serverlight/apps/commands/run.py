@@ -48,6 +48,9 @@ def run(
     groups: Annotated[int | None, typer.Option(help="Magnitude groups, 1 to 256.")] = None,
     distortion: Annotated[float | None, typer.Option(help="Distortion budget.")] = None,
     asymmetry: Annotated[float | None, typer.Option(help="Worth of a negative element.")] = None,
+    asymmetry_mode: Annotated[
+        str | None, typer.Option(help="What that weighs: the `score` of each, or the `budget` of all.")
+    ] = None,
     data: DataOption = None,
     limit: LimitOption = None,
     threads: ThreadsOption = 1,
@@ -77,6 +80,7 @@ def run(
         "num_groups": groups,
         "distortion": distortion,
         "asymmetry": asymmetry,
+        "asymmetry_mode": asymmetry_mode,
     }
     config = CodecConfig.from_dict({name: value for name, value in knobs.items() if value is not None})
     agreed = Plan.load(plan) if plan else None

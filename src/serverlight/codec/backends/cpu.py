@@ -19,7 +19,7 @@ from serverlight.codec.backends import Float32
 from serverlight.codec.backends.cpu_kernels import entry_point
 from serverlight.codec.backends.cpu_reader import BAD_ESCAPES, BAD_RAW, BAD_WORDS, GOOD, LEFT_ESCAPES, read_section
 from serverlight.codec.backends.cpu_writer import write_section
-from serverlight.codec.backends.slicer import SlicerKernels
+from serverlight.codec.backends.slicer import SlicerKernels, budgets_by_sign
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import grid_of, natural_layout
 from serverlight.codec.tables import Bytes
@@ -47,7 +47,10 @@ class NumbaKernels(SlicerKernels):
         values = values.view()
         values.setflags(write=False)  # the machine code is made for the type of arrays that are only read
         budget = -1.0 if config.distortion is None else float(config.distortion)
-        section: Bytes = WRITE(values, config.num_kept(len(values)), float(config.asymmetry), budget, *_seen_as(shape))
+        num_kept, num_positive = config.num_kept(len(values)), -1
+        if config.asymmetry_mode == "budget":
+            num_positive, _ = budgets_by_sign(values, config)
+        section: Bytes = WRITE(values, num_kept, num_positive, float(config.asymmetry), budget, *_seen_as(shape))
         if not len(section):
             check_finite(values)
         return section.data
@@ -87,9 +90,10 @@ def _compiled(sources: int) -> tuple[Callable[..., Any], Callable[..., int]]:
     """The two entry points; what a closure holds is part of a function's key in the cache."""
 
     @entry_point
-    def write(values, num_kept, asymmetry, budget, layout, planes, rows, columns):  # type: ignore[no-untyped-def]
+    def write(values, num_kept, num_positive, asymmetry, budget, layout, planes, rows, columns):  # type: ignore[no-untyped-def]
         _ = sources
-        return write_section(values, num_kept, np.float32(asymmetry), budget, layout, planes, rows, columns)
+        weight = np.float32(asymmetry)
+        return write_section(values, num_kept, num_positive, weight, budget, layout, planes, rows, columns)
 
     @entry_point
     def read(data, rows, columns, largest, out):  # type: ignore[no-untyped-def]

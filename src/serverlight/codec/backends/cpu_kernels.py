@@ -188,6 +188,26 @@ def weigh(values, asymmetry, scores):
         scores[i] = score_of(values[i], asymmetry)
 
 
+@njit
+def keep_by_sign(values, num_positive, num_negative, scores):
+    """Scores 1 for the largest positive and the largest negative elements, so many of each, and 0 for the others."""
+    keys = scores.view(np.int32)
+    borders, ties = np.full(2, np.inf, np.float32), np.zeros(2, np.int64)
+    for side, sign, count in ((0, np.float32(1), num_positive), (1, np.float32(-1), num_negative)):
+        if count > 0:
+            for i in range(values.size):
+                scores[i] = max(sign * values[i], np.float32(0))
+            border = kth_largest(keys, count)
+            above, _ = count_at_least(keys, np.int32(border + 1), ABS)
+            borders[side], ties[side] = np.int32(border).view(np.float32), count - above
+    for i in range(values.size):
+        side = 1 if values[i] < 0 else 0
+        magnitude = abs(values[i])
+        tie = magnitude == borders[side] and ties[side] > 0
+        ties[side] -= tie
+        scores[i] = np.float32(1) if magnitude > borders[side] or tie else np.float32(0)
+
+
 # -- quantiser -------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from serverlight.codec.backends.cpu_kernels import (
     count_above,
     drop_ties,
     inlined,
+    keep_by_sign,
     kth_largest,
     least_kept,
     magnitude_sum,
@@ -280,17 +281,22 @@ def step_of(threshold, budget):
 
 
 @njit
-def quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, kind, numbers):
+def quantise_tensor(values, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers):
     """Filters and quantises; returns the step, the number of raw bits, and whether half escapes pay."""
     largest = np.int32(14 if kind == ONE_SIDED_PLANES else 7)
+    by_sign = num_positive >= 0
+    is_weighed = by_sign or asymmetry != 1
     scores = values
-    if asymmetry != 1:
+    if by_sign:
+        scores = numbers.view(np.float32)
+        keep_by_sign(values, num_positive, num_kept - num_positive, scores)
+    elif is_weighed:
         scores = numbers.view(np.float32)
         weigh(values, asymmetry, scores)
-    threshold = np.int32(kth_largest(scores.view(np.int32), num_kept)).view(np.float32)
-    least = threshold if asymmetry == 1 else least_kept(values, scores, threshold)
+    threshold = np.float32(1) if by_sign else np.int32(kth_largest(scores.view(np.int32), num_kept)).view(np.float32)
+    least = least_kept(values, scores, threshold) if is_weighed else threshold
     rank = -(-9 * num_nonzero // 10)  # what floor_rank of coded.py returns
-    if num_kept > rank or asymmetry != 1:  # otherwise the threshold is of a higher rank already
+    if num_kept > rank or is_weighed:  # otherwise the threshold is of a higher rank already
         least = max(least, np.int32(kth_largest(values.view(np.int32), rank)).view(np.float32))
     step = step_of(least, budget)
     reached, large = quantise(values, scores, threshold, np.float32(1) / step, largest, numbers)
@@ -369,12 +375,13 @@ def put_varint(out, at, value):
 
 
 @njit
-def write_section(values, num_kept, asymmetry, budget, layout, planes, rows, columns):
+def write_section(values, num_kept, num_positive, asymmetry, budget, layout, planes, rows, columns):
     """Section 6 of the frame of ``values``, as bytes; none at all if a value is not finite.
 
     Args:
         values: float32, shape (n,), n > 0.
         num_kept: at most so many elements are kept.
+        num_positive: how many of them are positive; negative if the scores are to tell.
         asymmetry: worth of a negative element beside a positive one, float32.
         budget: mean error as a share of the threshold; negative for the one that suits the kind of tensor.
         layout, planes, rows, columns: how the tensor is seen.
@@ -389,7 +396,9 @@ def write_section(values, num_kept, asymmetry, budget, layout, planes, rows, col
     one_sided = kind == ONE_SIDED_PLANES
     numbers, shifts = np.empty(values.size, np.int32), np.zeros(10, np.int64)
     budget = AUTO_DISTORTION[kind] if budget < 0 else budget
-    step, bits, half_escapes = quantise_tensor(values, num_kept, num_nonzero, asymmetry, budget, kind, numbers)
+    step, bits, half_escapes = quantise_tensor(
+        values, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers
+    )
     inverse, every = np.float32(1) / step, max(1, values.size >> 13)
     if layout == PLANES:
         cubes = values.reshape(planes, rows, columns), numbers.reshape(planes, rows, columns)

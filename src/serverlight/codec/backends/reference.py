@@ -23,7 +23,7 @@ from serverlight.codec.backends.reference_quantiser import (
     step_threshold,
 )
 from serverlight.codec.backends.reference_symbols import Symbols
-from serverlight.codec.backends.slicer import SlicerKernels, filter_top_k
+from serverlight.codec.backends.slicer import SlicerKernels, kept_positions
 from serverlight.codec.coded import Coded, is_one_sided_kind, kind_of, lanes_for, segments_of, step_of
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import natural_layout
@@ -54,13 +54,13 @@ class ReferenceKernels(SlicerKernels):
         out[:] = 0.0 if coded is None else saturate(self._decoded(coded, header.shape), header.dtype, coded.step)
 
     def _coded(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
-        kept = filter_top_k(values, config.num_kept(len(values)), config.asymmetry)
+        kept = kept_positions(values, config)
         if len(kept) == 0:
             return None
         one_sided = bool((values >= 0).all())
         kind = kind_of(natural_layout(shape), one_sided)
         grid, bounds = segments_of(shape, kind)
-        step = step_of(step_threshold(values, kept, config.asymmetry), config, kind)
+        step = step_of(step_threshold(values, kept, config), config, kind)
         quantised = quantise(values, kept, step)
         raw_bits, half_escapes = choose_raw_bits(quantised, kind)
         high, raw = split_raw(quantised, raw_bits)

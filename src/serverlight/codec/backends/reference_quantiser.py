@@ -21,6 +21,7 @@ from serverlight.codec.coded import (
     sample_stride,
     settled_shifts,
 )
+from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import Grid, Layout
 from serverlight.codec.tables import Ints
 from serverlight.errors import InconsistentFrame
@@ -38,10 +39,14 @@ __all__ = [
 LARGEST_QUOTIENT = np.float32(LARGEST_NUMBER)
 
 
-def step_threshold(values: Float32, kept: npt.NDArray[np.int64], asymmetry: float) -> np.float32:
-    """The magnitude that the step follows from: the least that reaches the least score kept, but not too small a one."""
-    scores, magnitudes = scores_of(values, asymmetry), np.abs(values)
-    least = magnitudes[scores >= scores[kept].min()].min()
+def step_threshold(values: Float32, kept: npt.NDArray[np.int64], config: CodecConfig) -> np.float32:
+    """The magnitude that the step follows from: the least kept, or that reaches the least score kept, but not too small a one."""
+    magnitudes = np.abs(values)
+    if config.asymmetry_mode == "budget":
+        least = magnitudes[kept].min()
+    else:
+        scores = scores_of(values, config.asymmetry)
+        least = magnitudes[scores >= scores[kept].min()].min()
     nonzero = np.sort(magnitudes[magnitudes > 0])
     threshold: np.float32 = max(least, nonzero[-floor_rank(len(nonzero))])
     return threshold

@@ -12,7 +12,17 @@ from serverlight.codec.allocate import REFERENCE_BITS, integer_guard
 from serverlight.codec.backends import Float32, Survivors
 from serverlight.codec.config import CodecConfig
 
-__all__ = ["SlicerKernels", "filter_top_k", "group_sizes", "reference_codes", "scores_of", "split_by_magnitude"]
+__all__ = [
+    "SlicerKernels",
+    "budgets_by_sign",
+    "filter_by_sign",
+    "filter_top_k",
+    "group_sizes",
+    "kept_positions",
+    "reference_codes",
+    "scores_of",
+    "split_by_magnitude",
+]
 
 AUTO_DISTORTION = 0.05
 LARGEST_CODE = np.float32(2**REFERENCE_BITS - 1)
@@ -24,7 +34,7 @@ class SlicerKernels:
     def encode_slicer(self, values: Float32, config: CodecConfig) -> Survivors:
         """Section 7, in order."""
         budget = AUTO_DISTORTION if config.distortion is None else config.distortion
-        positions = filter_top_k(values, config.num_kept(len(values)), config.asymmetry)
+        positions = kept_positions(values, config)
         kept = values[positions]
         magnitudes = np.abs(kept)
         labels, sizes = split_by_magnitude(magnitudes, config.num_groups)
@@ -53,8 +63,28 @@ class SlicerKernels:
         return values
 
 
+def kept_positions(values: Float32, config: CodecConfig) -> npt.NDArray[np.int64]:
+    """Asymmetric top-K filter (ATKF, section 7) as configured: flat indices of the kept elements, ascending."""
+    if config.asymmetry_mode == "budget":
+        return filter_by_sign(values, *budgets_by_sign(values, config))
+    return filter_top_k(values, config.num_kept(len(values)), config.asymmetry)
+
+
+def budgets_by_sign(values: Float32, config: CodecConfig) -> tuple[int, int]:
+    """How many positive and how many negative elements mode ``budget`` keeps."""
+    num_positive, num_negative = (int(np.count_nonzero(side)) for side in (values > 0, values < 0))
+    return config.num_kept_by_sign(num_positive, num_negative, len(values))
+
+
+def filter_by_sign(values: Float32, num_positive: int, num_negative: int) -> npt.NDArray[np.int64]:
+    """The largest of the positive elements and the largest of the negative ones, of equal ones those with the lowest index."""
+    positive = filter_top_k(np.maximum(values, np.float32(0)), num_positive, 1.0)
+    negative = filter_top_k(np.maximum(-values, np.float32(0)), num_negative, 1.0)
+    return np.sort(np.concatenate([positive, negative]))
+
+
 def filter_top_k(values: Float32, num_kept: int, asymmetry: float) -> npt.NDArray[np.int64]:
-    """Asymmetric top-K filter (ATKF, section 7): flat indices of the kept elements, ascending.
+    """The filter in mode ``score``: flat indices of the kept elements, ascending.
 
     Of equal scores at the threshold those with the lowest index are kept; zeros never are.
     """

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from serverlight.codec.rivals.rival import Float32, OneByOne
+from serverlight.codec.rivals.rival import Float32, Rival
 
 __all__ = ["DYNAMIC_CODEBOOK", "Q80", "BlockwiseInt8"]
 
@@ -31,7 +31,7 @@ _BOUNDARIES = (DYNAMIC_CODEBOOK[1:] + DYNAMIC_CODEBOOK[:-1]) / 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BlockwiseInt8(OneByOne):
+class BlockwiseInt8(Rival):
     """Block-wise 8-bit quantisation as in bitsandbytes, which Petals and hivemind send: a float32 maximum for each block."""
 
     name: ClassVar[str] = "blockwise-int8"
@@ -56,7 +56,7 @@ class BlockwiseInt8(OneByOne):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Q80(OneByOne):
+class Q80(Rival):
     """Blocks of 32 int8 codes with a float16 step, as llama.cpp's ``Q8_0``."""
 
     name: ClassVar[str] = "q80"

@@ -10,10 +10,7 @@ import numpy.typing as npt
 from serverlight.codec.rivals.rans import Stream, Table, pack_streams, unpack_streams
 from serverlight.codec.rivals.rival import Integers
 
-__all__ = ["CodedMessage", "code_many", "pack_bits", "uncode_many", "unpack_bits"]
-
-CodedMessage = tuple[bytes, int, Sequence[int]]
-"""A message, where its tables start, and how many symbols each stream has."""
+__all__ = ["code", "pack_bits", "uncode", "unpack_bits"]
 
 
 def pack_bits(codes: Integers, width: int) -> bytes:
@@ -33,26 +30,24 @@ def unpack_bits(data: bytes, count: int, width: int) -> Integers:
     """The inverse of :func:`pack_bits`."""
     if width == 8:
         return np.frombuffer(data, np.uint8, count).astype(np.int32)
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=count * width, bitorder="little")
+    bits = np.unpackbits(
+        np.frombuffer(data, np.uint8, (count * width + 7) // 8), count=count * width, bitorder="little"
+    )
     weights = np.int32(1) << np.arange(width, dtype=np.int32)
     codes: Integers = bits.reshape(count, width).astype(np.int32) @ weights
     return codes
 
 
-def code_many(fronts: Sequence[bytes], symbols: Sequence[Sequence[npt.NDArray[np.int32]]]) -> list[bytes]:
-    """For each message: its front, a table for each of its streams, and their symbols under these tables."""
-    streams = [[Stream(s, Table.fit(s)) for s in parts] for parts in symbols]
-    tables = [b"".join(stream.table.to_bytes() for stream in parts) for parts in streams]
-    return [b"".join(parts) for parts in zip(fronts, tables, pack_streams(streams), strict=True)]
+def code(front: bytes, symbols: Sequence[npt.NDArray[np.int32]]) -> bytes:
+    """A message: its front, a table for each of its streams, and their symbols under these tables."""
+    streams = [Stream(part, Table.fit(part)) for part in symbols]
+    return b"".join((front, *(stream.table.to_bytes() for stream in streams), pack_streams(streams)))
 
 
-def uncode_many(messages: Sequence[CodedMessage]) -> list[list[Integers]]:
-    """The inverse of :func:`code_many`: the symbols of each stream of each message."""
-    coded = []
-    for message, at, counts in messages:
-        tables = []
-        for _ in counts:
-            table, at = Table.from_bytes(message, at)
-            tables.append(table)
-        coded.append((message[at:], list(zip(counts, tables, strict=True))))
-    return unpack_streams(coded)
+def uncode(message: bytes, at: int, counts: Sequence[int]) -> list[Integers]:
+    """The inverse of :func:`code`: ``at`` is where the tables start, ``counts`` how many symbols each stream has."""
+    tables = []
+    for _ in counts:
+        table, at = Table.from_bytes(message, at)
+        tables.append(table)
+    return unpack_streams(message[at:], list(zip(counts, tables, strict=True)))

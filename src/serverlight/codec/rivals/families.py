@@ -105,7 +105,7 @@ def _rivals() -> list[Family]:
         Family(name="rotated-rans", make=EntropyCodedRotatedInteger, axes=rotated),
         Family(name="topk-fp16-bitmap", make=_topk("bitmap"), axes={"sparsity": SPARSITIES}),
         Family(name="topk-fp16-csr", make=_topk("csr"), axes={"sparsity": SPARSITIES}),
-        *(Family(name=f"slicer-{c}", make=_plain_slicer(c), axes=slicer) for c in ("bitmap", "rans")),
+        *(Family(name=f"slicer-{c}", make=_plain_slicer(c), axes=slicer) for c in ("bitmap", "csr", "rans")),
         Family(name="uniform-rans", make=Uniform, axes={"levels": LEVELS}),
         Family(name="uniform-csr-rans", make=SparseUniform, axes={"levels": LEVELS}),
     ]

@@ -9,13 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from serverlight.codec.rivals import zstd
-from serverlight.codec.rivals.rival import Float32, OneByOne, read_varint, varint
+from serverlight.codec.rivals.rival import Float32, Rival, read_varint, varint
 
 __all__ = ["Halves", "ShuffledHalves"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Halves(OneByOne):
+class Halves(Rival):
     """Every element as float16.
 
     >>> Halves().decode(Halves().encode(np.float32([1.5, -0.25])))
@@ -32,7 +32,7 @@ class Halves(OneByOne):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShuffledHalves(OneByOne):
+class ShuffledHalves(Rival):
     """Every element as float16; the high bytes of all, then the low bytes of all, each under zstd where that helps."""
 
     name: ClassVar[str] = "fp16-zstd"

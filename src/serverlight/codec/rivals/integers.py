@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from serverlight.codec.rivals.entropy import code_many, pack_bits, uncode_many, unpack_bits
+from serverlight.codec.rivals.entropy import code, pack_bits, uncode, unpack_bits
 from serverlight.codec.rivals.rival import (
-    Body,
     Float32,
     Integers,
-    OneByOne,
+    Rival,
     as_tokens,
     from_tokens,
     token_shape,
@@ -28,7 +26,7 @@ LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Integer(OneByOne):
+class Integer(Rival):
     """Codes of ``bits`` bits, packed; a float16 scale (and, with ``minmax``, a float16 minimum) for each scope."""
 
     name: ClassVar[str] = "integer"
@@ -111,17 +109,14 @@ class EntropyCodedInteger(Integer):
 
     name: ClassVar[str] = "integer-rans"
 
-    def _pack_many(self, tensors: Sequence[Float32]) -> list[bytes]:
-        quantised = [self._quantise(x) for x in tensors]
-        return code_many([scales for scales, _ in quantised], [[codes] for _, codes in quantised])
+    def _pack(self, x: Float32) -> bytes:
+        scales, codes = self._quantise(x)
+        return code(scales, [codes])
 
-    def _unpack_many(self, bodies: Sequence[Body]) -> list[Float32]:
-        begins = [self._scale_bytes(shape) for _, shape in bodies]
-        coded = [(body, begin, [math.prod(shape)]) for (body, shape), begin in zip(bodies, begins, strict=True)]
-        return [
-            self._dequantise(body[:begin], codes, shape)
-            for (body, shape), begin, (codes,) in zip(bodies, begins, uncode_many(coded), strict=True)
-        ]
+    def _unpack(self, body: bytes, shape: tuple[int, ...]) -> Float32:
+        begin = self._scale_bytes(shape)
+        (codes,) = uncode(body, begin, [math.prod(shape)])
+        return self._dequantise(body[:begin], codes, shape)
 
 
 class _Rotated:

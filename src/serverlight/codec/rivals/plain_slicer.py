@@ -1,4 +1,4 @@
-"""The paper's three stages once more: with an entropy coder, and with a choice where the paper leaves one open.
+"""The paper's three stages once more: with each way to write positions, and with a choice where the paper leaves one open.
 
 Profile ``slicer`` puts a value in the middle of its cell. One may also lay a group's levels evenly from its least to its
 largest magnitude, ends included, and take the nearest. Which is better depends on the feature, so a rival at its best may
@@ -8,21 +8,21 @@ have either.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from serverlight.codec.rivals.entropy import code_many, pack_bits, uncode_many, unpack_bits
-from serverlight.codec.rivals.rival import Body, Float32, Integers, Rival, read_varint, varint
-from serverlight.codec.rivals.topk import largest
+from serverlight.codec.rivals.compiled import quantise_groups
+from serverlight.codec.rivals.entropy import code, pack_bits, uncode, unpack_bits
+from serverlight.codec.rivals.rival import Float32, Integers, Rival, read_varint, varint
+from serverlight.codec.rivals.topk import largest, read_positions, write_positions
 
 __all__ = ["PlainSlicer"]
 
 Levels = Literal["middle", "ends"]
 
-MAX_BITS = 10
 RANGE_BYTES = 5
 """Width of the codes, and two halves for the range."""
 
@@ -45,146 +45,117 @@ class PlainSlicer(Rival):
     levels: Levels = "middle"
     """Where in a group's range its values may lie."""
 
-    coding: Literal["bitmap", "rans"] = "bitmap"
-    """Bitmap, labels and codes at fixed widths; or a symbol for each element (dropped, or group and code) under rANS.
-    Signs are bits."""
+    coding: Literal["bitmap", "csr", "rans"] = "bitmap"
+    """A bitmap or a sparse matrix, then labels and codes at fixed widths; or a symbol for each element (dropped, or group and
+    code) under rANS. Signs are bits."""
 
-    def _pack_many(self, tensors: Sequence[Float32]) -> list[bytes]:
-        parts = [self._quantise(x) for x in tensors]
-        fronts = [part.front() for part in parts]
+    def _pack(self, x: Float32) -> bytes:
+        groups, kept, symbols, negative = self._quantise(np.ascontiguousarray(x).reshape(-1))
+        signs = pack_bits(negative.astype(np.int32), 1) if negative.any() else b""
+        front = groups.to_bytes() + varint(len(kept)) + bytes((bool(signs),)) + signs
         if self.coding == "rans":
-            return code_many(fronts, [[part.symbols] for part in parts])
-        return [front + part.fixed_widths() for front, part in zip(fronts, parts, strict=True)]
+            everywhere = np.zeros(x.size, np.int32)
+            everywhere[kept] = symbols
+            return code(front, [everywhere])
+        return front + write_positions(kept, x.size, self.coding) + groups.fixed_widths(symbols)
 
-    def _unpack_many(self, bodies: Sequence[Body]) -> list[Float32]:
-        read = [_Quantised.read_front(body, math.prod(shape), self.levels) for body, shape in bodies]
-        if self.coding == "rans":
-            coded = [(body, at, [part.num_elements]) for (body, _), (part, at) in zip(bodies, read, strict=True)]
-            symbols = [streams[0] for streams in uncode_many(coded)]
-        else:
-            symbols = [part.read_fixed_widths(body[at:]) for (body, _), (part, at) in zip(bodies, read, strict=True)]
-        return [
-            part.values(found).reshape(shape)
-            for (_, shape), (part, _), found in zip(bodies, read, symbols, strict=True)
-        ]
-
-    def _quantise(self, x: Float32) -> _Quantised:
-        flat = np.ascontiguousarray(x).reshape(-1)
-        kept = largest(flat, math.ceil(round((1 - self.sparsity) * len(flat), 6)))
-        magnitudes = np.abs(flat[kept])
-        order = np.argsort(magnitudes, kind="stable")
-        bits, ranges, symbols = [], [], np.zeros(len(flat), np.int32)
-        first = 1
-        for members in np.array_split(order, self.num_groups):
-            group = magnitudes[members] if len(members) else np.ones(1, np.float32)
-            low, high = np.float16(group.min()), np.float16(group.max())
-            span = np.float32(high) - np.float32(low)
-            share = np.clip((group - np.float32(low)) / span, 0, 1) if span > 0 else np.zeros_like(group)
-            width = self._width(share) if span > 0 else 0
-            codes = _codes(share, width, self.levels)
-            symbols[kept[members]] = first + codes[: len(members)]
-            first += 1 << width
-            bits.append(width)
-            ranges.append((low, high))
-        return _Quantised(tuple(bits), np.array(ranges, "<f2"), symbols, flat[kept] < 0, len(flat), self.levels)
-
-    def _width(self, share: Float32) -> int:
-        """The least width whose mean error is within the budget."""
-        for width in range(MAX_BITS):
-            error = np.abs(share - _places(_codes(share, width, self.levels), width, self.levels))
-            if float(error.mean()) <= self.distortion:
-                return width
-        return MAX_BITS
-
-
-def _codes(share: Float32, width: int, levels: Levels) -> Integers:
-    """Codes of values given as shares of a group's range, which may have a width each."""
-    if levels == "ends":
-        return np.rint(share * ((1 << width) - 1)).astype(np.int32)
-    return np.minimum(share * (1 << width), (1 << width) - 1).astype(np.int32)
-
-
-def _places(codes: Integers, width: int | Integers, levels: Levels) -> Float32:
-    """Where codes lie in the range, as shares of it; at width 0 the lower end, or the middle."""
-    count = np.left_shift(1, width)
-    places = codes / np.maximum(count - 1, 1) if levels == "ends" else (codes + 0.5) / count
-    return np.asarray(places, np.float32)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Quantised:
-    """A symbol for each element: 0 if dropped, else one more than its place among the levels of all groups."""
-
-    bits: tuple[int, ...]
-    ranges: np.ndarray[tuple[int, ...], np.dtype[np.float16]]
-    symbols: Integers
-    negative: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-    num_elements: int
-    levels: Levels
-
-    def front(self) -> bytes:
-        """The groups, whether there are signs, and the signs."""
-        groups = bytes(self.bits) + self.ranges.tobytes()
-        signs = pack_bits(self.negative.astype(np.int32), 1) if self.negative.any() else b""
-        return varint(len(self.bits)) + groups + varint(len(self.negative)) + bytes((bool(signs),)) + signs
-
-    @classmethod
-    def read_front(cls, body: bytes, num_elements: int, levels: Levels) -> tuple[_Quantised, int]:
-        """The inverse of :meth:`front` without symbols, and where the next byte is."""
-        num_groups, at = read_varint(body, 0)
-        bits = tuple(body[at : at + num_groups])
-        ranges = np.frombuffer(body, "<f2", 2 * num_groups, at + num_groups).reshape(-1, 2)
-        num_kept, at = read_varint(body, at + RANGE_BYTES * num_groups)
+    def _unpack(self, body: bytes, shape: tuple[int, ...]) -> Float32:
+        groups, at = _Groups.from_bytes(body)
+        num_elements = math.prod(shape)
+        num_kept, at = read_varint(body, at)
         has_signs, at = body[at], at + 1
         end = at + (num_kept + 7) // 8 * has_signs
         negative = unpack_bits(body[at:end], num_kept, 1) if has_signs else np.zeros(num_kept)
-        return cls(bits, ranges, np.empty(0, np.int32), negative.astype(bool), num_elements, levels), end
+        if self.coding == "rans":
+            (everywhere,) = uncode(body, end, [num_elements])
+            kept = np.flatnonzero(everywhere)
+            symbols = everywhere[kept]
+        else:
+            kept, size = read_positions(body[end:], num_elements, num_kept, self.coding)
+            symbols = groups.read_fixed_widths(body[end + size :], num_kept)
+        magnitudes = groups.magnitudes(self.levels)[symbols]
+        flat = np.zeros(num_elements, np.float32)
+        flat[kept] = np.where(negative, -magnitudes, magnitudes)
+        return flat.reshape(shape)
 
-    def fixed_widths(self) -> bytes:
-        """Bitmap, labels, then the codes of each group at its width."""
-        kept = self.symbols > 0
-        labels, codes = self._split(self.symbols[kept])
-        parts = [np.packbits(kept).tobytes(), pack_bits(labels, self._label_width)]
+    def _quantise(self, flat: Float32) -> tuple[_Groups, npt.NDArray[np.int64], Integers, npt.NDArray[np.bool_]]:
+        """The groups; positions, symbols and signs of the survivors."""
+        kept = largest(flat, math.ceil(round((1 - self.sparsity) * len(flat), 6)))
+        magnitudes = np.abs(flat[kept])
+        order = np.argsort(magnitudes)
+        ordered = magnitudes[order]
+        # As equal as they can be, the first ones larger.
+        sizes = np.array([(len(kept) + self.num_groups - 1 - g) // self.num_groups for g in range(self.num_groups)])
+        ends = np.cumsum(sizes)
+        ranges = np.ones((self.num_groups, 2), "<f2")
+        used = sizes > 0
+        ranges[used, 0], ranges[used, 1] = ordered[(ends - sizes)[used]], ordered[ends[used] - 1]
+        low, high = np.ascontiguousarray(ranges.T, np.float32)
+        codes = np.zeros(len(kept), np.int32)
+        widths = quantise_groups(ordered, ends, low, high, self.distortion, self.levels == "ends", codes)
+        groups = _Groups(tuple(widths.tolist()), ranges)
+        symbols = np.empty(len(kept), np.int32)
+        symbols[order] = codes + np.repeat(groups.firsts, sizes)
+        return groups, kept, symbols, flat[kept] < 0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Groups:
+    """Widths and ranges. A survivor's symbol is one more than its code's place among the levels of all groups."""
+
+    bits: tuple[int, ...]
+    ranges: npt.NDArray[np.float16]
+
+    def to_bytes(self) -> bytes:
+        return varint(len(self.bits)) + bytes(self.bits) + self.ranges.tobytes()
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> tuple[_Groups, int]:
+        """The inverse of :meth:`to_bytes`, and where the next byte is."""
+        num_groups, at = read_varint(body, 0)
+        ranges = np.frombuffer(body, "<f2", 2 * num_groups, at + num_groups).reshape(-1, 2)
+        return cls(tuple(body[at : at + num_groups]), ranges), at + RANGE_BYTES * num_groups
+
+    def fixed_widths(self, symbols: Integers) -> bytes:
+        """Labels, then the codes of each group at its width."""
+        labels = self._labels[symbols]
+        codes = symbols - self.firsts[labels]
+        parts = [pack_bits(labels, self._label_width)]
         parts += [pack_bits(codes[labels == group], width) for group, width in enumerate(self.bits) if width]
         return b"".join(parts)
 
-    def read_fixed_widths(self, data: bytes) -> Integers:
+    def read_fixed_widths(self, data: bytes, num_kept: int) -> Integers:
         """The symbols of :meth:`fixed_widths`."""
-        at = (self.num_elements + 7) // 8
-        kept = np.unpackbits(np.frombuffer(data[:at], np.uint8), count=self.num_elements).astype(bool)
-        labels = unpack_bits(data[at:], len(self.negative), self._label_width)
-        at += (len(labels) * self._label_width + 7) // 8
-        found = self._firsts[labels]
+        labels = unpack_bits(data, num_kept, self._label_width)
+        at = (num_kept * self._label_width + 7) // 8
+        symbols = self.firsts[labels]
         for group, width in enumerate(self.bits):
             count = int((labels == group).sum())
             if width and count:
                 end = at + (count * width + 7) // 8
-                found[labels == group] += unpack_bits(data[at:end], count, width)
+                symbols[labels == group] += unpack_bits(data[at:end], count, width)
                 at = end
-        symbols = np.zeros(self.num_elements, np.int32)
-        symbols[kept] = found
         return symbols
 
-    def values(self, symbols: Integers) -> Float32:
-        """The elements that the symbols stand for."""
-        kept = symbols > 0
-        labels, codes = self._split(symbols[kept])
-        low, high = self.ranges.astype(np.float32)[labels].T
-        magnitudes = low + (high - low) * _places(codes, np.array(self.bits, np.int32)[labels], self.levels)
-        values = np.zeros(self.num_elements, np.float32)
-        values[kept] = np.where(self.negative, -magnitudes, magnitudes)
-        return values
-
-    def _split(self, found: Integers) -> tuple[Integers, Integers]:
-        """Group and code of symbols other than 0."""
-        labels = np.searchsorted(self._firsts, found, side="right") - 1
-        return labels.astype(np.int32), found - self._firsts[labels]
+    def magnitudes(self, levels: Levels) -> Float32:
+        """What each symbol stands for: the places of its group's codes from the range's low to its high end."""
+        values = [np.zeros(1, np.float32)]
+        for width, (low, high) in zip(self.bits, self.ranges.astype(np.float32), strict=True):
+            codes, count = np.arange(1 << width, dtype=np.float32), 1 << width
+            places = codes / max(count - 1, 1) if levels == "ends" else (codes + np.float32(0.5)) / count
+            values.append(low + (high - low) * places)
+        return np.concatenate(values)
 
     @property
-    def _firsts(self) -> Integers:
+    def firsts(self) -> Integers:
         """The symbol of code 0 of each group."""
         levels = 1 << np.array(self.bits, np.int32)
         return np.asarray(1 + np.cumsum(levels) - levels, np.int32)
+
+    @property
+    def _labels(self) -> Integers:
+        """The group of each symbol; symbol 0 has none."""
+        return np.repeat(np.arange(-1, len(self.bits), dtype=np.int32), [1, *(1 << width for width in self.bits)])
 
     @property
     def _label_width(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from serverlight.codec.codec import Codec, decode
 from serverlight.codec.config import CodecConfig
-from serverlight.codec.rivals.rival import Body, Float32, Rival
+from serverlight.codec.rivals.rival import Float32, Rival
 
 __all__ = ["Profile"]
 
@@ -32,17 +32,21 @@ class Profile(Rival):
         """The codec's settings."""
         return self.settings.to_dict()
 
-    def encode_many(self, tensors: Sequence[Float32]) -> list[bytes]:
-        """One frame for each tensor; it holds the shape itself."""
-        return self._pack_many(tensors)
+    def encode(self, x: Float32) -> bytes:
+        """A frame; it holds the shape itself."""
+        return self._pack(x)
 
-    def decode_many(self, messages: Sequence[bytes]) -> list[Float32]:
-        """The tensor of each frame."""
-        return [np.asarray(decode(m, like="numpy", backend=self.backend), np.float32) for m in messages]
+    def decode(self, message: bytes) -> Float32:
+        """The tensor of a frame."""
+        return self._unpack(message, ())
 
-    def _pack_many(self, tensors: Sequence[Float32]) -> list[bytes]:
-        codec = Codec(self.settings, backend=self.backend)
-        return [codec.encode(x) for x in tensors]
+    def _pack(self, x: Float32) -> bytes:
+        return _codec(self.settings, self.backend).encode(x)
 
-    def _unpack_many(self, bodies: Sequence[Body]) -> list[Float32]:
-        return self.decode_many([body for body, _ in bodies])
+    def _unpack(self, body: bytes, shape: tuple[int, ...]) -> Float32:
+        return np.asarray(decode(body, like="numpy", backend=self.backend), np.float32)
+
+
+@functools.lru_cache
+def _codec(settings: CodecConfig, backend: str) -> Codec:
+    return Codec(settings, backend=backend)

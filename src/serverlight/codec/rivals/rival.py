@@ -8,17 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "Body",
     "Float32",
     "Integers",
-    "OneByOne",
     "Rival",
     "as_tokens",
     "from_tokens",
@@ -31,8 +28,6 @@ __all__ = [
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Integers: TypeAlias = npt.NDArray[np.int32]
-Body: TypeAlias = tuple[bytes, tuple[int, ...]]
-"""What follows the shape in a message, and the shape."""
 
 
 class Rival(ABC):
@@ -48,36 +43,12 @@ class Rival(ABC):
 
     def encode(self, x: Float32) -> bytes:
         """One message with everything that :meth:`decode` needs, the shape included."""
-        return self.encode_many([x])[0]
+        return shape_bytes(x.shape) + self._pack(x)
 
     def decode(self, message: bytes) -> Float32:
         """The tensor of a message of :meth:`encode`, in the shape that was encoded."""
-        return self.decode_many([message])[0]
-
-    def encode_many(self, tensors: Sequence[Float32]) -> list[bytes]:
-        """The messages that :meth:`encode` gives one by one; some rivals are quicker on many at once."""
-        bodies = self._pack_many(tensors)
-        return [shape_bytes(x.shape) + body for x, body in zip(tensors, bodies, strict=True)]
-
-    def decode_many(self, messages: Sequence[bytes]) -> list[Float32]:
-        """The tensors that :meth:`decode` gives one by one."""
-        bodies = []
-        for message in messages:
-            shape, at = read_shape(message)
-            bodies.append((message[at:], shape))
-        return self._unpack_many(bodies)
-
-    @abstractmethod
-    def _pack_many(self, tensors: Sequence[Float32]) -> list[bytes]:
-        """What follows the shape in each message."""
-
-    @abstractmethod
-    def _unpack_many(self, bodies: Sequence[Body]) -> list[Float32]:
-        """The inverse of :meth:`_pack_many`."""
-
-
-class OneByOne(Rival):
-    """A rival that gains nothing from many messages at once."""
+        shape, at = read_shape(message)
+        return self._unpack(message[at:], shape)
 
     @abstractmethod
     def _pack(self, x: Float32) -> bytes:
@@ -86,12 +57,6 @@ class OneByOne(Rival):
     @abstractmethod
     def _unpack(self, body: bytes, shape: tuple[int, ...]) -> Float32:
         """The inverse of :meth:`_pack`."""
-
-    def _pack_many(self, tensors: Sequence[Float32]) -> list[bytes]:
-        return [self._pack(x) for x in tensors]
-
-    def _unpack_many(self, bodies: Sequence[Body]) -> list[Float32]:
-        return [self._unpack(*body) for body in bodies]
 
 
 # -- the front of a message ------------------------------------------------------------------------

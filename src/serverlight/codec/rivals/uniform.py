@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from serverlight.codec.rivals.entropy import code_many, uncode_many
-from serverlight.codec.rivals.rival import Body, Float32, Integers, Rival, read_varint, varint
+from serverlight.codec.rivals.entropy import code, uncode
+from serverlight.codec.rivals.rival import Float32, Integers, Rival, read_varint, varint
 
 __all__ = ["SparseUniform", "Uniform"]
 
@@ -32,13 +32,13 @@ class Uniform(Rival):
     levels: int = 16
     """Number of different codes."""
 
-    def _pack_many(self, tensors: Sequence[Float32]) -> list[bytes]:
-        quantised = [self._quantise(x) for x in tensors]
-        return code_many([step for step, _ in quantised], [[codes] for _, codes in quantised])
+    def _pack(self, x: Float32) -> bytes:
+        step, codes = self._quantise(x)
+        return code(step, [codes])
 
-    def _unpack_many(self, bodies: Sequence[Body]) -> list[Float32]:
-        coded = uncode_many([(body, STEP_BYTES, [math.prod(shape)]) for body, shape in bodies])
-        return [_values(body, codes, shape) for (body, shape), (codes,) in zip(bodies, coded, strict=True)]
+    def _unpack(self, body: bytes, shape: tuple[int, ...]) -> Float32:
+        (codes,) = uncode(body, STEP_BYTES, [math.prod(shape)])
+        return _values(body, codes, shape)
 
     def _quantise(self, x: Float32) -> tuple[bytes, Integers]:
         """The step's bytes, and the codes; code 0 is the value 0."""
@@ -56,26 +56,18 @@ class SparseUniform(Uniform):
 
     name: ClassVar[str] = "uniform-csr-rans"
 
-    def _pack_many(self, tensors: Sequence[Float32]) -> list[bytes]:
-        fronts, streams = [], []
-        for x in tensors:
-            step, codes = self._quantise(x)
-            row_length = min(ROW_LENGTHS, key=lambda length: sum(map(_stream_bits, _csr(codes, length))))
-            streams.append(_csr(codes, row_length))
-            fronts.append(step + varint(row_length) + varint(len(streams[-1][0])))
-        return code_many(fronts, streams)
+    def _pack(self, x: Float32) -> bytes:
+        step, codes = self._quantise(x)
+        row_length = min(ROW_LENGTHS, key=lambda length: sum(map(_stream_bits, _csr(codes, length)[1:])))
+        streams = _csr(codes, row_length)
+        return code(step + varint(row_length) + varint(len(streams[0])), streams)
 
-    def _unpack_many(self, bodies: Sequence[Body]) -> list[Float32]:
-        lengths, coded = [], []
-        for body, shape in bodies:
-            row_length, at = read_varint(body, STEP_BYTES)
-            num_nonzero, at = read_varint(body, at)
-            lengths.append(row_length)
-            coded.append((body, at, [num_nonzero, num_nonzero, -(-math.prod(shape) // row_length)]))
-        return [
-            _values(body, _from_csr(parts, length, math.prod(shape)), shape)
-            for (body, shape), length, parts in zip(bodies, lengths, uncode_many(coded), strict=True)
-        ]
+    def _unpack(self, body: bytes, shape: tuple[int, ...]) -> Float32:
+        num_elements = math.prod(shape)
+        row_length, at = read_varint(body, STEP_BYTES)
+        num_nonzero, at = read_varint(body, at)
+        parts = uncode(body, at, [num_nonzero, num_nonzero, -(-num_elements // row_length)])
+        return _values(body, _from_csr(parts, row_length, num_elements), shape)
 
 
 def _values(body: bytes, codes: Integers, shape: tuple[int, ...]) -> Float32:

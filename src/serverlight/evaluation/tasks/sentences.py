@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from serverlight.evaluation.tasks.task import Feature, Floats, Quality, bootstrap_interval
-from serverlight.evaluation.tasks.tokens import token_ids
+from serverlight.evaluation.tasks.task import Feature, Floats, Quality, RawInput, bootstrap_interval
+from serverlight.evaluation.tasks.tokens import raw_tokens, token_ids
 from serverlight.models import LoadedModel
 
 __all__ = ["ScoredPairs", "SentenceTask", "load_sts_pairs", "spearman"]
@@ -64,6 +64,11 @@ class SentenceTask:
     def base_metric(self) -> float:
         """Spearman's correlation of the uncut model times 100."""
         return 100 * spearman(_similarities(self._base), self._pairs.scores)
+
+    @property
+    def raw_input(self) -> RawInput:
+        """The token ids."""
+        return raw_tokens(sum(x.shape[1] for x in self._features))
 
     def features(self) -> Sequence[Feature]:
         """One message (1, T, D) for each sentence, pair by pair."""

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 
 from serverlight.evaluation.tasks.llama import Llama
-from serverlight.evaluation.tasks.task import Feature, Quality, bootstrap_interval, kl_divergence
-from serverlight.evaluation.tasks.tokens import token_ids
+from serverlight.evaluation.tasks.task import Feature, Quality, RawInput, bootstrap_interval, kl_divergence
+from serverlight.evaluation.tasks.tokens import raw_tokens, token_ids
 
 __all__ = ["WindowTask", "load_windows"]
 
@@ -49,6 +49,11 @@ class WindowTask:
     def base_metric(self) -> float:
         """Next-token accuracy of the uncut model, as a percentage."""
         return 100 * float(self._is_right(self._base_logits).mean())
+
+    @property
+    def raw_input(self) -> RawInput:
+        """The token ids."""
+        return raw_tokens(self._windows[:, :-1].size)
 
     def features(self) -> Sequence[Feature]:
         """One message (1, T, D) for each window."""

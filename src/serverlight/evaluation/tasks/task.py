@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CodecTask", "Feature", "Floats", "Quality", "bootstrap_interval", "kl_divergence"]
+__all__ = ["CodecTask", "Feature", "Floats", "Quality", "RawInput", "bootstrap_interval", "kl_divergence"]
 
 Feature: TypeAlias = npt.NDArray[np.float32]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -34,6 +34,17 @@ class Quality:
     """Mean divergence from the uncut model's outputs: Kullback-Leibler's in nats; of embeddings, 1 - cosine."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawInput:
+    """What a device sends that runs no part of the model."""
+
+    format: str
+    """How the inputs are written."""
+
+    num_bytes: int
+    """Bytes of all inputs together."""
+
+
 class CodecTask(Protocol):
     """A model cut at one place, with the data to judge it by."""
 
@@ -52,6 +63,10 @@ class CodecTask(Protocol):
     @property
     def base_metric(self) -> float:
         """The uncut model's figure, as a percentage."""
+
+    @property
+    def raw_input(self) -> RawInput:
+        """The inputs that the features were made of; sent in full, they lose nothing."""
 
     def features(self) -> Sequence[Feature]:
         """One message for each image, sentence or window of tokens, with its batch side of 1 in front, as a device sends it."""

@@ -6,8 +6,12 @@ import pathlib
 from collections.abc import Sequence
 
 from serverlight.errors import MissingDependency, ModelError
+from serverlight.evaluation.tasks.task import RawInput
 
-__all__ = ["token_ids"]
+__all__ = ["raw_tokens", "token_ids"]
+
+ID_BYTES = 2
+"""Bytes of a token id; vocabularies are below 65,536."""
 
 
 def token_ids(folder: pathlib.Path, texts: Sequence[str]) -> list[list[int]]:
@@ -25,3 +29,8 @@ def token_ids(folder: pathlib.Path, texts: Sequence[str]) -> list[list[int]]:
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
     return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
+def raw_tokens(count: int) -> RawInput:
+    """So many tokens, each id in two bytes."""
+    return RawInput(format="token ids of 2 bytes", num_bytes=ID_BYTES * count)

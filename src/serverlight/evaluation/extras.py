@@ -1,0 +1,125 @@
+"""What a message costs beside its time alone: in batches, in threads, in memory, and in a process that has just begun."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from serverlight.codec import Codec, decode, decode_batch
+from serverlight.evaluation.checks import Check
+from serverlight.evaluation.speed import SpeedRow, sample_feature
+
+__all__ = ["extra_checks"]
+
+TOKEN = (1, 4096)
+NUM_TOKENS = 64
+PROMPT = (512, 4096)
+ROUNDS = 15
+
+WARM_START = "from serverlight.codec import warm_up; print(warm_up())"
+
+PEAK_MEMORY = """
+import pathlib, sys
+import numpy as np
+from serverlight.codec import Codec, decode_into
+def kilobytes(field):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+def extra(call):
+    before = kilobytes("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    call()
+    return kilobytes("VmHWM") - before
+codec, rng = Codec(), np.random.default_rng(0)
+x, y = (rng.standard_normal(({tokens}, 4096), np.float32) for _ in range(2))
+small = codec.encode(x[:1])
+decode_into(small, y[:1])
+frames = []
+print(extra(lambda: frames.append(codec.encode(x))) / (x.nbytes / 1024))
+print(extra(lambda: decode_into(frames[0], y)) / (x.nbytes / 1024))
+"""
+"""A process of its own, since memory that was used before does not count as new."""
+
+
+def extra_checks(rows: Sequence[SpeedRow], codec: str) -> list[Check]:
+    """One token, 64 tokens in a batch, two threads, peak memory and a warm start.
+
+    Args:
+        rows: times of single tokens, among others.
+        codec: whose rows count.
+    """
+    return [*_token_times(rows, codec), _batch(), *_threads(), *_peak_memory(), _warm_start()]
+
+
+def _token_times(rows: Sequence[SpeedRow], codec: str) -> list[Check]:
+    row = next((row for row in rows if row.codec == codec and row.shape == TOKEN), None)
+    if row is None:
+        return []
+    times = (("encode", row.encode_us), ("decode", row.decode_us))
+    return [Check(name=f"{codec}: {what} one token {_sides(TOKEN)}", value=value, unit="us") for what, value in times]
+
+
+def _batch() -> Check:
+    codec = Codec()
+    frames = [codec.encode(sample_feature(TOKEN, seed)) for seed in range(NUM_TOKENS)]
+    together, alone = _medians(lambda: decode_batch(frames), lambda: [decode(frame) for frame in frames])
+    name = f"decode {NUM_TOKENS} tokens {_sides(TOKEN)} in one call: time over that of {NUM_TOKENS} calls"
+    return Check(name=name, value=together / alone, unit="x", limit=1.0)
+
+
+def _threads() -> list[Check]:
+    if len(os.sched_getaffinity(0)) < 2:
+        return []
+    codec, tensors = Codec(), [sample_feature(PROMPT, seed) for seed in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        two, one = _medians(
+            lambda: list(pool.map(codec.encode, tensors)), lambda: [codec.encode(tensor) for tensor in tensors]
+        )
+    name = f"encode two tensors {_sides(PROMPT)} in two threads: speed over one thread"
+    return [Check(name=name, value=one / two, unit="x", bound=">=", limit=1.5)]
+
+
+def _peak_memory() -> list[Check]:
+    if not sys.platform.startswith("linux"):
+        return []
+    printed = _in_fresh_process(PEAK_MEMORY.replace("{tokens}", str(PROMPT[0]))).split()
+    return [
+        Check(
+            name=f"{what} {_sides(PROMPT)}: peak memory beside the tensor's own",
+            value=float(share),
+            unit="x",
+            limit=1.0,
+        )
+        for what, share in zip(("encode", "decode"), printed, strict=True)
+    ]
+
+
+def _warm_start() -> Check:
+    _in_fresh_process(WARM_START)  # compiles where nothing is compiled yet
+    seconds = statistics.median(float(_in_fresh_process(WARM_START)) for _ in range(3))
+    return Check(name="first message and back in a fresh process, compiled before", value=seconds, unit="s", limit=1.0)
+
+
+def _medians(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of two calls that take turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS + 1):
+        for call, taken in zip((first, second), times, strict=True):
+            started = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - started)
+    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
+
+
+def _in_fresh_process(script: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

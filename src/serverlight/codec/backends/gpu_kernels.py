@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NUM_FIELDS = tl.constexpr(17)
+NUM_FIELDS = tl.constexpr(18)
 GOOD, BAD_WORDS, BAD_ESCAPES, LEFT_ESCAPES, BAD_RAW = (tl.constexpr(code) for code in range(5))
 FLAT, TOKENS, ONE_SIDED_PLANES, SIGNED_PLANES = (tl.constexpr(kind) for kind in range(4))
 FLOAT32, FLOAT16, BFLOAT16 = (tl.constexpr(dtype) for dtype in range(3))
@@ -62,8 +62,11 @@ def get(states, row, active, slots, words, size, at):
 
 
 @triton.jit
-def get_number(escapes, num_bits, at, ONE_SIDED: tl.constexpr):
-    """One escaped number, and the position after it: -1 past the end, over 32 bits, or if it is too large."""
+def get_number(escapes, num_bits, at, is_whole, ONE_SIDED: tl.constexpr):
+    """One escaped number, and the position after it: -1 past the end, over 32 bits, or if it is too large.
+
+    It is sent whole, or as what it exceeds a nibble by.
+    """
     i = tl.arange(0, 64)
     place = at + i
     byte = tl.load(escapes + (place >> 3), mask=(place >= i) & (place < num_bits), other=0).to(tl.int32)
@@ -74,11 +77,22 @@ def get_number(escapes, num_bits, at, ONE_SIDED: tl.constexpr):
     is_field = (field >= 0) & (field < width)
     low = tl.sum(tl.where(is_field, bit.to(tl.int64) << tl.minimum(tl.maximum(field, 0), 40).to(tl.int64), 0), 0)
     code = low + (tl.full((), 1, tl.int64) << tl.minimum(width, 40).to(tl.int64)) - 2
-    number = code
-    if not ONE_SIDED:
-        number = tl.where((code & 1) == 1, (code + 1) >> 1, -(code >> 1))
+    if ONE_SIDED:
+        number = tl.where(is_whole, code, code + 15)
+    else:
+        is_odd = (code & 1) == 1
+        whole, excess = tl.where(is_odd, (code + 1) >> 1, -(code >> 1)), 8 + (code >> 1)
+        number = tl.where(is_whole, whole, tl.where(is_odd, -excess, excess))
     good = (at >= 0) & (width <= 32) & (after <= num_bits) & (tl.abs(number) <= LARGEST_NUMBER)
     return tl.where(good, number, 0).to(tl.int32), tl.where(good, after, -1)
+
+
+@triton.jit
+def get_whole(escapes, num_bits, at):
+    """The bit that says whether the numbers of a pair are sent whole, and the position after it: -1 past the end."""
+    good = (at >= 0) & (at < num_bits)
+    byte = tl.load(escapes + (at >> 3), mask=good, other=0).to(tl.int32)
+    return ((byte >> (at & 7).to(tl.int32)) & 1) == 1, tl.where(good, at + 1, -1)
 
 
 @triton.jit
@@ -86,26 +100,32 @@ def number_of(nibble, flip, ONE_SIDED: tl.constexpr):
     """The number of a nibble below 15."""
     if ONE_SIDED:
         return nibble
-    magnitude = (nibble + 1) >> 1
-    return tl.where((nibble & 1) == 1, magnitude, -magnitude) * flip
+    else:
+        magnitude = (nibble + 1) >> 1
+        return tl.where((nibble & 1) == 1, magnitude, -magnitude) * flip
 
 
 @triton.jit
-def numbers_of(symbol, flip, active, single, escapes, num_bits, bits, ONE_SIDED: tl.constexpr, LANES: tl.constexpr):
+def numbers_of(
+    symbol, flip, active, single, escapes, num_bits, bits, has_halves, ONE_SIDED: tl.constexpr, LANES: tl.constexpr
+):
     """The two numbers of each lane's pair; those that have no nibble of their own come from the escape bits, lane by lane."""
     first, second = number_of(symbol >> 4, flip, ONE_SIDED), number_of(symbol & 15, flip, ONE_SIDED)
     first_escaped = (active & ((symbol >> 4) == 15)).to(tl.int32)
     second_escaped = (active & ((symbol & 15) == 15) & (single == 0)).to(tl.int32)
-    escaped = first_escaped | second_escaped << 1
+    escaped = first_escaped | second_escaped << 1 | (active & (symbol == 255)).to(tl.int32) << 2
     if tl.sum(escaped, 0) > 0:
         lane = tl.arange(0, LANES)
         for i in range(LANES):
             which = tl.sum(tl.where(lane == i, escaped, 0), 0)
+            is_whole = (which & 4) != 0
+            if ((which & 4) != 0) & (has_halves != 0):
+                is_whole, bits = get_whole(escapes, num_bits, bits)
             if (which & 1) != 0:
-                number, bits = get_number(escapes, num_bits, bits, ONE_SIDED)
+                number, bits = get_number(escapes, num_bits, bits, is_whole, ONE_SIDED)
                 first = tl.where(lane == i, number, first)
             if (which & 2) != 0:
-                number, bits = get_number(escapes, num_bits, bits, ONE_SIDED)
+                number, bits = get_number(escapes, num_bits, bits, is_whole, ONE_SIDED)
                 second = tl.where(lane == i, number, second)
     return first, tl.where(single != 0, 0, second), bits
 
@@ -130,14 +150,14 @@ def read_flat(jobs, data, halves, slots, high, status, columns, LANES: tl.conste
     slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
     first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
     words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
-    escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
+    escapes, num_bytes, has_halves = data + tl.load(facts + 6), tl.load(facts + 7), tl.load(facts + 17)
     at, bits = tl.full((), 2 * LANES, tl.int64), tl.full((), 0, tl.int64)
     states = start_states(words, size, lane)
     for begin in range(first, last, LANES):
         pair = begin + lane
         active, single = pair < last, (2 * pair + 1 >= columns).to(tl.int32)
         states, symbol, at = get(states, single, active, slots, words, size, at)
-        a, b, bits = numbers_of(symbol, 1, active, single, escapes, 8 * num_bytes, bits, False, LANES)
+        a, b, bits = numbers_of(symbol, 1, active, single, escapes, 8 * num_bytes, bits, has_halves, False, LANES)
         tl.store(high + 2 * pair, a, mask=active)
         tl.store(high + 2 * pair + 1, b, mask=active & (single == 0))
     settle(status, job, states, at, size, escapes, num_bytes, bits)
@@ -168,7 +188,7 @@ def read_tokens(jobs, data, halves, slots, high, means, status, rows, columns, L
     slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
     first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
     words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
-    escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
+    escapes, num_bytes, has_halves = data + tl.load(facts + 6), tl.load(facts + 7), tl.load(facts + 17)
     means, start = means + 2 * tl.load(facts + 8), tl.load(facts + 9).to(tl.int32)
     b0, b1, b2 = tl.load(facts + 10), tl.load(facts + 11), tl.load(facts + 12)
     b3, b4, b5, b6 = tl.load(facts + 13), tl.load(facts + 14), tl.load(facts + 15), tl.load(facts + 16)
@@ -186,7 +206,7 @@ def read_tokens(jobs, data, halves, slots, high, means, status, rows, columns, L
             context, flip = token_context(busy, lean, b0, b1, b2, b3, b4, b5, b6)
             single = 0 * lane + is_single.to(tl.int32)
             states, symbol, at = get(states, context + 16 * single, active, slots, words, size, at)
-            a, b, bits = numbers_of(symbol, flip, active, single, escapes, 8 * num_bytes, bits, False, LANES)
+            a, b, bits = numbers_of(symbol, flip, active, single, escapes, 8 * num_bytes, bits, has_halves, False, LANES)
             place = high + 2 * pair * columns + channel
             tl.store(place, a, mask=active)
             tl.store(place + columns, b, mask=active & (single == 0))
@@ -214,7 +234,7 @@ def read_planes(
     slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
     first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
     words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
-    escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
+    escapes, num_bytes, has_halves = data + tl.load(facts + 6), tl.load(facts + 7), tl.load(facts + 17)
     at, bits = tl.full((), 2 * LANES, tl.int64), tl.full((), 0, tl.int64)
     states = start_states(words, size, lane)
     for begin in range(first, last, LANES):
@@ -235,7 +255,9 @@ def read_planes(
                     flip = tl.where(context < 0, -1, 1)
                     context = tl.abs(context)
                 states, symbol, at = get(states, context + contexts * single, active, slots, words, size, at)
-                a, b, bits = numbers_of(symbol, flip, active, single, escapes, 8 * num_bytes, bits, ONE_SIDED, LANES)
+                a, b, bits = numbers_of(
+                    symbol, flip, active, single, escapes, 8 * num_bytes, bits, has_halves, ONE_SIDED, LANES
+                )
                 tl.store(place, a, mask=active)
                 tl.store(place + 1, b, mask=active & (single == 0))
                 left = neighbour_class(b, ONE_SIDED)

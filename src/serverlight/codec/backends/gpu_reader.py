@@ -14,7 +14,7 @@ import torch
 from serverlight.codec import activity, contextual, tables
 from serverlight.codec.backends import gpu_kernels as kernels
 from serverlight.codec.backends.gpu_launch import BLOCK, DTYPE_CODES, as_bits, blocks_of, launch, to_device
-from serverlight.codec.backends.reference import frequencies_for
+from serverlight.codec.backends.reference_coder import frequencies_for
 from serverlight.codec.coded import SHIFT_UNIT, Coded, is_one_sided_kind, segments_of
 from serverlight.codec.layout import Grid, Layout
 from serverlight.codec.tensors import LARGEST
@@ -78,7 +78,7 @@ class Group:
     def read(self, out: torch.Tensor) -> Fault | None:
         """Reads the frames into their places of ``out``."""
         jobs, facts, data = self._layout()
-        frequencies = [frequencies_for(frame.coded.levels, self._grid, self._kind) for frame in self._frames]
+        frequencies = [frequencies_for(frame.coded.levels, self._grid, self._kind, frame.coded.half_escapes) for frame in self._frames]
         ends = np.cumsum(np.concatenate(frequencies), axis=1, dtype=np.int32)
         slots = torch.empty(len(ends) * tables.SCALE, dtype=torch.int32, device=self._device)
         launch(kernels.fill_slots, (len(ends),), to_device(ends, self._device), slots)
@@ -104,7 +104,7 @@ class Group:
             word_places = itertools.accumulate(num_words, initial=(at + words_at) // 2)
             escape_places = itertools.accumulate(num_escapes, initial=at + raw_at - sum(num_escapes))
             start = int(activity.ACTIVITY[coded.activity])
-            common = (number * self._grid.columns, start, *activity.thresholds_for(start))
+            common = (number * self._grid.columns, start, *activity.thresholds_for(start), coded.half_escapes)
             for bounds, *streams in zip(
                 itertools.pairwise(self._bounds), word_places, num_words, escape_places, num_escapes, strict=False
             ):

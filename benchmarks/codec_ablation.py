@@ -163,8 +163,8 @@ def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: boo
 def equal_groups(features: Sequence[Feature], sparsity: float, distortion: float) -> Sent:
     """Eight groups of equal size with ranges of their own, under rANS; dropped elements come as their mean, for 16 bits."""
     rival = PlainSlicer(sparsity=sparsity, num_groups=8, distortion=distortion, coding="rans")
-    messages = rival.encode_many(features)
-    received = rival.decode_many(messages)
+    messages = [rival.encode(x) for x in features]
+    received = [rival.decode(message) for message in messages]
     for x, y in zip(features, received, strict=True):
         if (x >= 0).all() and not y.all():
             y[y == 0] = x[y == 0].mean()

@@ -12,27 +12,32 @@ import pytest
 
 SRC = pathlib.Path(__file__).parents[1] / "src" / "serverlight"
 
-BASE = {"errors", "codec", "partition", "plan", "models", "link"}
+BASE = {"errors", "codec", "huggingface", "partition", "plan", "models", "link", "sampling"}
 MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "errors": set(),
     "codec": {"errors"},
-    "partition": {"errors"},
-    "models": {"errors"},
+    "huggingface": {"errors"},
+    "partition": {"errors", "huggingface"},
+    "models": {"errors", "huggingface"},
     "link": {"errors"},
+    "sampling": {"errors"},
     "calibration": {"errors", "codec"},
     "plan": {"errors", "codec"},
+    "generation": BASE - {"link"},
     "loopback": BASE - {"link"},
-    "runtime": BASE,
-    "evaluation": BASE | {"loopback", "runtime"},
-    "apps": BASE | {"loopback", "runtime", "evaluation"},
+    "runtime": BASE | {"generation"},
+    "evaluation": BASE | {"generation", "loopback", "runtime"},
+    "apps": BASE | {"generation", "loopback", "runtime", "evaluation"},
 }
 ONLY_IN = {  # package -> the files that may import it
     "grpc": {"runtime/grpc_transport.py"},
     "grpc_health": {"runtime/grpc_transport.py"},
-    "transformers": {"models/hub.py"},
+    "transformers": {"huggingface.py"},
+    "huggingface_hub": {"huggingface.py"},
     "PIL": {"models/images.py"},
     "matplotlib": {"apps/plots.py", "apps/bench_plots.py"},
     "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py"},
+    "triton": {"codec/backends/gpu_kernels.py", "codec/backends/gpu_writer_kernels.py"},
     "sklearn": set(),
     "psutil": set(),
 }

@@ -77,3 +77,19 @@ def test_missing_file_is_named(tmp_path: pathlib.Path) -> None:
     """A plan that is not there is a clear error."""
     with pytest.raises(ConfigError, match="cannot read"):
         Plan.load(tmp_path / "none.json")
+
+
+def test_basis_must_be_there_on_the_other_side() -> None:
+    """A plan with a basis goes with plans that have it; one without goes with any; old JSON without the field is read."""
+    with_basis = dataclasses.replace(PLAN, basis="00112233445566ff")
+    assert Plan.from_json(with_basis.to_json()) == with_basis
+    assert "basis" not in PLAN.to_dict()
+    PLAN.check_compatible(with_basis)
+    with_basis.check_compatible(with_basis)
+    with pytest.raises(PlanMismatch, match="basis"):
+        with_basis.check_compatible(PLAN)
+    for wrong in ("", "00", "00112233445566FF", 7):
+        with pytest.raises(ConfigError, match="basis"):
+            dataclasses.replace(PLAN, basis=wrong)
+    with pytest.raises(ConfigError, match="basis"):
+        with_basis.check_basis(None)

@@ -7,6 +7,7 @@ import inspect
 import serverlight as sl
 
 PUBLIC = [
+    "Basis",
     "Client",
     "Codec",
     "CodecConfig",
@@ -19,10 +20,14 @@ PUBLIC = [
     "Server",
     "ServerlightError",
     "calibrate",
+    "calibrate_basis",
     "connect",
     "decode",
     "inspect",
+    "load_head",
     "load_model",
+    "load_part",
+    "load_tail",
     "partition",
 ]
 

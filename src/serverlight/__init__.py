@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from serverlight.calibration import calibrate
-    from serverlight.codec import Codec, CodecConfig, FrameInfo, decode, inspect
+    from serverlight.codec import Basis, Codec, CodecConfig, FrameInfo, calibrate_basis, decode, inspect
     from serverlight.errors import ServerlightError
     from serverlight.loopback import Loopback
     from serverlight.models import LoadedModel, load_model
     from serverlight.partition import CutPoint, Partition, partition
+    from serverlight.partition.weights import load_head, load_part, load_tail
     from serverlight.plan import Plan
     from serverlight.runtime import Client, Server, connect
 
 __version__ = "0.1.0"
 
 _HOMES = {  # public name -> the module it lives in
+    "Basis": "serverlight.codec",
     "Client": "serverlight.runtime",
     "Codec": "serverlight.codec",
     "CodecConfig": "serverlight.codec",
@@ -33,14 +35,19 @@ _HOMES = {  # public name -> the module it lives in
     "Server": "serverlight.runtime",
     "ServerlightError": "serverlight.errors",
     "calibrate": "serverlight.calibration",
+    "calibrate_basis": "serverlight.codec",
     "connect": "serverlight.runtime",
     "decode": "serverlight.codec",
     "inspect": "serverlight.codec",
+    "load_head": "serverlight.partition.weights",
     "load_model": "serverlight.models",
+    "load_part": "serverlight.partition.weights",
+    "load_tail": "serverlight.partition.weights",
     "partition": "serverlight.partition",
 }
 
 __all__ = [
+    "Basis",
     "Client",
     "Codec",
     "CodecConfig",
@@ -53,10 +60,14 @@ __all__ = [
     "Server",
     "ServerlightError",
     "calibrate",
+    "calibrate_basis",
     "connect",
     "decode",
     "inspect",
+    "load_head",
     "load_model",
+    "load_part",
+    "load_tail",
     "partition",
 ]
 

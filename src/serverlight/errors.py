@@ -16,6 +16,7 @@
     │  │  ├─ BadVarint                       an integer is not minimally encoded, or too long
     │  │  ├─ ChecksumMismatch                the bytes were altered on the way
     │  │  ├─ BadPadding                      padding bits are not zero
+    │  │  ├─ UnknownBasis                    the frame needs a basis that the reader does not have
     │  │  └─ InconsistentFrame               sections contradict each other
     │  ├─ UnsupportedTensor                  dtype, rank or size the codec does not carry
     │  │  └─ NonFiniteTensor                 NaN or infinity in the tensor
@@ -24,6 +25,8 @@
     ├─ PartitionError
     │  ├─ CutNotFound                        no cut of that name
     │  ├─ NotExportable                      torch.export cannot trace the module
+    │  ├─ NotPartitionable                   a language model that cannot be cut exactly
+    │  ├─ ContextExceeded                    more tokens than the model's context holds
     │  └─ InputMismatch                      a tensor does not fit the boundary or the inputs
     ├─ PlanMismatch                          the two sides' plans differ; names the field
     ├─ TransportError
@@ -34,6 +37,7 @@
     │  ├─ MessageTooLarge                    a message over the agreed limit
     │  ├─ ServerBusy                         the server takes no more; retry_after_ms says when
     │  ├─ AddressInUse                       the port to listen on is taken
+    │  ├─ GenerationInterrupted              a sequence could not go on; token_ids holds what there is
     │  └─ RemoteError                        the server failed on its own account
     └─ MissingDependency                     an optional package is needed for this
 """
@@ -50,11 +54,13 @@ __all__ = [
     "CodecError",
     "ConfigError",
     "ConnectTimeout",
+    "ContextExceeded",
     "CutNotFound",
     "DeadlineExceeded",
     "FrameError",
     "FrameTooLarge",
     "FrameTooShort",
+    "GenerationInterrupted",
     "InconsistentFrame",
     "InputMismatch",
     "MessageTooLarge",
@@ -62,6 +68,7 @@ __all__ = [
     "ModelError",
     "NonFiniteTensor",
     "NotExportable",
+    "NotPartitionable",
     "PartitionError",
     "PeerUnavailable",
     "PlanMismatch",
@@ -71,6 +78,7 @@ __all__ = [
     "ServerlightError",
     "TrailingBytes",
     "TransportError",
+    "UnknownBasis",
     "UnsupportedFeature",
     "UnsupportedProfile",
     "UnsupportedTensor",
@@ -149,6 +157,10 @@ class BadPadding(FrameError):
     """Padding bits at the end of a section are not zero."""
 
 
+class UnknownBasis(FrameError):
+    """The frame names a basis that the reader was not given."""
+
+
 class InconsistentFrame(FrameError):
     """Parts of the frame contradict each other."""
 
@@ -194,6 +206,24 @@ class CutNotFound(PartitionError):
 
 class NotExportable(PartitionError):
     """torch.export cannot trace the module; says which operation and what to do."""
+
+
+class NotPartitionable(PartitionError):
+    """A language model whose parts do not give exactly what the whole gives; says what was seen."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"{model} cannot be cut: {reason}; run it whole, or choose a plain decoder such as Llama")
+        self.model, self.reason = model, reason
+
+
+class ContextExceeded(PartitionError):
+    """A prompt, or a prompt and what was generated, has more tokens than the model's context holds."""
+
+    def __init__(self, num_tokens: int, context_length: int) -> None:
+        super().__init__(
+            f"{num_tokens} tokens, but the model's context holds {context_length}; shorten the prompt or generate less"
+        )
+        self.num_tokens, self.context_length = num_tokens, context_length
 
 
 class InputMismatch(PartitionError):
@@ -244,6 +274,14 @@ class ServerBusy(TransportError):
     def __init__(self, retry_after_ms: int) -> None:
         super().__init__(f"the server is busy; try again in {retry_after_ms} ms")
         self.retry_after_ms = retry_after_ms
+
+
+class GenerationInterrupted(TransportError):
+    """A sequence could not go on; ``token_ids`` holds what was generated until then."""
+
+    def __init__(self, token_ids: tuple[int, ...], reason: str) -> None:
+        super().__init__(f"stopped after {len(token_ids)} tokens, which are kept: {reason}")
+        self.token_ids, self.reason = token_ids, reason
 
 
 class AddressInUse(TransportError):

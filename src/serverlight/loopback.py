@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from serverlight.codec import Codec, decode
+from serverlight.codec import Basis, Codec, decode
 from serverlight.errors import PlanMismatch
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
@@ -37,13 +37,16 @@ class Loopback:
     Args:
         plan: where to cut and how to compress.
         model: the model that the plan names, or its partition if it has been made already.
+        basis: the one that the plan names, if it names one.
 
     Raises:
+        ConfigError: another basis than the plan's.
         PlanMismatch: the plan is for another model.
         CutNotFound: the model has no such cut.
     """
 
-    def __init__(self, plan: Plan, model: LoadedModel | Partition) -> None:
+    def __init__(self, plan: Plan, model: LoadedModel | Partition, *, basis: Basis | None = None) -> None:
+        plan.check_basis(basis)
         self.plan = plan
         if isinstance(model, LoadedModel):
             for field, ours in (("model", model.name), ("revision", model.revision)):
@@ -52,7 +55,7 @@ class Loopback:
         self._parts = model if isinstance(model, Partition) else partition(model.module, model.example_inputs)
         self._cut = self._parts.cut(plan.cut)
         self._head, self._tail = self._parts.split(self._cut)
-        self._codec = Codec(plan.codec)
+        self._codec = Codec(plan.codec, basis=basis)
 
     def infer(self, inputs: Any) -> Any:
         """The outputs for ``inputs`` (a tensor, a tuple of arguments or a dict of keyword arguments)."""
@@ -68,6 +71,6 @@ class Loopback:
                 if spec.is_feature:
                     frame = self._codec.encode(tensors[i])
                     frame_bytes, frame_elements = frame_bytes + len(frame), frame_elements + tensors[i].numel()
-                    tensors[i] = decode(frame)
+                    tensors[i] = decode(frame, basis=self._codec.basis)
             outputs = self._tail(*tensors)
         return LoopbackResult(outputs=outputs, frame_bytes=frame_bytes, frame_elements=frame_elements)

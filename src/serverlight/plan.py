@@ -6,13 +6,17 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from serverlight.codec.basis import Basis
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import ConfigError, PlanMismatch
 
 __all__ = ["Plan"]
+
+DIGEST = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,16 +40,24 @@ class Plan:
     codec: CodecConfig = field(default_factory=CodecConfig)
     """How features are compressed on their way up."""
 
+    basis: str | None = None
+    """Digest, in hex, of the :class:`~serverlight.codec.Basis` that features are in; its file lies beside the plan."""
+
     def __post_init__(self) -> None:
         for name in ("model", "revision", "cut"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ConfigError(name, "must be a non-empty string")
         if not isinstance(self.codec, CodecConfig):
             raise ConfigError("codec", f"must be a CodecConfig, got {type(self.codec).__name__}")
+        if self.basis is not None and not (isinstance(self.basis, str) and DIGEST.fullmatch(self.basis)):
+            raise ConfigError("basis", f"must be a digest of 16 hex digits or nothing, got {self.basis!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON."""
-        return dataclasses.asdict(self)
+        """All fields, ready for JSON; the basis only if there is one."""
+        fields = dataclasses.asdict(self)
+        if self.basis is None:
+            del fields["basis"]
+        return fields
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces; equal plans give equal text."""
@@ -68,7 +80,7 @@ class Plan:
         expected = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - expected):
             raise ConfigError(unknown[0], "unknown field in the plan")
-        if missing := sorted(expected - set(fields)):
+        if missing := sorted(expected - set(fields) - {"basis"}):
             raise ConfigError(missing[0], "missing from the plan")
         if not isinstance(fields["codec"], dict):
             raise ConfigError("codec", "must be a JSON object")
@@ -95,13 +107,24 @@ class Plan:
     def check_compatible(self, theirs: Plan) -> None:
         """Raises :class:`PlanMismatch` for the first field in which the two sides must agree but do not.
 
-        The codec's settings may differ: a frame describes itself, so the device may change them as its link moves.
+        The codec's settings may differ: a frame describes itself, so the device may change them as its link moves. A basis
+        must be there on the other side if this one has it.
         """
         for name in ("model", "revision", "cut"):
             ours, other = getattr(self, name), getattr(theirs, name)
             # Where a model's files lie is each side's own business; that they are the same, the revision tells.
             if ours != other and (name != "model" or _last_part(ours) != _last_part(other)):
                 raise PlanMismatch(name, ours, other)
+        if self.basis is not None and self.basis != theirs.basis:
+            raise PlanMismatch("basis", self.basis, theirs.basis)
+
+    def check_basis(self, basis: Basis | None) -> None:
+        """Raises :class:`ConfigError` unless ``basis`` is the one that the plan names, or none if it names none."""
+        digest = None if basis is None else basis.digest.hex()
+        if digest != self.basis:
+            raise ConfigError(
+                "basis", f"the plan names {self.basis}, given was {digest}; load the file beside the plan"
+            )
 
 
 def _last_part(model: str) -> str:

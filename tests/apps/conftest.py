@@ -45,6 +45,7 @@ def traced(spec: str) -> tuple[sl.LoadedModel, sl.Partition]:
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Runs a command in this process, where torch is loaded and the shipped model has been traced already."""
     shipped = functools.partial(traced, "demo-vision")
+    assert callable(sl.load_model)  # the package remembers what it finds at first: that must not be the stand-in
     monkeypatch.setattr(models, "load_model", lambda spec: shipped()[0] if spec == "demo-vision" else load_model(spec))
     monkeypatch.setattr(
         partitioning,

@@ -143,6 +143,26 @@ def test_finds_what_trying_everything_finds(found: Family, max_loss_pp: float) -
     assert len(walk.rows) < len(everything)
 
 
+def test_second_look_finds_what_lies_below_a_gap() -> None:
+    """A cheap setting that is good by chance, with worse ones above it, is found by its divergence, with a few more runs."""
+    walk = Walk(Scale(ToyTask()), UNIFORM)
+    lucky = {row.config["levels"]: row for row in (walk._measure_at(place) for place in range(len(walk.probes)))}
+    levels = sorted(lucky)
+
+    def is_good(row: RateRow) -> bool:
+        return row.config["levels"] == levels[4] or row.config["levels"] >= levels[20]
+
+    again = Walk(Scale(ToyTask()), UNIFORM)
+    first = again.cheapest(is_good, lucky[levels[20]].kl)
+    assert first is not None
+    assert first.config["levels"] == levels[20]
+    num_rows = len(again.rows)
+    second = again.cheapest_near(is_good, 1.001 * lucky[levels[4]].kl)
+    assert second is not None
+    assert second.config["levels"] == levels[4]
+    assert len(again.rows) <= num_rows + 2 * 3
+
+
 def test_no_setting_is_good_enough() -> None:
     """A codec that always loses too much has no best row, but rows that show it."""
     walk = Walk(Scale(ToyTask()), Family(name="coarse", make=Uniform, axes={"levels": (3, 4, 5, 6)}))

@@ -5,5 +5,6 @@ package's reader is not. Values come as Python floats that hold binary32 numbers
 """
 
 from independent_reader.frame import read_frame
+from independent_reader.serverlight import Basis
 
-__all__ = ["read_frame"]
+__all__ = ["Basis", "read_frame"]

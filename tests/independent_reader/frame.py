@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 
 from independent_reader.parts import Bytes, to_dtype
-from independent_reader.serverlight import read_serverlight
+from independent_reader.serverlight import Basis, read_serverlight
 from independent_reader.slicer import read_slicer
 
 
@@ -21,8 +21,8 @@ class Decoded:
     values: list[float]
 
 
-def read_frame(frame: bytes) -> Decoded:
-    """The tensor of one frame."""
+def read_frame(frame: bytes, basis: Basis | None = None) -> Decoded:
+    """The tensor of one frame; section 6.8 for one that names the basis."""
     source = Bytes(frame)
     assert source.take(3) == b"SL\x01"
     profile, flags, rank = source.byte(), source.byte(), source.byte()
@@ -31,7 +31,13 @@ def read_frame(frame: bytes) -> Decoded:
     if flags & 16:
         assert zlib.crc32(frame[:-4]) == int.from_bytes(frame[-4:], "little")
         source.data = frame[:-4]
-    values = PROFILES[profile](source, dtype, shape, math.prod(shape))
+    if flags & 32:
+        assert profile == 2
+        assert basis is not None
+        assert source.take(8) == basis.digest
+        values = read_serverlight(source, dtype, shape, math.prod(shape), basis)
+    else:
+        values = PROFILES[profile](source, dtype, shape, math.prod(shape))
     assert source.at == len(source.data)
     return Decoded(dtype, shape, [to_dtype(v, dtype) + 0.0 for v in values])  # section 3.2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Iterator
@@ -41,25 +42,55 @@ class Stage:
     num_elements: int
 
 
-def read_serverlight(source: Bytes, dtype: str, shape: list[int], num_elements: int) -> list[float]:
+@dataclass
+class Basis:
+    """Section 6.8: D rows of D integers, and the mean."""
+
+    vectors: list[list[int]]
+    exponent: int
+    mean: list[float]
+
+    @property
+    def digest(self) -> bytes:
+        width = len(self.mean)
+        parts = [b"serverlight basis", struct.pack("<IB", width, self.exponent)]
+        parts += [struct.pack(f"<{width}h", *row) for row in self.vectors]
+        parts.append(struct.pack(f"<{width}f", *self.mean))
+        return hashlib.blake2b(b"".join(parts), digest_size=8).digest()
+
+    def values(self, counts: list[float], step: float, limit: float) -> list[float]:
+        width, values = len(self.mean), []
+        for row in range(0, len(counts), width):
+            units = [int(count) for count in counts[row : row + width]]
+            for channel in range(width):
+                total = sum(u * vector[channel] for u, vector in zip(units, self.vectors, strict=True) if u)
+                value = float(total) * (step * 2.0 ** (-6 - self.exponent)) + self.mean[channel]
+                values.append(single(max(-limit, min(limit, value))))
+        return values
+
+
+def read_serverlight(
+    source: Bytes, dtype: str, shape: list[int], num_elements: int, basis: Basis | None = None
+) -> list[float]:
     """Values in binary32, in C order."""
-    mode = source.byte()
+    mode, limit = source.byte(), LARGEST[dtype]
     if mode == ALL_ZERO:
-        return [0.0] * num_elements
+        return basis.values([0.0] * num_elements, 0.0, limit) if basis else [0.0] * num_elements
+    assert basis is None or mode & 7 in (FLAT, TOKENS)
     stage = read_stage(source, mode, shape, num_elements)
     levels = read_levels(Bits(source), stage.kind)
     shifts = read_shifts(source, stage)
     tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]
     high = read_streams(source, stage, *tables)
     raw = iter(source.fields(sum(h != 0 for h in high), stage.raw_bits))
-    unit, limit = single(stage.step * 2.0**-6), LARGEST[dtype]
-    values = []
+    unit, counts = single(stage.step * 2.0**-6), []
     for index, h in enumerate(high):
         q = ((abs(h) - 1) << stage.raw_bits) + next(raw) + 1 if h else 0
         shift_class, direction = place(stage, high, index)
-        count = 64 * (q if h > 0 else -q) + shifts.get(shift_class, 0) * direction
-        values.append(single(max(-limit, min(limit, single_from_int(count) * unit))))
-    return values
+        counts.append(single_from_int(64 * (q if h > 0 else -q) + shifts.get(shift_class, 0) * direction))
+    if basis:
+        return basis.values(counts, stage.step, limit)
+    return [single(max(-limit, min(limit, count * unit))) for count in counts]
 
 
 def read_stage(source: Bytes, mode: int, shape: list[int], num_elements: int) -> Stage:

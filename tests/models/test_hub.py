@@ -11,8 +11,9 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+from serverlight import huggingface
 from serverlight.errors import ModelError
-from serverlight.models import hub, load_model
+from serverlight.models import load_model
 
 TINY_TEXT = {
     "vocab_size": 50,
@@ -139,8 +140,8 @@ def audio() -> transformers.PreTrainedModel:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (causal, "generative language model .*language-model commands"),
-        (decoder_body, "generative language model .*language-model commands"),
+        (causal, "generative language model .*load_head and load_tail"),
+        (decoder_body, "generative language model .*load_head and load_tail"),
         (encoder_decoder, "encoder-decoder .*package.module:function"),
         (audio, "takes 'input_values', neither images nor tokens"),
     ],
@@ -240,7 +241,7 @@ def test_failures_of_the_hub(monkeypatch: pytest.MonkeyPatch, failure: Exception
     def fail(*args: object, **kwargs: object) -> str:
         raise failure
 
-    monkeypatch.setattr(hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface, "snapshot_download", fail)
     with pytest.raises(ModelError, match=message):
         load_model("shop/net")
 
@@ -260,7 +261,7 @@ def test_hub_id_is_downloaded_settings_first(monkeypatch: pytest.MonkeyPatch, fo
         asked.append(allow_patterns)
         return str(folder)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface, "snapshot_download", download)
     model = load_model("shop/net")
     assert model.name == "shop/net"
     assert asked[0] == ["config.json", "preprocessor_config.json"]

@@ -174,6 +174,7 @@ def test_preprocess_and_shape_belong_together() -> None:
 def test_missing_transformers_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     """Without transformers a folder cannot be loaded, and the message says what to install."""
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.delitem(sys.modules, "serverlight.models.hub", raising=False)
+    for module in ("serverlight.models.hub", "serverlight.huggingface"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(MissingDependency, match=r"transformers.*serverlight\[hf\]"):
         load_model(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from serverlight.codec import CodecConfig
+from serverlight.codec import CodecConfig, calibrate_basis
 from serverlight.errors import ConfigError, CutNotFound, InputMismatch, NonFiniteTensor, PlanMismatch, ProtocolError
 from serverlight.link import LinkConfig, LinkProxy
 from serverlight.loopback import Loopback
@@ -331,3 +332,37 @@ def test_nothing_is_left_running(residual: Pair) -> None:
         client.infer(images(1))
     left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("serverlight")]
     assert left == []
+
+
+# -- a basis ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mlp() -> Pair:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        module = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+    model = LoadedModel.of("mlp", module, torch.zeros(2, 6))
+    return model, partition(model.module, model.example_inputs)
+
+
+def test_features_cross_in_a_basis(mlp: Pair) -> None:
+    """With a basis on both sides the outputs are the loopback's; a server without it says so before anything is sent."""
+    head, _ = mlp[1].split("1")
+    samples = torch.rand(64, 6)
+    with torch.inference_mode():
+        basis = calibrate_basis([head(samples)[0]])
+    plan = Plan(
+        model="mlp", revision=mlp[0].revision, cut="1", codec=CodecConfig(sparsity=0.2), basis=basis.digest.hex()
+    )
+    expected = Loopback(plan, mlp[1], basis=basis).infer(samples[:5])
+    assert not torch.equal(Loopback(dataclasses.replace(plan, basis=None), mlp[1]).infer(samples[:5]), expected)
+    with Server(mlp[0], ["1"], parts=mlp[1], bases={"1": basis}) as server:
+        with connect(server.address, plan=plan, model=mlp[1], basis=basis) as client:
+            assert torch.equal(client.infer(samples[:5]), expected)
+        with connect(server.address, plan=dataclasses.replace(plan, basis=None), model=mlp[1]) as client:
+            assert client.infer(samples[:5]).shape == (5, 3)
+        with pytest.raises(ConfigError, match="basis"):
+            connect(server.address, plan=plan, model=mlp[1])
+    with Server(mlp[0], ["1"], parts=mlp[1]) as server, pytest.raises(PlanMismatch, match="basis"):
+        connect(server.address, plan=plan, model=mlp[1], basis=basis)

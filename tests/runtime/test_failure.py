@@ -7,9 +7,12 @@ import pytest
 from serverlight import errors
 from serverlight.errors import (
     ConfigError,
+    ContextExceeded,
     CutNotFound,
+    GenerationInterrupted,
     MissingDependency,
     NonFiniteTensor,
+    NotPartitionable,
     PlanMismatch,
     RemoteError,
     ServerBusy,
@@ -19,8 +22,11 @@ from serverlight.runtime.failure import describe, rebuild
 WITH_FACTS = [
     ConfigError("sparsity", "must be below 1"),
     CutNotFound("layr1", ("layer1", "layer2")),
+    ContextExceeded(600, 512),
+    GenerationInterrupted((3, 1, 4), "no server is left"),
     MissingDependency("numba", "cpu"),
     NonFiniteTensor(3, 17),
+    NotPartitionable("org/model", "its layers share keys"),
     PlanMismatch("cut", "layer1", "layer2"),
     ServerBusy(250),
 ]

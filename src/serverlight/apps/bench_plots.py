@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from serverlight.evaluation.codec_bench import TaskReport
 from serverlight.evaluation.speed import SpeedRow
@@ -39,18 +39,22 @@ STYLES = {
     "slicer (cpu)": (ORANGE, "-", "^"), "slicer (reference)": (ORANGE, ":", "^"),
     "torch topk + groups": (RED, "-", "s"),
     "bitsandbytes int8 64": (GREEN, "-", "v"), "bitsandbytes int8 4096": (GREEN, "--", "v"),
+    "blockwise-int8 in NumPy": ("#66C2A5", ":", "v"), "q80 in NumPy": (PINK, "-", "P"),
+    "int8 per token": (PURPLE, "-", "D"), "int4 per token": (PURPLE, "--", "D"),
+    "fp16 in NumPy": ("#888888", "-", "*"),
 }  # fmt: skip
-OTHERS = ("#888888", "#BCBD22", "#17BECF", BROWN, PINK, PURPLE)
+OTHER = ("#BCBD22", "-", ".")
 
 
 def plot_codecs(reports: Sequence[TaskReport], speed: Sequence[SpeedRow], path: str) -> None:
     """Draws error against rate for each task with both bounds, and time and rate against size; the name's end tells the format."""
     rate_rows, speed_rows = -(-len(reports) // COLUMNS), 2 if speed else 0
+    columns = min(COLUMNS, max(len(reports), 2))
     heights = [rows * PANEL_INCHES[1] + LEGEND_INCHES for rows in (rate_rows, speed_rows) if rows] or [LEGEND_INCHES]
-    figure = Figure(figsize=(COLUMNS * PANEL_INCHES[0], sum(heights)), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(columns * PANEL_INCHES[0], sum(heights)), layout="constrained", facecolor="white")
     parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if reports:
-        _draw_all_rates(next(parts), reports, rate_rows)
+        _draw_all_rates(next(parts), reports, (rate_rows, columns))
     if speed:
         _draw_speed(next(parts), speed)
     figure.savefig(path, dpi=110)
@@ -59,12 +63,14 @@ def plot_codecs(reports: Sequence[TaskReport], speed: Sequence[SpeedRow], path: 
 # -- rate and distortion -----------------------------------------------------------------------------
 
 
-def _draw_all_rates(figure: SubFigure, reports: Sequence[TaskReport], rows: int) -> None:
+def _draw_all_rates(figure: SubFigure, reports: Sequence[TaskReport], grid: tuple[int, int]) -> None:
     _title(figure, "Error against rate on real features: the front of each codec's settings, and what bounds them")
     for i, report in enumerate(reports):
-        _draw_rates(figure.add_subplot(rows, COLUMNS, i + 1), report)
+        _draw_rates(figure.add_subplot(*grid, i + 1), report)
     handles, labels = _legend_of(figure)
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9, frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=7 if grid[1] == COLUMNS else 5, fontsize=9, frameon=False
+    )
 
 
 def _draw_rates(axes: Axes, report: TaskReport) -> None:
@@ -122,8 +128,8 @@ def _label_sizes(axes: Axes, rows: Sequence[SpeedRow]) -> None:
     sizes = sorted({row.tensor_bytes for row in rows})
     powers = [size for size in sizes if size & (size - 1) == 0 and int(math.log2(size)) % 4 in (0, 2)]
     axes.set_xticks(powers or sizes)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _as_size(size)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _as_size(num_bytes: float) -> str:
@@ -155,7 +161,7 @@ def _draw_line(axes: Axes, points: Sequence[tuple[float, float]], name: str) -> 
     if not points:
         return
     ours = name.split(" ")[0] == "serverlight" and "reference" not in name
-    colour, dashes, marker = STYLES.get(name) or (OTHERS[sum(name.encode()) % len(OTHERS)], "-", ".")
+    colour, dashes, marker = STYLES.get(name, OTHER)
     x, y = zip(*points, strict=True)
     axes.plot(
         x, y, color=colour, linestyle=dashes, marker=marker, label=name, linewidth=2.4 if ours else 1.0,

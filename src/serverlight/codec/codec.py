@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -12,8 +13,21 @@ import numpy as np
 
 from serverlight.codec import backends, contextual, slicer
 from serverlight.codec.backends import Float32
+from serverlight.codec.basis import Basis, named
 from serverlight.codec.config import CodecConfig
-from serverlight.codec.tensors import Like, Tensor, check_finite, from_float32, to_float32, values_of, write_to
+from serverlight.codec.device import decode_to_device, encode_on_device, kernels_for, to_device
+from serverlight.codec.layout import Layout, natural_layout
+from serverlight.codec.tensors import (
+    Like,
+    Tensor,
+    check_finite,
+    device_type_of,
+    from_double,
+    from_float32,
+    to_float32,
+    values_of,
+    write_to,
+)
 from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer, header_bytes, sealed
 from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnsupportedTensor
 
@@ -31,23 +45,36 @@ class Codec:
     array([[ 0., -3.,  0.,  1.]], dtype=float32)
     """
 
-    def __init__(self, config: CodecConfig | None = None, *, backend: str = "auto") -> None:
+    def __init__(self, config: CodecConfig | None = None, *, basis: Basis | None = None, backend: str = "auto") -> None:
         self.config = config if config is not None else CodecConfig()
-        self._kernels = backends.load(backend)
+        if basis is not None and self.config.profile != "serverlight":
+            raise ConfigError("basis", f"profile {self.config.profile} takes none; choose profile serverlight")
+        self.basis = basis
+        self._kernels, self._backend = backends.load(backend), backend
 
     def __repr__(self) -> str:
         return f"Codec({self.config!r}, backend={self._kernels.name!r})"
 
     def encode(self, x: Tensor) -> bytes:
-        """One self-contained frame for ``x``: float16, bfloat16 or float32, any shape, rank 0 to 8.
+        """One self-contained frame for ``x``: float16, bfloat16 or float32, any shape, rank 0 to 8, on any device.
+
+        Under a basis a frame can be read only where the basis is, and channels are the last dimension.
 
         Raises:
-            UnsupportedTensor: the dtype or rank cannot be encoded, or profile ``fp16`` meets a value above 65504.
+            UnsupportedTensor: the dtype or rank cannot be encoded, profile ``fp16`` meets a value above 65504, or the shape
+                does not suit the basis.
             NonFiniteTensor: a value is NaN or infinite.
         """
-        values, shape, dtype = to_float32(x)
         config = self.config
-        head = header_bytes(config.profile, dtype, shape, config.checksum)
+        if config.profile == "serverlight" and self.basis is None:
+            kernels = backends.for_device(self._backend, device_type_of(x))
+            if kernels is not None and not isinstance(x, np.ndarray | np.generic):
+                return encode_on_device(x, config, kernels)
+        values, shape, dtype = to_float32(x)
+        digest = b""
+        if self.basis is not None:
+            digest, values = self.basis.digest, _turned(values, shape, self.basis)
+        head = header_bytes(config.profile, dtype, shape, config.checksum, digest)
         if config.profile == "serverlight":
             section = self._kernels.encode_contextual(values, shape, config)
             return sealed(head, section, checksum=config.checksum)
@@ -61,34 +88,74 @@ class Codec:
         return writer.finish(checksum=config.checksum)
 
 
+def _turned(values: Float32, shape: tuple[int, ...], basis: Basis) -> Float32:
+    check_finite(values)
+    if natural_layout(shape) is Layout.PLANES:
+        raise UnsupportedTensor(
+            f"a tensor of shape {shape} is taken for feature maps, which have no basis; encode without"
+        )
+    return basis.coefficients(values, shape)
+
+
 def decode(
-    frame: Frame, like: Like = "torch", *, max_elements: int = DEFAULT_MAX_ELEMENTS, backend: str = "auto"
+    frame: Frame,
+    like: Like = "torch",
+    *,
+    device: Any = None,
+    basis: Basis | None = None,
+    max_elements: int = DEFAULT_MAX_ELEMENTS,
+    backend: str = "auto",
 ) -> Any:
     """The tensor of a frame, with the shape and dtype that were encoded.
 
     Args:
         frame: bytes from anywhere; nothing is allocated before its size is proved.
         like: ``"torch"`` or ``"numpy"``. NumPy has no bfloat16; such a frame comes as float32.
+        device: where a torch tensor is to lie, as ``torch.device`` takes it; on the CPU unless told otherwise.
+        basis: for frames that name it; others do not need it.
         max_elements: refuse a frame that declares more elements.
         backend: which implementation reconstructs; all give the same bits.
 
     Raises:
         FrameError: the frame breaks a rule of docs/wire-format.md; the subclass names the rule.
     """
+    if device is not None:
+        return _decode_to(frame, like, device, basis, max_elements, backend)
     reader = Reader(frame)
     header = reader.header(max_elements)
     values = np.empty(header.num_elements, np.float32)
-    _read_values(reader, header, backends.load(backend), values)
+    _read_values(reader, header, backends.load(backend), values, basis)
     return from_float32(values, header.shape, header.dtype, like)
 
 
-def decode_into(frame: Frame, out: Tensor, *, max_elements: int = DEFAULT_MAX_ELEMENTS, backend: str = "auto") -> None:
+def _decode_to(frame: Frame, like: Like, device: Any, basis: Basis | None, max_elements: int, backend: str) -> Any:
+    kernels = kernels_for(backend, device)
+    reader = Reader(frame)
+    header = reader.header(max_elements)
+    if kernels is None or header.profile != "serverlight" or header.basis or like != "torch":
+        on_host = decode(frame, like, basis=basis, max_elements=max_elements, backend=backend)
+        return to_device(on_host, device, like)
+    values, fault = decode_to_device([(reader, header)], device, kernels)
+    if fault is not None:
+        raise fault[1]
+    return values.view(header.shape)
+
+
+def decode_into(
+    frame: Frame,
+    out: Tensor,
+    *,
+    basis: Basis | None = None,
+    max_elements: int = DEFAULT_MAX_ELEMENTS,
+    backend: str = "auto",
+) -> None:
     """Decodes a frame into a tensor that is there already.
 
     Args:
         frame: bytes from anywhere.
         out: NumPy array or torch tensor of the frame's shape and dtype (float32 for bfloat16 in NumPy); a contiguous one of
             float32 on the CPU is written to without a copy. Its values have no meaning after an error.
+        basis: see :func:`decode`.
         max_elements: refuse a frame that declares more elements.
         backend: which implementation reconstructs; all give the same bits.
 
@@ -100,10 +167,10 @@ def decode_into(frame: Frame, out: Tensor, *, max_elements: int = DEFAULT_MAX_EL
     header = reader.header(max_elements)
     values = values_of(out, header.shape, header.dtype)
     if values is not None:
-        _read_values(reader, header, backends.load(backend), values)
+        _read_values(reader, header, backends.load(backend), values, basis)
         return
     values = np.empty(header.num_elements, np.float32)
-    _read_values(reader, header, backends.load(backend), values)
+    _read_values(reader, header, backends.load(backend), values, basis)
     write_to(out, values, header.shape, header.dtype)
 
 
@@ -111,6 +178,8 @@ def decode_batch(
     frames: Sequence[Frame],
     like: Like = "torch",
     *,
+    device: Any = None,
+    basis: Basis | None = None,
     max_elements: int = DEFAULT_MAX_ELEMENTS,
     backend: str = "auto",
 ) -> Any:
@@ -125,6 +194,8 @@ def decode_batch(
     Args:
         frames: at least one; all of one dtype and one shape, of rank 1 and more.
         like: see :func:`decode`.
+        device: see :func:`decode`.
+        basis: see :func:`decode`.
         max_elements: refuse frames that declare more elements together.
         backend: see :func:`decode`.
 
@@ -133,6 +204,8 @@ def decode_batch(
     """
     if not frames:
         raise ConfigError("frames", "is empty; pass at least one frame")
+    if device is not None:
+        return _decode_batch_to(frames, like, device, basis, max_elements, backend)
     kernels = backends.load(backend)
     values, first = np.empty((0, 0), np.float32), None
     for index, frame in enumerate(frames):
@@ -143,16 +216,58 @@ def decode_batch(
                 values, first = _room_for(len(frames), header), header
             elif header is not first:
                 _check_alike(header, first)
-            _read_values(reader, header, kernels, values[index])
+            _read_values(reader, header, kernels, values[index], basis)
         except FrameError as error:
-            raise type(error)(f"frame {index}: {error}") from error
-    shape = (len(frames) * header.shape[0], *header.shape[1:])
-    return from_float32(values.reshape(-1), shape, header.dtype, like)
+            raise _in_batch(index, error) from error
+    return from_float32(values.reshape(-1), _joined(len(frames), header), header.dtype, like)
+
+
+def _decode_batch_to(
+    frames: Sequence[Frame], like: Like, device: Any, basis: Basis | None, max_elements: int, backend: str
+) -> Any:
+    kernels = kernels_for(backend, device)
+    readers = [] if kernels is None or like != "torch" else _readers_of(frames, max_elements)
+    if kernels is None or not readers:
+        on_host = decode_batch(frames, like, basis=basis, max_elements=max_elements, backend=backend)
+        return to_device(on_host, device, like)
+    values, fault = decode_to_device(readers, device, kernels)
+    if fault is not None:
+        raise _in_batch(*fault) from fault[1]
+    return values.view(_joined(len(frames), readers[0][1]))
+
+
+def _readers_of(frames: Sequence[Frame], max_elements: int) -> list[tuple[Reader, Header]]:
+    """Frames with their headers read; none at all if one is not for kernels of a device."""
+    readers: list[tuple[Reader, Header]] = []
+    for index, frame in enumerate(frames):
+        try:
+            reader = Reader(frame)
+            header = reader.header(max_elements // len(frames))
+            _check_rank(header)
+            _check_alike(header, readers[0][1] if readers else header)
+        except FrameError as error:
+            raise _in_batch(index, error) from error
+        if header.profile != "serverlight" or header.basis:
+            return []
+        readers.append((reader, header))
+    return readers
+
+
+def _in_batch(index: int, error: FrameError) -> FrameError:
+    return type(error)(f"frame {index}: {error}")
+
+
+def _joined(num_frames: int, header: Header) -> tuple[int, ...]:
+    return num_frames * header.shape[0], *header.shape[1:]
+
+
+def _check_rank(header: Header) -> None:
+    if not header.shape:
+        raise InconsistentFrame("a tensor of rank 0 has no dimension to join along; use decode")
 
 
 def _room_for(num_frames: int, header: Header) -> Float32:
-    if not header.shape:
-        raise InconsistentFrame("a tensor of rank 0 has no dimension to join along; use decode")
+    _check_rank(header)
     return np.empty((num_frames, header.num_elements), np.float32)
 
 
@@ -163,8 +278,10 @@ def _check_alike(header: Header, first: Header) -> None:
         )
 
 
-def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32) -> None:
-    if header.profile == "serverlight":
+def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, basis: Basis | None) -> None:
+    if header.basis:
+        _read_turned(reader, header, kernels, out, named(basis, header.basis, header.shape))
+    elif header.profile == "serverlight":
         kernels.decode_contextual(reader.rest("sections"), header, out)
     elif header.profile == "fp16":
         halves = _from_halves(reader, header.num_elements)
@@ -174,6 +291,13 @@ def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out:
         survivors = slicer.read(reader, header)
         reader.finish()
         out[:] = kernels.decode_slicer(survivors, header.num_elements)
+
+
+def _read_turned(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, basis: Basis) -> None:
+    """Section 6.8: what the backend decodes are whole 64ths of the step, not rounded to the frame's dtype yet."""
+    step, section = contextual.with_unit_step(reader.rest("sections"), header)
+    kernels.decode_contextual(section, dataclasses.replace(header, dtype="float32"), out)
+    out[:] = from_double(basis.values(out, step), header.dtype)
 
 
 @functools.cache
@@ -223,6 +347,8 @@ def inspect(frame: Frame, *, max_elements: int = DEFAULT_MAX_ELEMENTS) -> FrameI
     reader = Reader(frame)
     header = reader.header(max_elements)
     config: dict[str, Any] = {"profile": header.profile, "checksum": header.checksum}
+    if header.basis:
+        config["basis"] = header.basis.hex()
     if header.profile == "fp16":
         _from_halves(reader, header.num_elements)
     elif header.profile == "serverlight":

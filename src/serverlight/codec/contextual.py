@@ -10,11 +10,12 @@ from serverlight.codec.tables import Ints
 from serverlight.codec.wire import Header, Reader, Writer
 from serverlight.errors import BadPadding, FrameError, FrameTooShort, InconsistentFrame, UnsupportedFeature
 
-__all__ = ["read", "write"]
+__all__ = ["read", "with_unit_step", "write"]
 
 ALL_ZERO = 7
 ONE_SIDED_FLAG, LANES_SHIFT, RAW_FLAG, HALF_FLAG = 1 << 3, 4, 1 << 6, 1 << 7
 MAX_RAW_BITS = 26
+UNIT_STEP = b"\x80\x42"  # 64 as bfloat16: then a 64th of the step is one
 MAX_MODEL_BYTES = 300  # five offsets, and 27 corrections of at most 13 bits each
 MODEL_ERRORS: dict[int, tuple[type[FrameError], str]] = {
     -1: (FrameTooShort, "the parameters are cut short"),
@@ -57,6 +58,7 @@ def read(reader: Reader, header: Header) -> Coded | None:
     kind, one_sided = mode & 7, bool(mode & ONE_SIDED_FLAG)
     if kind >= len(tables.NUM_CONTEXTS):
         raise UnsupportedFeature(f"mode byte 0x{mode:02x} has an unknown kind of context")
+    _check_kind_under_basis(kind, header)
     if header.num_elements == 0:
         raise InconsistentFrame("an empty tensor is coded as zeros")
     if kind >= tables.ONE_SIDED_PLANES and one_sided != is_one_sided_kind(kind):
@@ -84,6 +86,22 @@ def read(reader: Reader, header: Header) -> Coded | None:
         segments=_read_segments(reader, header, kind),
         raw=np.frombuffer(reader.rest("raw bits") if raw_bits else b"", np.uint8),
     )
+
+
+def with_unit_step(section: memoryview, header: Header) -> tuple[float, memoryview]:
+    """The step of a frame under a basis, and its sections with a step of 64, so that its values are whole 64ths of a step."""
+    reader = Reader(section)
+    mode = reader.byte("header")
+    if mode == ALL_ZERO:
+        return 0.0, section
+    _check_kind_under_basis(mode & 7, header)
+    step = _read_step(reader)
+    return step, memoryview(b"".join((section[:1], UNIT_STEP, section[3:])))
+
+
+def _check_kind_under_basis(kind: int, header: Header) -> None:
+    if header.basis and kind in (tables.ONE_SIDED_PLANES, tables.SIGNED_PLANES):
+        raise InconsistentFrame("contexts of planes under a basis, whose channels are last")
 
 
 def _read_step(reader: Reader) -> float:

@@ -20,7 +20,11 @@ __all__ = [
     "Like",
     "Tensor",
     "check_finite",
+    "check_supported",
+    "device_type_of",
+    "from_double",
     "from_float32",
+    "name_of",
     "round_to_dtype",
     "saturate",
     "to_float32",
@@ -42,19 +46,26 @@ def to_float32(x: Tensor) -> tuple[Float32, tuple[int, ...], str]:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
-        dtype, shape = _name_of(x.dtype), tuple(x.shape)
-        _check_supported(dtype, len(shape))
+        dtype, shape = name_of(x.dtype), tuple(x.shape)
+        check_supported(dtype, len(shape))
         tensor = x if dtype == "float32" else x.detach().to("cpu", torch.float32)
         return tensor.contiguous().numpy(force=True).reshape(-1), shape, dtype
     if isinstance(x, np.ndarray | np.generic):
         array = np.asarray(x)
-        _check_supported(array.dtype.name, array.ndim)
+        check_supported(array.dtype.name, array.ndim)
         return np.ascontiguousarray(array, dtype=np.float32).reshape(-1), array.shape, array.dtype.name
     raise UnsupportedTensor(f"expected a NumPy array or a torch tensor, got {type(x).__name__}")
 
 
+def device_type_of(x: Tensor) -> str:
+    """What kind of device a tensor lies on: ``cpu``, ``cuda``, ..."""
+    torch = sys.modules.get("torch")
+    return x.device.type if torch is not None and isinstance(x, torch.Tensor) else "cpu"
+
+
 @functools.cache
-def _name_of(dtype: Any) -> str:
+def name_of(dtype: Any) -> str:
+    """The name of a torch dtype, as NumPy would have it."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -79,7 +90,7 @@ def values_of(out: Tensor, shape: tuple[int, ...], dtype: str) -> Float32 | None
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(out, torch.Tensor):
-        found, is_ready = _name_of(out.dtype), out.device.type == "cpu" and out.is_contiguous()
+        found, is_ready = name_of(out.dtype), out.device.type == "cpu" and out.is_contiguous()
         _check_receiver(found, tuple(out.shape), dtype, shape)
         return out.detach().numpy().reshape(-1) if found == "float32" and is_ready else None
     if not isinstance(out, np.ndarray):
@@ -138,11 +149,18 @@ def round_to_dtype(values: Float32, dtype: str) -> Float32:
     return values
 
 
-def _check_supported(dtype: str, rank: int) -> None:
+def check_supported(dtype: str, rank: int) -> None:
+    """Raises :class:`UnsupportedTensor` for a dtype or a rank that no frame has."""
     if dtype not in DTYPES:
         raise UnsupportedTensor(f"dtype {dtype} cannot be encoded; convert to one of {', '.join(DTYPES)} first")
     if rank > MAX_RANK:
         raise UnsupportedTensor(f"rank {rank}: a frame has at most {MAX_RANK} dimensions; reshape the tensor first")
+
+
+def from_double(values: npt.NDArray[np.float64], dtype: str) -> Float32:
+    """Values held within a dtype's range and rounded to float32; no zero is negative."""
+    held: Float32 = np.clip(values, -float(LARGEST[dtype]), float(LARGEST[dtype])).astype(np.float32)
+    return held + POSITIVE_ZERO
 
 
 def check_finite(values: Float32) -> None:

@@ -44,8 +44,8 @@ VERSION = 1
 MAX_RANK = 8
 MAX_HEADER_BYTES = 6 + 5 * MAX_RANK
 MAX_VARINT = 2**32 - 1
-CHECKSUM_FLAG = 1 << 4
-CHECKSUM_BYTES = 4
+CHECKSUM_FLAG, BASIS_FLAG = 1 << 4, 1 << 5
+CHECKSUM_BYTES, BASIS_BYTES = 4, 8
 DEFAULT_MAX_ELEMENTS = 1 << 28
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -68,6 +68,8 @@ class Header:
     dtype: str
     shape: tuple[int, ...]
     checksum: bool
+    basis: bytes = b""
+    """Digest of the basis that the values are in (section 6.8); empty for none."""
 
     @property
     def num_elements(self) -> int:
@@ -76,10 +78,11 @@ class Header:
 
 
 @functools.lru_cache(maxsize=256)
-def header_bytes(profile: str, dtype: str, shape: tuple[int, ...], checksum: bool) -> bytes:
+def header_bytes(profile: str, dtype: str, shape: tuple[int, ...], checksum: bool, basis: bytes = b"") -> bytes:
     """Section 2 of a frame."""
-    flags = DTYPES.index(dtype) | (CHECKSUM_FLAG if checksum else 0)
-    return MAGIC + bytes((VERSION, PROFILE_IDS[profile], flags, len(shape))) + b"".join(map(varint_bytes, shape))
+    flags = DTYPES.index(dtype) | (CHECKSUM_FLAG if checksum else 0) | (BASIS_FLAG if basis else 0)
+    front = MAGIC + bytes((VERSION, PROFILE_IDS[profile], flags, len(shape)))
+    return front + b"".join(map(varint_bytes, shape)) + basis
 
 
 def varint_bytes(value: int) -> bytes:
@@ -215,7 +218,7 @@ class Reader:
             while end < min(len(view), MAX_HEADER_BYTES) and view[end] & 0x80:
                 end += 1
             end += 1
-        return bytes(view[:end])
+        return bytes(view[: end + (BASIS_BYTES if view[4] & BASIS_FLAG else 0)])
 
     def header_fields(self) -> Header:
         """Reads section 2, and proves all but the limits and the checksum."""
@@ -230,13 +233,19 @@ class Reader:
         if profile not in PROFILE_NAMES:
             raise UnsupportedProfile(f"profile {profile}; this reader knows {PROFILE_NAMES}: update serverlight")
         dtype = flags & 0x0F
-        if dtype >= len(DTYPES) or flags & ~(0x0F | CHECKSUM_FLAG):
+        if dtype >= len(DTYPES) or flags & ~(0x0F | CHECKSUM_FLAG | BASIS_FLAG):
             raise UnsupportedFeature(f"dtype and flags byte 0x{flags:02x} has reserved bits or an unknown dtype")
+        if flags & BASIS_FLAG and PROFILE_NAMES[profile] != "serverlight":
+            raise UnsupportedFeature(f"a basis under profile {PROFILE_NAMES[profile]}; only serverlight has one")
         if rank > MAX_RANK:
             raise UnsupportedFeature(f"rank {rank}; a frame has at most {MAX_RANK} dimensions")
         shape = tuple(self.varint("header") for _ in range(rank))
         return Header(
-            profile=PROFILE_NAMES[profile], dtype=DTYPES[dtype], shape=shape, checksum=bool(flags & CHECKSUM_FLAG)
+            profile=PROFILE_NAMES[profile],
+            dtype=DTYPES[dtype],
+            shape=shape,
+            checksum=bool(flags & CHECKSUM_FLAG),
+            basis=bytes(self.take(BASIS_BYTES, "header")) if flags & BASIS_FLAG else b"",
         )
 
     def _check_and_cut_checksum(self) -> None:

@@ -28,6 +28,10 @@ SPARSITY = 0.5
 """Share of elements that codecs with a filter drop while they are timed."""
 
 
+HOST_BACKENDS = tuple(name for name in BACKENDS if name != "gpu")
+"""Those for tensors of the host; `benchmarks/gpu_codec.py` times the other one on its own ground."""
+
+
 class Contender(Protocol):
     """An encoder and its decoder."""
 
@@ -138,7 +142,7 @@ def contenders(sparsity: float = SPARSITY) -> list[Contender]:
     """Everything that can be timed here. Of the rivals in NumPy only those whose speed would be no other elsewhere."""
     found: list[Contender] = []
     for profile in PROFILES:
-        for backend in BACKENDS if profile != "fp16" else ("auto",):  # halves have no stages, so no backend
+        for backend in HOST_BACKENDS if profile != "fp16" else ("auto",):  # halves have no stages, so no backend
             with contextlib.suppress(BackendUnavailable):
                 found.append(OwnCodec(CodecConfig(profile=profile, sparsity=sparsity), backend))
     found += [StraightforwardTorch(sparsity=sparsity)]

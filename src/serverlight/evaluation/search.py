@@ -31,7 +31,8 @@ class Walk:
 
     First every second value of each axis is tried on a few messages; what has far more error than another of no more bytes
     does not get to the tail. Around the settings that no other beats in both bits and divergence the missing neighbours follow,
-    ``rounds`` times. The front that is left is what :meth:`cheapest` looks through.
+    ``rounds`` times. The front that is left is what :meth:`cheapest` looks through. Of a codec with one knob every setting stays,
+    since a few messages cannot tell which of two neighbours harms more.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Walk:
             near = [point for point in _front(self._probes) if self._matters(self._probes[point])]
             self._visit(other for point in near for other in _neighbours(family, point))
         self._sketches.clear()  # they hold the messages
-        self._points = _front(self._probes)
+        self._points = _front(self._probes) if len(family.axes) > 1 else _by_bits(self._probes)
         for setting in family.pinned:
             self._measure(family.make(**setting))
 
@@ -73,7 +74,7 @@ class Walk:
 
     @property
     def probes(self) -> tuple[Probe, ...]:
-        """The front, by ascending bits."""
+        """The settings that are looked through, by ascending bits."""
         return tuple(self._probes[point] for point in self._points)
 
     def cheapest(self, is_good: Callable[[RateRow], bool], expected_kl: float | None = None) -> RateRow | None:
@@ -82,12 +83,31 @@ class Walk:
         The border is looked for on the front, from the setting on whose divergence is ``expected_kl``. Some settings below it are
         measured as well, since quality does not fall evenly there.
         """
-        start = len(self._points) // 2
-        if expected_kl is not None:
-            limit = expected_kl / self._bias()
-            start = next((i for i, probe in enumerate(self.probes) if probe.kl <= limit), len(self._points) - 1)
-        _find_border(len(self._points), lambda i: is_good(self._measure(self._at(self._points[i]))), start)
+        start = len(self._points) // 2 if expected_kl is None else self._place_of(expected_kl)
+        _find_border(len(self._points), lambda i: is_good(self._measure_at(i)), start)
+        return self._best(is_good)
+
+    def cheapest_near(self, is_good: Callable[[RateRow], bool], kl: float) -> RateRow | None:
+        """As :meth:`cheapest`, after a look at the settings of about that divergence only, and at ever cheaper ones while any is
+        good.
+        """
+        _go_down(min(self._place_of(kl) + 2, len(self._points)), lambda i: is_good(self._measure_at(i)))
+        return self._best(is_good)
+
+    def _best(self, is_good: Callable[[RateRow], bool]) -> RateRow | None:
         return min(filter(is_good, self.rows), key=lambda row: row.bits_per_element, default=None)
+
+    def _place_of(self, kl: float) -> int:
+        """The place on the front of the first setting whose divergence is not above ``kl``, or the last place."""
+        bias = self._bias()
+        for place, probe in enumerate(self.probes):
+            row = self._measured.get(_key(probe.config))
+            if (row.kl if row else bias * probe.kl) <= kl:
+                return place
+        return len(self._points) - 1
+
+    def _measure_at(self, place: int) -> RateRow:
+        return self._measure(self._at(self._points[place]))
 
     def _at(self, point: Point) -> Rival:
         return self.family.at(dict(zip(self.family.axes, point, strict=True)))
@@ -139,13 +159,17 @@ def _neighbours(family: Family, point: Point) -> Iterator[Point]:
                 yield (*point[:axis], index, *point[axis + 1 :])
 
 
+def _by_bits(probes: Mapping[Point, Probe]) -> list[Point]:
+    return sorted(probes, key=lambda point: probes[point].bits_per_element)
+
+
 def _front(probes: Mapping[Point, Probe]) -> list[Point]:
     """The settings that no other beats in both bits and divergence, by ascending bits."""
     best, least = [], math.inf
-    for point, probe in sorted(probes.items(), key=lambda pair: (pair[1].bits_per_element, pair[1].kl)):
-        if probe.kl < least:
+    for point in sorted(probes, key=lambda point: (probes[point].bits_per_element, probes[point].kl)):
+        if probes[point].kl < least:
             best.append(point)
-            least = probe.kl
+            least = probes[point].kl
     return best
 
 
@@ -174,6 +198,11 @@ def _find_border(count: int, passes: Callable[[int], bool], start: int) -> None:
         else:
             at = (low + high) // 2
         stride *= 2
+    _go_down(high, passes)
+
+
+def _go_down(high: int, passes: Callable[[int], bool]) -> None:
+    """Asks about the ``NOISY`` indices below one, and below the lowest that passes, until none of them does."""
     while lower := [i for i in range(max(0, high - NOISY), high) if passes(i)]:
         high = lower[0]
 

@@ -1,35 +1,27 @@
-"""Single-shot models from a Hugging Face id or folder; the only file that imports transformers.
-
-Weights are read from safetensors files only, and code from a repository is never run.
-"""
+"""Single-shot models from a Hugging Face id or folder."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_MAPPING_NAMES,
-)
 
 from serverlight.errors import ModelError
+from serverlight.huggingface import (
+    SETTINGS_FILES,
+    WEIGHT_FILES,
+    find_folder,
+    is_generative,
+    load_weights,
+    model_class,
+    read_config,
+    read_json,
+)
 from serverlight.models.loaded import ExampleInputs, LoadedModel
 from serverlight.models.preprocess import Normalize
 
 __all__ = ["load_hub_model"]
-
-SETTINGS_FILES = ["config.json", "preprocessor_config.json"]
-WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 
 DEFAULT_IMAGE_SIZE = 224
 """Where neither the preprocessor nor the config names a size: what most classifiers were trained at."""
@@ -46,16 +38,14 @@ def load_hub_model(spec: str) -> LoadedModel:
     Raises :class:`ModelError` for an id or folder that is not there, one that cannot be read, and for models that
     are not single-shot vision models or text encoders.
     """
-    local = pathlib.Path(spec).expanduser()
-    folder = local if local.is_dir() else _download(spec, SETTINGS_FILES)
-    config = _read_config(spec, folder)
-    model_class = _model_class(spec, config)
-    if folder is not local:
-        folder = _download(spec, SETTINGS_FILES + WEIGHT_FILES)
-    module = _load_weights(spec, folder, model_class, config)
-    if model_class.main_input_name == "input_ids":
+    folder = find_folder(spec, SETTINGS_FILES)
+    config = read_config(spec, folder)
+    chosen = _choose_class(spec, config)
+    folder = find_folder(spec, SETTINGS_FILES + WEIGHT_FILES)
+    module = load_weights(spec, folder, chosen, config, torch.float32)
+    if chosen.main_input_name == "input_ids":
         return LoadedModel.of(spec, module, _example_text(config))
-    processor = _read_json(folder / "preprocessor_config.json")
+    processor = read_json(folder / "preprocessor_config.json")
     image_shape = _image_shape(config, processor)
     if "image_mean" in processor and "image_std" in processor:
         return LoadedModel.of_images(spec, module, _normalize(image_shape, processor))
@@ -63,111 +53,26 @@ def load_hub_model(spec: str) -> LoadedModel:
     return LoadedModel.of(spec, module, torch.zeros(2, channels, height, width))
 
 
-# -- files -----------------------------------------------------------------------------------------
-
-
-def _download(spec: str, patterns: list[str]) -> pathlib.Path:
-    """Snapshot folder of a hub id, from the cache where the hub cannot be reached."""
-    try:
-        return pathlib.Path(snapshot_download(spec, allow_patterns=patterns))
-    except HFValidationError:
-        raise ModelError(f"no folder {spec!r}, and it is no hub id either; check the path") from None
-    except GatedRepoError:
-        raise ModelError(
-            f"model {spec!r} is gated; ask for access on its page and log in with `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(f"no folder {spec!r} here and no model {spec!r} on the hub; check the spelling") from None
-    except Exception as exc:  # the hub's client raises the classes of whichever HTTP library it was built on
-        raise ModelError(
-            f"no folder {spec!r} here, and the hub cannot be reached; "
-            "check the path, connect to the network, or give a downloaded folder"
-        ) from exc
-
-
-def _read_config(spec: str, folder: pathlib.Path) -> Any:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{spec!r} has no config.json; give a folder written by save_pretrained")
-    try:
-        with _quiet():
-            return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as exc:
-        raise ModelError(f"cannot read the config of {spec!r}: {exc}; is transformers recent enough for it?") from exc
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Contents of an optional file; empty where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        fields = json.loads(path.read_text())
-    except ValueError as exc:
-        raise ModelError(f"{path.name} is not JSON: {exc}; download it again") from None
-    return fields if isinstance(fields, dict) else {}
-
-
-def _load_weights(spec: str, folder: pathlib.Path, model_class: Any, config: Any) -> torch.nn.Module:
-    try:
-        with _quiet():
-            module, info = model_class.from_pretrained(
-                folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                output_loading_info=True,
-            )  # fmt: skip
-    except (SafetensorError, OSError, RuntimeError, ValueError) as exc:
-        raise ModelError(f"cannot load the weights of {spec!r}: {exc}; save it again with save_pretrained") from exc
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"{spec!r} lacks {len(missing)} weights of {model_class.__name__}, {missing[0]!r} first, which would be "
-            "random; give a complete checkpoint, or correct `architectures` in its config.json"
-        )
-    loaded: torch.nn.Module = module
-    return loaded
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no report while loading: what matters of them is checked here."""
-    log: Any = transformers.utils.logging  # its functions carry no annotations
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
-
-
 # -- which class, which inputs ---------------------------------------------------------------------
 
 
-def _model_class(spec: str, config: Any) -> Any:
+def _choose_class(spec: str, config: Any) -> Any:
     names = config.architectures or []
     if not names:
         raise ModelError(f"the config of {spec!r} names no architecture; add `architectures` to its config.json")
-    model_class = getattr(transformers, names[0], None)
-    if model_class is None:
+    chosen = model_class(names[0])
+    if chosen is None:
         raise ModelError(f"{spec!r} needs code outside transformers ({names[0]}); {OWN_FUNCTION}")
-    if _is_generative(names[0], config.model_type):
+    if is_generative(names[0], config.model_type):
         raise ModelError(
-            f"{spec!r} is a generative language model ({names[0]}), which comes with the language-model commands; "
+            f"{spec!r} is a generative language model ({names[0]}), which load_head and load_tail cut; "
             "this takes single-shot models: vision models and text encoders"
         )
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{spec!r} is an encoder-decoder ({names[0]}); to cut its encoder, {OWN_FUNCTION}")
-    if model_class.main_input_name not in ("pixel_values", "input_ids"):
-        raise ModelError(f"{names[0]} takes {model_class.main_input_name!r}, neither images nor tokens; {OWN_FUNCTION}")
-    return model_class
-
-
-def _is_generative(class_name: str, model_type: str) -> bool:
-    if class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return True
-    decoder_only = (
-        model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )
-    return decoder_only and class_name == MODEL_MAPPING_NAMES.get(model_type)
+    if chosen.main_input_name not in ("pixel_values", "input_ids"):
+        raise ModelError(f"{names[0]} takes {chosen.main_input_name!r}, neither images nor tokens; {OWN_FUNCTION}")
+    return chosen
 
 
 def _example_text(config: Any) -> ExampleInputs:

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from serverlight.errors import MissingDependency, ModelError
+from serverlight.errors import ModelError
 from serverlight.models.cifar_resnet import CIFAR_MEAN, CIFAR_STD, CifarResNet, is_cifar_resnet
 from serverlight.models.demo_vision import DEMO_VISION, load_demo_vision
 from serverlight.models.imagenet_nets import IMAGENET_NETS
@@ -55,12 +55,8 @@ def load_model(spec: str) -> LoadedModel:
 
 
 def _load_from_hub(spec: str) -> LoadedModel:
-    try:
-        from serverlight.models.hub import load_hub_model
-    except ModuleNotFoundError as exc:
-        if exc.name not in ("transformers", "huggingface_hub"):
-            raise
-        raise MissingDependency(exc.name, "hf") from None
+    from serverlight.models.hub import load_hub_model  # brings transformers, which takes seconds
+
     return load_hub_model(spec)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from serverlight.codec import Codec, warm_up
+from serverlight.codec import Basis, Codec, warm_up
 from serverlight.errors import ConfigError, InputMismatch, MessageTooLarge, PlanMismatch
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
@@ -65,6 +65,7 @@ def connect(
     *,
     plan: Plan,
     model: LoadedModel | Partition,
+    basis: Basis | None = None,
     timeout_s: float = 5.0,
     deadline_ms: int = DEFAULT_DEADLINE_MS,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
@@ -75,6 +76,7 @@ def connect(
         address: ``HOST:PORT`` of a :class:`~serverlight.runtime.server.Server`.
         plan: which model, cut where, compressed how.
         model: the model that the plan names, or its partition if it has been made already.
+        basis: the one that the plan names, if it names one.
         timeout_s: how long connecting may take.
         deadline_ms: how long a request may take that does not say otherwise.
         max_message_bytes: the largest message to send or read.
@@ -82,11 +84,12 @@ def connect(
     Raises:
         PeerUnavailable: nobody listens at the address.
         ConnectTimeout: nobody answered in time.
-        PlanMismatch: the server has another model, revision, cut or codec; the error names the field.
+        PlanMismatch: the server has another model, revision, cut, codec or basis; the error names the field.
+        ConfigError: another basis than the plan's.
         CutNotFound: the model has no such cut.
     """
     transport = GrpcTransport(address, max_message_bytes=max_message_bytes)
-    return Client(transport, plan=plan, model=model, timeout_s=timeout_s, deadline_ms=deadline_ms)
+    return Client(transport, plan=plan, model=model, basis=basis, timeout_s=timeout_s, deadline_ms=deadline_ms)
 
 
 class Client:
@@ -101,16 +104,18 @@ class Client:
         *,
         plan: Plan,
         model: LoadedModel | Partition,
+        basis: Basis | None = None,
         timeout_s: float = 5.0,
         deadline_ms: int = DEFAULT_DEADLINE_MS,
     ) -> None:
+        plan.check_basis(basis)
         warm_up()
         self._parts = _partition_of(model, plan)
         self._cut = self._parts.cut(plan.cut)
         # A cut may have aliases; the handshake compares its one name.
         self.plan = dataclasses.replace(plan, cut=self._cut.name)
         self._head, _ = self._parts.split(self._cut)
-        self._codec, self._deadline_ms = Codec(plan.codec), deadline_ms
+        self._codec, self._deadline_ms = Codec(plan.codec, basis=basis), deadline_ms
         self._stream = ClientStream(transport)
         self._welcome = self._stream.greet(self.plan, timeout_s)
 

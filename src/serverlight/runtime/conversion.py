@@ -7,23 +7,28 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
-from serverlight.errors import ProtocolError
+from serverlight.errors import ConfigError, ProtocolError
 from serverlight.runtime import failure
 from serverlight.runtime import serverlight_pb2 as pb
 from serverlight.runtime.messages import (
     ClientMessage,
+    CloseSession,
     Failure,
     Frame,
     Hello,
     Image,
     InferReply,
     InferRequest,
+    OpenSession,
     Payload,
     RawTensor,
     ServerMessage,
+    Step,
+    StepReply,
     Timing,
     Welcome,
 )
+from serverlight.sampling import Sampling
 
 __all__ = ["DTYPE_BYTES", "decode_client", "decode_server", "encode_client", "encode_server"]
 
@@ -40,6 +45,9 @@ MAX_RANK = 8
 
 MAX_EXTENT_BYTES = 2**62
 """Strides are 64-bit integers, also those of an empty tensor with a huge dimension."""
+
+MAX_STEP_FRAMES = 4096
+"""A session replayed after a lost connection has one frame for each token."""
 
 MAX_PLAN_CHARS = 64 * 2**10
 """A plan takes a few hundred characters."""
@@ -60,6 +68,13 @@ def encode_client(message: ClientMessage) -> bytes:
                 request_id=message.request_id, payloads=payloads, deadline_ms=message.deadline_ms or 0
             )
             return pb.ClientMessage(infer=infer).SerializeToString()
+        case OpenSession():
+            return pb.ClientMessage(open=pb.OpenSession(sampling=_sampling_to_pb(message.sampling))).SerializeToString()
+        case Step():
+            step = pb.Step(step=message.step, frames=message.frames, more=message.more)
+            return pb.ClientMessage(step=step).SerializeToString()
+        case CloseSession():
+            return pb.ClientMessage(close=pb.CloseSession()).SerializeToString()
 
 
 def decode_client(data: bytes) -> ClientMessage | Failure:
@@ -74,6 +89,12 @@ def decode_client(data: bytes) -> ClientMessage | Failure:
             return _hello_from_pb(message.hello)
         case "infer":
             return _request_from_pb(message.infer)
+        case "open":
+            return OpenSession(sampling=_sampling_from_pb(message.open.sampling))
+        case "step":
+            return _step_from_pb(message.step)
+        case "close":
+            return CloseSession()
     raise ProtocolError("an empty message, or one of a newer protocol; update the older side")
 
 
@@ -91,6 +112,38 @@ def _request_from_pb(infer: pb.InferRequest) -> InferRequest | Failure:
     except ProtocolError as error:
         return Failure(request_id=infer.request_id, error=error)
     return InferRequest(request_id=infer.request_id, payloads=payloads, deadline_ms=infer.deadline_ms or None)
+
+
+def _step_from_pb(step: pb.Step) -> Step | Failure:
+    if step.step == 0:
+        raise ProtocolError("step 0 stands for the stream; number steps from 1")
+    if not 1 <= len(step.frames) <= MAX_STEP_FRAMES:
+        error = ProtocolError(f"a step of {len(step.frames)} frames; send 1 to {MAX_STEP_FRAMES}")
+        return Failure(request_id=step.step, error=error)
+    return Step(step=step.step, frames=tuple(step.frames), more=step.more)
+
+
+def _sampling_to_pb(sampling: Sampling) -> pb.Sampling:
+    return pb.Sampling(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+    )
+
+
+def _sampling_from_pb(sampling: pb.Sampling) -> Sampling:
+    try:
+        return Sampling(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p or 1.0,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+        )
+    except ConfigError as error:
+        raise ProtocolError(f"the session's sampling cannot be used: {error}") from None
 
 
 def _payload_to_pb(payload: Payload) -> pb.Payload:
@@ -132,6 +185,9 @@ def encode_server(message: ServerMessage) -> bytes:
             outputs = [_tensor_to_pb(output) for output in message.outputs]
             infer = pb.InferReply(request_id=message.request_id, outputs=outputs, timing=_timing_to_pb(message.timing))
             return pb.ServerMessage(infer=infer).SerializeToString()
+        case StepReply():
+            step = pb.StepReply(step=message.step, token_id=message.token_id, timing=_timing_to_pb(message.timing))
+            return pb.ServerMessage(step=step).SerializeToString()
         case Failure():
             code, text, attributes_json = failure.describe(message.error)
             error = pb.Error(request_id=message.request_id, code=code, message=text, attributes_json=attributes_json)
@@ -146,6 +202,8 @@ def decode_server(data: bytes) -> ServerMessage:
             return _welcome_from_pb(message.welcome)
         case "infer":
             return _reply_from_pb(message.infer)
+        case "step":
+            return _step_reply_from_pb(message.step)
         case "error":
             error = failure.rebuild(message.error.code, message.error.message, message.error.attributes_json)
             return Failure(request_id=message.error.request_id, error=error)
@@ -162,17 +220,25 @@ def _welcome_from_pb(welcome: pb.Welcome) -> Welcome:
 
 
 def _reply_from_pb(infer: pb.InferReply) -> InferReply:
-    timing = infer.timing
     return InferReply(
         request_id=infer.request_id,
         outputs=tuple(_tensor_from_pb(output) for output in infer.outputs),
-        timing=Timing(
-            queue_ms=timing.queue_ms,
-            decode_ms=timing.decode_ms,
-            tail_ms=timing.tail_ms,
-            cpu_ms=timing.cpu_ms,
-            process_cpu_ms=timing.process_cpu_ms,
-        ),
+        timing=_timing_from_pb(infer.timing),
+    )
+
+
+def _step_reply_from_pb(step: pb.StepReply) -> StepReply:
+    token_id = step.token_id if step.HasField("token_id") else None
+    return StepReply(step=step.step, token_id=token_id, timing=_timing_from_pb(step.timing))
+
+
+def _timing_from_pb(timing: pb.Timing) -> Timing:
+    return Timing(
+        queue_ms=timing.queue_ms,
+        decode_ms=timing.decode_ms,
+        tail_ms=timing.tail_ms,
+        cpu_ms=timing.cpu_ms,
+        process_cpu_ms=timing.process_cpu_ms,
     )
 
 

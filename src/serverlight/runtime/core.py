@@ -26,17 +26,25 @@ from serverlight.plan import Plan
 from serverlight.runtime.messages import (
     PROTOCOL_VERSION,
     ClientMessage,
+    CloseSession,
     Failure,
     Hello,
     InferReply,
     InferRequest,
+    OpenSession,
     ServerMessage,
+    Step,
+    StepReply,
     Welcome,
 )
 from serverlight.runtime.scheduler import Job, Scheduler
+from serverlight.runtime.sessions import Session, SessionTable
 from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES
+from serverlight.sampling import Sampling
 
 __all__ = ["Runner", "ServerConfig", "ServerCore"]
+
+_IDLE_CHECK_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +71,18 @@ class ServerConfig:
     hello_timeout_s: float = 10.0
     """How long a new stream may say nothing."""
 
+    max_sessions: int = 64
+    """The most sequences of a language model at a time; further ones get :class:`ServerBusy`."""
+
+    max_session_tokens: int = 8192
+    """The most tokens of one sequence; the model's context may hold fewer."""
+
+    max_kv_bytes: int = 2**30
+    """Keys and values of all sequences together; a step beyond it gets :class:`ServerBusy`."""
+
+    session_idle_s: float = 600.0
+    """How long a sequence is remembered without a step."""
+
     drain_s: float = 10.0
     """How long a stopping server goes on with what it has accepted."""
 
@@ -81,6 +101,9 @@ class Runner(Protocol):
 
     def run(self, cut: str, request: InferRequest, *, queue_ms: float) -> InferReply:
         """Runs one request; raises a :class:`ServerlightError` when the request is at fault."""
+
+    def open_session(self, cut: str, sampling: Sampling) -> Session:
+        """Begins a sequence; raises :class:`ProtocolError` where the model is no language model."""
 
 
 class ServerCore:
@@ -101,7 +124,12 @@ class ServerCore:
         self.config = config or ServerConfig()
         self._runner, self._plans, self._codec = runner, dict(plans), codec
         self._scheduler = Scheduler(max_waiting=self.config.max_waiting)
-        self._changed = threading.Condition()  # guards all below, and the scheduler
+        self._sessions = SessionTable(
+            max_sessions=self.config.max_sessions,
+            max_kv_bytes=self.config.max_kv_bytes,
+            idle_s=self.config.session_idle_s,
+        )
+        self._changed = threading.Condition()  # guards all below, the scheduler and the table of sessions
         self._running: Job | None = None
         self._num_streams = 0
         self._is_draining = self._is_stopped = False
@@ -176,6 +204,7 @@ class ServerCore:
         """A stream is gone, and with it the requests that it had waiting."""
         with self._changed:
             self._num_streams -= 1
+            self._sessions.remove(connection)
             self._scheduler.forget(connection)
             self._changed.notify_all()
 
@@ -198,6 +227,37 @@ class ServerCore:
             self._scheduler.admit(job)
             self._changed.notify_all()
 
+    # -- sessions --------------------------------------------------------------------------------
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that sequences have reserved."""
+        return self._sessions.kv_bytes
+
+    def open_session(self, owner: _Connection, cut: str, sampling: Sampling) -> Session:
+        """Begins a sequence; raises :class:`ServerBusy` at once where there are too many."""
+        session = self._runner.open_session(cut, sampling)
+        with self._changed:
+            if self._is_draining:
+                raise _shutting_down()
+            self._sessions.add(owner, time.monotonic(), self._scheduler.retry_after_ms)
+            self._changed.notify_all()  # from now on the thread looks for idle ones
+        return session
+
+    def touch_session(self, owner: object) -> None:
+        """Notes that a session is not idle."""
+        with self._changed:
+            self._sessions.touch(owner, time.monotonic())
+
+    def close_session(self, owner: object) -> None:
+        """Gives back what a session has reserved."""
+        with self._changed:
+            self._sessions.remove(owner)
+
+    def _reserve(self, owner: object, num_bytes: int) -> None:
+        with self._changed:
+            self._sessions.reserve(owner, num_bytes, self._scheduler.retry_after_ms)
+
     # -- the compute thread ----------------------------------------------------------------------
 
     def _compute(self) -> None:
@@ -211,25 +271,32 @@ class ServerCore:
 
     def _next(self) -> Job | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._is_stopped or self._scheduler.num_waiting)
+            while not (self._is_stopped or self._scheduler.num_waiting):
+                self._changed.wait(_IDLE_CHECK_S if len(self._sessions) else None)
+                for connection in self._sessions.idle(time.monotonic()):
+                    connection.expire()
             self._running = self._scheduler.take()
             return self._running
 
-    def _answer(self, job: Job, now_s: float) -> InferReply | Failure:
+    def _answer(self, job: Job, now_s: float) -> InferReply | StepReply | Failure:
         request_id = job.request.request_id
         try:
             if job.is_expired(now_s):
                 raise DeadlineExceeded(
                     f"the request waited longer than its {job.request.deadline_ms} ms; it was not run"
                 )
-            return self._runner.run(job.cut, job.request, queue_ms=(now_s - job.arrived_s) * 1e3)
+            queue_ms = (now_s - job.arrived_s) * 1e3
+            if isinstance(job.request, InferRequest):
+                return self._runner.run(job.cut, job.request, queue_ms=queue_ms)
+            assert job.session is not None
+            return job.session.run(job.request, lambda size: self._reserve(job.owner, size), queue_ms=queue_ms)
         except ServerlightError as error:
             return Failure(request_id=request_id, error=error)
         except BaseException:  # whatever a model raises, the thread must live on for the others
             _log.exception("request %d at cut %s failed", request_id, job.cut)
             return _own_fault(job)
 
-    def _deliver(self, job: Job, message: InferReply | Failure) -> None:
+    def _deliver(self, job: Job, message: InferReply | StepReply | Failure) -> None:
         try:
             job.reply(message)
         except Exception:  # an output that cannot be serialised, say
@@ -243,6 +310,7 @@ class _Connection:
     def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None]) -> None:
         self._core, self._reply = core, reply
         self._cut: str | None = None
+        self._session: Session | None = None
         self._last_id = 0
         self._is_closed = False
         self.over = False
@@ -252,10 +320,17 @@ class _Connection:
         if self.over:
             return
         try:
-            if isinstance(message, Hello):
-                self._greet(message)
-            else:
-                self._take_request(message)
+            match message:
+                case Hello():
+                    self._greet(message)
+                case OpenSession():
+                    self._open(message)
+                case CloseSession():
+                    self._close_session()
+                case _ if self._session is not None:
+                    self._take_step(message)
+                case _:
+                    self._take_request(message)
         except ServerlightError as error:
             self.fail(error)
 
@@ -269,6 +344,7 @@ class _Connection:
         """The client is gone."""
         if not self._is_closed:
             self.over = self._is_closed = True
+            self._session = None
             self._core.disconnect(self)
 
     def _greet(self, hello: Hello) -> None:
@@ -291,7 +367,34 @@ class _Connection:
             )
         )
 
-    def _take_request(self, message: InferRequest | Failure) -> None:
+    def expire(self) -> None:
+        """The session had no step for too long."""
+        self._close_session()
+        self.fail(PeerUnavailable("the session was idle for too long and is forgotten; open it again"))
+
+    def _open(self, message: OpenSession) -> None:
+        if self._cut is None:
+            raise ProtocolError("a session before Hello; say Hello first")
+        if self._session is not None:
+            raise ProtocolError("a second session on one stream; close the first, or open another stream")
+        self._session = self._core.open_session(self, self._cut, message.sampling)
+
+    def _close_session(self) -> None:
+        self._session = None
+        self._core.close_session(self)
+
+    def _take_step(self, message: InferRequest | Step | Failure) -> None:
+        if isinstance(message, InferRequest):
+            raise ProtocolError("a request within a session; send steps, or close the session")
+        if isinstance(message, Failure):
+            self._reply(message)
+            return
+        self._core.touch_session(self)
+        self._submit(message)
+
+    def _take_request(self, message: InferRequest | Step | Failure) -> None:
+        if isinstance(message, Step):
+            raise ProtocolError("a step without a session; open one first")
         if self._cut is None:
             raise ProtocolError("a request before Hello; say Hello first")
         if message.request_id <= self._last_id:
@@ -300,7 +403,17 @@ class _Connection:
         if isinstance(message, Failure):
             self._reply(message)
             return
-        job = Job(owner=self, cut=self._cut, request=message, reply=self._reply, arrived_s=time.monotonic())
+        self._submit(message)
+
+    def _submit(self, message: InferRequest | Step) -> None:
+        job = Job(
+            owner=self,
+            cut=self._cut or "",
+            request=message,
+            reply=self._reply,
+            arrived_s=time.monotonic(),
+            session=self._session,
+        )
         try:
             self._core.submit(job)
         except ServerlightError as error:

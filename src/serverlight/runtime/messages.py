@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serverlight.errors import ServerlightError
+from serverlight.sampling import Sampling
 
 __all__ = [
     "PROTOCOL_VERSION",
     "ClientMessage",
+    "CloseSession",
     "Failure",
     "Frame",
     "Hello",
     "Image",
     "InferReply",
     "InferRequest",
+    "OpenSession",
     "Payload",
     "RawTensor",
     "ServerMessage",
+    "Step",
+    "StepReply",
     "Timing",
     "Welcome",
 ]
@@ -153,5 +158,61 @@ class Failure:
     """What happened."""
 
 
-ClientMessage = Hello | InferRequest
-ServerMessage = Welcome | InferReply | Failure
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenSession:
+    """Begin a sequence of a language model; a stream has one at a time."""
+
+    sampling: Sampling
+    """How the server chooses tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """The next tokens of the session's sequence, as hidden states."""
+
+    step: int
+    """From 1, rising by one."""
+
+    frames: tuple[bytes, ...]
+    """Encoded hidden states ``[1, tokens, hidden]``, which follow each other in the sequence."""
+
+    more: bool = False
+    """Whether the prompt goes on, so that no token is wanted yet."""
+
+    @property
+    def request_id(self) -> int:
+        """What a :class:`Failure` of this step is known by."""
+        return self.step
+
+    @property
+    def deadline_ms(self) -> None:
+        """A step is never skipped: those after it build on it."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CloseSession:
+    """The sequence is over; the server forgets it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReply:
+    """What a step gave."""
+
+    step: int
+    """The step's."""
+
+    token_id: int | None
+    """The token that follows, or ``None`` where the prompt goes on."""
+
+    timing: Timing
+    """Where the server's time went."""
+
+    @property
+    def request_id(self) -> int:
+        """As :attr:`Step.request_id`."""
+        return self.step
+
+
+ClientMessage = Hello | InferRequest | OpenSession | Step | CloseSession
+ServerMessage = Welcome | InferReply | StepReply | Failure

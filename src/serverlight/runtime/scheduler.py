@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serverlight.errors import ServerBusy
-from serverlight.runtime.messages import InferRequest, ServerMessage
+from serverlight.runtime.messages import InferRequest, ServerMessage, Step
+from serverlight.runtime.sessions import Session
 
 __all__ = ["Job", "Scheduler"]
 
@@ -25,7 +26,7 @@ class Job:
     cut: str
     """Which tail it is for."""
 
-    request: InferRequest
+    request: InferRequest | Step
     """What came."""
 
     reply: Callable[[ServerMessage], None]
@@ -33,6 +34,9 @@ class Job:
 
     arrived_s: float
     """When it was read."""
+
+    session: Session | None = None
+    """What a step goes on with."""
 
     def is_expired(self, now_s: float) -> bool:
         """Whether nobody wants the answer any more."""

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from serverlight.codec import CodecConfig, warm_up
+from serverlight.codec import Basis, CodecConfig, warm_up
 from serverlight.errors import ConfigError
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
@@ -19,6 +19,9 @@ from serverlight.plan import Plan
 from serverlight.runtime.core import ServerConfig, ServerCore
 from serverlight.runtime.grpc_transport import GrpcServer
 from serverlight.runtime.worker import Worker
+
+if TYPE_CHECKING:
+    from serverlight.generation import LoadedDecoder
 
 __all__ = ["Server", "make_core"]
 
@@ -29,10 +32,11 @@ _LAST_WORDS_S = 1.0
 
 
 def make_core(
-    model: LoadedModel,
+    model: LoadedModel | LoadedDecoder,
     cuts: Sequence[str],
     *,
     codec: CodecConfig | None = None,
+    bases: Mapping[str, Basis] | None = None,
     config: ServerConfig | None = None,
     parts: Partition | None = None,
 ) -> ServerCore:
@@ -42,12 +46,29 @@ def make_core(
     if not cuts:
         raise ConfigError("cuts", "name at least one cut; `serverlight cuts MODEL` lists them")
     config = config or ServerConfig()
+    if not isinstance(model, LoadedModel):
+        from serverlight.runtime.decoders import DecoderWorker  # transformers, which vision models do without
+
+        if parts is not None:
+            raise ConfigError("parts", "a language model has none; leave it away")
+        if bases:
+            raise ConfigError("bases", "sessions of language models take no frames under a basis yet; leave it away")
+        warm_up()
+        decoder = DecoderWorker(model, cuts, max_tokens=config.max_session_tokens, max_kv_bytes=config.max_kv_bytes)
+        return ServerCore(decoder, _plans(model, cuts), codec=codec, config=config)
     parts = parts or partition(model.module, model.example_inputs)
+    named = {parts.cut(cut).name: basis for cut, basis in (bases or {}).items()}
     cuts = [parts.cut(cut).name for cut in cuts]  # a cut may have aliases; the handshake compares its one name
     warm_up()
-    worker = Worker(model, parts, cuts, max_batch=config.max_batch)
-    plans = {cut: Plan(model=model.name, revision=model.revision, cut=cut) for cut in cuts}
-    return ServerCore(worker, plans, codec=codec, config=config)
+    worker = Worker(model, parts, cuts, bases=named, max_batch=config.max_batch)
+    return ServerCore(worker, _plans(model, cuts, named), codec=codec, config=config)
+
+
+def _plans(
+    model: LoadedModel | LoadedDecoder, cuts: Sequence[str], bases: Mapping[str, Basis] | None = None
+) -> dict[str, Plan]:
+    digests = {cut: basis.digest.hex() for cut, basis in (bases or {}).items()}
+    return {cut: Plan(model=model.name, revision=model.revision, cut=cut, basis=digests.get(cut)) for cut in cuts}
 
 
 class Server:
@@ -56,9 +77,10 @@ class Server:
     A context manager for notebooks and tests; ``serve_until_stopped`` for a process of its own.
 
     Args:
-        model: what to serve.
+        model: what to serve; of a language model its tail.
         cuts: names of the cuts at which clients may have cut it.
         codec: if given, clients must use exactly these settings; otherwise each may choose its own.
+        bases: the basis of each cut that has one; clients may send frames under it.
         host: where to listen; loopback unless told otherwise.
         port: where to listen; 0 for any free port.
         config: limits.
@@ -71,16 +93,17 @@ class Server:
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: LoadedModel | LoadedDecoder,
         cuts: Sequence[str],
         *,
         codec: CodecConfig | None = None,
+        bases: Mapping[str, Basis] | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         config: ServerConfig | None = None,
         parts: Partition | None = None,
     ) -> None:
-        self._core = make_core(model, cuts, codec=codec, config=config, parts=parts)
+        self._core = make_core(model, cuts, codec=codec, bases=bases, config=config, parts=parts)
         self._host, self._port = host, port
         self._thread = threading.Thread(target=self._serve, name="serverlight-server", daemon=True)
         self._started: Future[None] = Future()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from typing import Any
 
 from serverlight.errors import ConnectTimeout, DeadlineExceeded, ProtocolError, ServerlightError, TransportError
 from serverlight.plan import Plan
@@ -14,11 +15,15 @@ from serverlight.runtime.messages import (
     Hello,
     InferReply,
     InferRequest,
+    OpenSession,
     Payload,
     ServerMessage,
+    Step,
+    StepReply,
     Welcome,
 )
 from serverlight.runtime.transport import Transport
+from serverlight.sampling import Sampling
 
 __all__ = ["ClientStream"]
 
@@ -30,7 +35,7 @@ class ClientStream:
         self._transport = transport
         self._lock = threading.RLock()  # guards all below; a reply may come while its request is being sent
         self._last_id = 0
-        self._waiting: dict[int, Future[tuple[InferReply, int]]] = {}
+        self._waiting: dict[int, Future[tuple[Any, int]]] = {}
         self._error: ServerlightError | None = None
         self._welcome: Future[Welcome] = Future()
 
@@ -77,6 +82,19 @@ class ClientStream:
                 self._waiting.pop(request_id, None)
         return reply, uplink_bytes, downlink_bytes
 
+    def open_session(self, sampling: Sampling) -> None:
+        """Begins a sequence; a refusal ends the stream."""
+        self._transport.send(OpenSession(sampling=sampling))
+
+    def post(self, step: Step) -> tuple[Future[tuple[StepReply, int]], int]:
+        """Sends a step without waiting; returns what will hold its reply and its bytes, and the bytes up."""
+        future: Future[tuple[StepReply, int]] = Future()
+        with self._lock:
+            if self._error is not None:
+                raise _copy(self._error)
+            self._waiting[step.step] = future
+            return future, self._transport.send(step)
+
     @property
     def num_waiting(self) -> int:
         """Requests that have no reply yet."""
@@ -97,7 +115,7 @@ class ClientStream:
             case Failure():
                 if future := self._take(message.request_id):
                     future.set_exception(message.error)
-            case InferReply():
+            case InferReply() | StepReply():
                 if future := self._take(message.request_id):
                     future.set_result((message, num_bytes))
 
@@ -105,7 +123,7 @@ class ClientStream:
         """Everybody who waits is told."""
         self._end(error)
 
-    def _take(self, request_id: int) -> Future[tuple[InferReply, int]] | None:
+    def _take(self, request_id: int) -> Future[tuple[Any, int]] | None:
         with self._lock:
             return self._waiting.pop(request_id, None)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from serverlight.codec import decode
+from serverlight.codec import Basis, decode
 from serverlight.errors import InputMismatch, ProtocolError
 from serverlight.models import LoadedModel
 from serverlight.models.images import decode_image
 from serverlight.partition import CutPoint, Partition, TensorSpec
 from serverlight.runtime.messages import Frame, Image, InferReply, InferRequest, Payload, RawTensor, Timing
+from serverlight.runtime.sessions import Session
 from serverlight.runtime.tensors import from_raw, to_raw
+from serverlight.sampling import Sampling
 
 __all__ = ["Worker"]
 
@@ -25,8 +27,16 @@ class Worker:
     Raises :class:`CutNotFound` for a cut that the model does not have.
     """
 
-    def __init__(self, model: LoadedModel, parts: Partition, cuts: Sequence[str], *, max_batch: int) -> None:
-        self._model, self._max_batch = model, max_batch
+    def __init__(
+        self,
+        model: LoadedModel,
+        parts: Partition,
+        cuts: Sequence[str],
+        *,
+        bases: Mapping[str, Basis] | None = None,
+        max_batch: int,
+    ) -> None:
+        self._model, self._bases, self._max_batch = model, dict(bases or {}), max_batch
         self._output_names = parts.output_names
         self._cuts = {name: parts.cut(name) for name in cuts}
         self._tails = {name: parts.split(cut)[1] for name, cut in self._cuts.items()}
@@ -54,17 +64,23 @@ class Worker:
         )
         return InferReply(request_id=request.request_id, outputs=outputs, timing=timing)
 
+    def open_session(self, cut: str, sampling: Sampling) -> Session:
+        """Refuses: sessions are for language models."""
+        raise ProtocolError(f"{self._model.name!r} is no language model and has no sessions; send requests")
+
     def _decode(self, cut: CutPoint, payloads: Sequence[Payload]) -> list[torch.Tensor]:
         if payloads and all(isinstance(payload, Image) for payload in payloads):
             return [self._decode_images(cut, [payload.data for payload in payloads])]
         if len(payloads) != len(cut.tensors):
             raise ProtocolError(f"cut {cut.name!r} takes {len(cut.tensors)} payloads, {len(payloads)} came")
-        return [self._decode_one(spec, payload) for spec, payload in zip(cut.tensors, payloads, strict=True)]
+        basis = self._bases.get(cut.name)
+        return [self._decode_one(spec, payload, basis) for spec, payload in zip(cut.tensors, payloads, strict=True)]
 
-    def _decode_one(self, spec: TensorSpec, payload: Payload) -> torch.Tensor:
+    def _decode_one(self, spec: TensorSpec, payload: Payload, basis: Basis | None) -> torch.Tensor:
         match payload:
             case Frame():
-                tensor: torch.Tensor = decode(payload.data, max_elements=spec.elements_per_sample * self._max_batch)
+                limit = spec.elements_per_sample * self._max_batch
+                tensor: torch.Tensor = decode(payload.data, basis=basis, max_elements=limit)
                 check_fits(spec, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), self._max_batch)
                 return tensor
             case RawTensor():

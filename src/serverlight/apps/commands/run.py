@@ -51,6 +51,7 @@ def run(
     asymmetry_mode: Annotated[
         str | None, typer.Option(help="What that weighs: the `score` of each, or the `budget` of all.")
     ] = None,
+    basis: Annotated[str | None, typer.Option(metavar="FILE", help="The basis that features are sent in.")] = None,
     data: DataOption = None,
     limit: LimitOption = None,
     threads: ThreadsOption = 1,
@@ -65,7 +66,7 @@ def run(
     """
     import torch
 
-    from serverlight.codec import CodecConfig
+    from serverlight.codec import Basis, CodecConfig
     from serverlight.models import load_model
     from serverlight.partition import partition
     from serverlight.plan import Plan
@@ -87,12 +88,20 @@ def run(
     torch.set_num_threads(threads)
     loaded = load_model(model)
     name = agreed.cut if agreed else cut or ""
-    ours = Plan(model=loaded.name, revision=loaded.revision, cut=name, codec=agreed.codec if agreed else config)
+    turned = Basis.load(basis) if basis else None
+    ours = Plan(
+        model=loaded.name,
+        revision=loaded.revision,
+        cut=name,
+        codec=agreed.codec if agreed else config,
+        basis=turned.digest.hex() if turned else None,
+    )
     if agreed:
         ours.check_compatible(agreed)
+        agreed.check_basis(turned)
     parts = partition(loaded.module, loaded.example_inputs)
     samples = _samples(loaded, data, limit)
-    with connect(server, plan=ours, model=parts) as client:
+    with connect(server, plan=ours, model=parts, basis=turned) as client:
         results = _send(client, samples.inputs)
     figures = _figures(client.plan, parts.cut(name), samples, results)
     if json:

@@ -30,6 +30,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; traffic is not encrypted.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 50051,
+    basis: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A basis that clients of all these cuts may send features in.")
+    ] = None,
     threads: ThreadsOption = 1,
     until_eof: Annotated[
         bool, typer.Option("--until-eof", help="Stop also when standard input ends: when a parent process is gone.")
@@ -45,6 +48,7 @@ def serve(
     """
     import torch
 
+    from serverlight.codec import Basis
     from serverlight.models import load_model
     from serverlight.plan import Plan
     from serverlight.runtime import Server
@@ -62,7 +66,11 @@ def serve(
         dataclasses.replace(agreed, model=loaded.name, revision=loaded.revision).check_compatible(agreed)
     cuts = [agreed.cut] if agreed else list(cut or ())
     codec = agreed.codec if agreed else None
-    with _set_by_signals(stopping), Server(loaded, cuts, codec=codec, host=host, port=port) as server:
+    turned = Basis.load(basis) if basis else None
+    if agreed:
+        agreed.check_basis(turned)
+    bases = dict.fromkeys(cuts, turned) if turned else {}
+    with _set_by_signals(stopping), Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port) as server:
         _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
         stopping.wait()
         given_up = server.drain()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.wire import Header
-from serverlight.errors import BackendUnavailable, ConfigError
+from serverlight.errors import BackendUnavailable, ConfigError, FrameError
 
-__all__ = ["BACKENDS", "Float32", "Kernels", "Survivors", "load"]
+__all__ = ["BACKENDS", "DeviceKernels", "Float32", "Kernels", "Survivors", "for_device", "load"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -71,8 +72,29 @@ class Kernels(Protocol):
         ...
 
 
+class DeviceKernels(Kernels, Protocol):
+    """Kernels that also take and give torch tensors on a device of their own."""
+
+    device_type: str
+    """What torch calls such devices."""
+
+    def encode_on_device(self, values: Any, shape: tuple[int, ...], config: CodecConfig) -> bytes:
+        """Section 6 of the frame of a flat tensor there, of a dtype that frames have; errors as for ``encode_contextual``."""
+        ...
+
+    def decode_on_device(
+        self, sections: Sequence[memoryview], header: Header, out: Any
+    ) -> tuple[int, FrameError] | None:
+        """Section 6 of frames with one header, straight into ``out``, a flat tensor there with room for all of them.
+
+        Returns the first frame that breaks a rule, and how; ``out`` has no meaning then.
+        """
+        ...
+
+
 BACKENDS = {  # name -> (where it lives, the package it needs)
     "cpu": ("serverlight.codec.backends.cpu:NumbaKernels", "numba"),
+    "gpu": ("serverlight.codec.backends.gpu:TritonKernels", "triton"),
     "reference": ("serverlight.codec.backends.reference:ReferenceKernels", None),
 }
 
@@ -83,7 +105,7 @@ def load(name: str) -> Kernels:
 
     Raises:
         ConfigError: there is no such backend.
-        BackendUnavailable: its package is missing.
+        BackendUnavailable: its package is missing, or the device that it is for.
     """
     if name == "auto":
         name = "cpu" if importlib.util.find_spec("numba") else "reference"
@@ -97,3 +119,13 @@ def load(name: str) -> Kernels:
         if exc.name != package:
             raise
         raise BackendUnavailable(f"backend {name!r} needs {package}: pip install 'serverlight[{name}]'") from exc
+
+
+def for_device(name: str, device_type: str) -> DeviceKernels | None:
+    """The backend for tensors on such a device; ``None`` where they go through the host."""
+    if name == "gpu":
+        kernels = cast(DeviceKernels, load("gpu"))
+        return kernels if kernels.device_type == device_type else None
+    if name == "auto" and device_type == "cuda" and importlib.util.find_spec("triton"):
+        return cast(DeviceKernels, load("gpu"))
+    return None

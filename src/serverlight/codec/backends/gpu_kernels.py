@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NUM_FIELDS = tl.constexpr(18)
+NUM_FIELDS = tl.constexpr(17)
 GOOD, BAD_WORDS, BAD_ESCAPES, LEFT_ESCAPES, BAD_RAW = (tl.constexpr(code) for code in range(5))
 FLAT, TOKENS, ONE_SIDED_PLANES, SIGNED_PLANES = (tl.constexpr(kind) for kind in range(4))
 FLOAT32, FLOAT16, BFLOAT16 = (tl.constexpr(dtype) for dtype in range(3))
@@ -62,11 +62,16 @@ def get(states, row, active, slots, words, size, at):
 
 
 @triton.jit
-def get_number(escapes, num_bits, at, is_whole, ONE_SIDED: tl.constexpr):
-    """One escaped number, and the position after it: -1 past the end, over 32 bits, or if it is too large.
+def get_bit(escapes, num_bits, at):
+    """One bit of the escapes, and the position after it: -1 past the end."""
+    good = (at >= 0) & (at < num_bits)
+    byte = tl.load(escapes + (tl.maximum(at, 0) >> 3), mask=good, other=0).to(tl.int32)
+    return (byte >> (tl.maximum(at, 0) & 7).to(tl.int32)) & 1, tl.where(good, at + 1, -1)
 
-    It is sent whole, or as what it exceeds a nibble by.
-    """
+
+@triton.jit
+def get_number(escapes, num_bits, at, is_whole, ONE_SIDED: tl.constexpr):
+    """One escaped number, whole or as its excess, and the position after it: -1 past the end, over 32 bits, or if too large."""
     i = tl.arange(0, 64)
     place = at + i
     byte = tl.load(escapes + (place >> 3), mask=(place >= i) & (place < num_bits), other=0).to(tl.int32)
@@ -80,19 +85,11 @@ def get_number(escapes, num_bits, at, is_whole, ONE_SIDED: tl.constexpr):
     if ONE_SIDED:
         number = tl.where(is_whole, code, code + 15)
     else:
-        is_odd = (code & 1) == 1
-        whole, excess = tl.where(is_odd, (code + 1) >> 1, -(code >> 1)), 8 + (code >> 1)
-        number = tl.where(is_whole, whole, tl.where(is_odd, -excess, excess))
+        whole = tl.where((code & 1) == 1, (code + 1) >> 1, -(code >> 1))
+        excess = tl.where((code & 1) == 1, -8 - (code >> 1), 8 + (code >> 1))
+        number = tl.where(is_whole, whole, excess)
     good = (at >= 0) & (width <= 32) & (after <= num_bits) & (tl.abs(number) <= LARGEST_NUMBER)
     return tl.where(good, number, 0).to(tl.int32), tl.where(good, after, -1)
-
-
-@triton.jit
-def get_whole(escapes, num_bits, at):
-    """The bit that says whether the numbers of a pair are sent whole, and the position after it: -1 past the end."""
-    good = (at >= 0) & (at < num_bits)
-    byte = tl.load(escapes + (at >> 3), mask=good, other=0).to(tl.int32)
-    return ((byte >> (at & 7).to(tl.int32)) & 1) == 1, tl.where(good, at + 1, -1)
 
 
 @triton.jit
@@ -100,14 +97,22 @@ def number_of(nibble, flip, ONE_SIDED: tl.constexpr):
     """The number of a nibble below 15."""
     if ONE_SIDED:
         return nibble
-    else:
-        magnitude = (nibble + 1) >> 1
-        return tl.where((nibble & 1) == 1, magnitude, -magnitude) * flip
+    magnitude = (nibble + 1) >> 1
+    return tl.where((nibble & 1) == 1, magnitude, -magnitude) * flip
 
 
 @triton.jit
 def numbers_of(
-    symbol, flip, active, single, escapes, num_bits, bits, has_halves, ONE_SIDED: tl.constexpr, LANES: tl.constexpr
+    symbol,
+    flip,
+    active,
+    single,
+    escapes,
+    num_bits,
+    bits,
+    ONE_SIDED: tl.constexpr,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """The two numbers of each lane's pair; those that have no nibble of their own come from the escape bits, lane by lane."""
     first, second = number_of(symbol >> 4, flip, ONE_SIDED), number_of(symbol & 15, flip, ONE_SIDED)
@@ -118,14 +123,15 @@ def numbers_of(
         lane = tl.arange(0, LANES)
         for i in range(LANES):
             which = tl.sum(tl.where(lane == i, escaped, 0), 0)
-            is_whole = (which & 4) != 0
-            if ((which & 4) != 0) & (has_halves != 0):
-                is_whole, bits = get_whole(escapes, num_bits, bits)
+            is_whole = which * 0 + (0 if HALF else 1)
+            if HALF:
+                if (which & 4) != 0:
+                    is_whole, bits = get_bit(escapes, num_bits, bits)
             if (which & 1) != 0:
-                number, bits = get_number(escapes, num_bits, bits, is_whole, ONE_SIDED)
+                number, bits = get_number(escapes, num_bits, bits, is_whole != 0, ONE_SIDED)
                 first = tl.where(lane == i, number, first)
             if (which & 2) != 0:
-                number, bits = get_number(escapes, num_bits, bits, is_whole, ONE_SIDED)
+                number, bits = get_number(escapes, num_bits, bits, is_whole != 0, ONE_SIDED)
                 second = tl.where(lane == i, number, second)
     return first, tl.where(single != 0, 0, second), bits
 
@@ -143,21 +149,21 @@ def settle(status, job, states, at, size, escapes, num_bytes, bits):
 
 
 @triton.jit
-def read_flat(jobs, data, halves, slots, high, status, columns, LANES: tl.constexpr):
+def read_flat(jobs, data, halves, slots, high, status, columns, HALF: tl.constexpr, LANES: tl.constexpr):
     """Reads a segment of a flat run."""
     job, lane = tl.program_id(0), tl.arange(0, LANES)
     facts = jobs + job * NUM_FIELDS
     slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
     first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
     words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
-    escapes, num_bytes, has_halves = data + tl.load(facts + 6), tl.load(facts + 7), tl.load(facts + 17)
+    escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
     at, bits = tl.full((), 2 * LANES, tl.int64), tl.full((), 0, tl.int64)
     states = start_states(words, size, lane)
     for begin in range(first, last, LANES):
         pair = begin + lane
         active, single = pair < last, (2 * pair + 1 >= columns).to(tl.int32)
         states, symbol, at = get(states, single, active, slots, words, size, at)
-        a, b, bits = numbers_of(symbol, 1, active, single, escapes, 8 * num_bytes, bits, has_halves, False, LANES)
+        a, b, bits = numbers_of(symbol, 1, active, single, escapes, 8 * num_bytes, bits, False, HALF, LANES)
         tl.store(high + 2 * pair, a, mask=active)
         tl.store(high + 2 * pair + 1, b, mask=active & (single == 0))
     settle(status, job, states, at, size, escapes, num_bytes, bits)
@@ -181,14 +187,14 @@ def token_learn(busy, lean, a, b, pair):
 
 
 @triton.jit
-def read_tokens(jobs, data, halves, slots, high, means, status, rows, columns, LANES: tl.constexpr):
+def read_tokens(jobs, data, halves, slots, high, means, status, rows, columns, HALF: tl.constexpr, LANES: tl.constexpr):
     """Reads a segment of channels; ``means`` has room for two numbers a channel of each frame."""
     job, lane = tl.program_id(0), tl.arange(0, LANES)
     facts = jobs + job * NUM_FIELDS
     slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
     first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
     words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
-    escapes, num_bytes, has_halves = data + tl.load(facts + 6), tl.load(facts + 7), tl.load(facts + 17)
+    escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
     means, start = means + 2 * tl.load(facts + 8), tl.load(facts + 9).to(tl.int32)
     b0, b1, b2 = tl.load(facts + 10), tl.load(facts + 11), tl.load(facts + 12)
     b3, b4, b5, b6 = tl.load(facts + 13), tl.load(facts + 14), tl.load(facts + 15), tl.load(facts + 16)
@@ -206,7 +212,7 @@ def read_tokens(jobs, data, halves, slots, high, means, status, rows, columns, L
             context, flip = token_context(busy, lean, b0, b1, b2, b3, b4, b5, b6)
             single = 0 * lane + is_single.to(tl.int32)
             states, symbol, at = get(states, context + 16 * single, active, slots, words, size, at)
-            a, b, bits = numbers_of(symbol, flip, active, single, escapes, 8 * num_bytes, bits, has_halves, False, LANES)
+            a, b, bits = numbers_of(symbol, flip, active, single, escapes, 8 * num_bytes, bits, False, HALF, LANES)
             place = high + 2 * pair * columns + channel
             tl.store(place, a, mask=active)
             tl.store(place + columns, b, mask=active & (single == 0))
@@ -226,7 +232,18 @@ def neighbour_class(number, ONE_SIDED: tl.constexpr):
 
 @triton.jit
 def read_planes(
-    jobs, data, halves, slots, high, status, rows, columns, contexts, ONE_SIDED: tl.constexpr, LANES: tl.constexpr
+    jobs,
+    data,
+    halves,
+    slots,
+    high,
+    status,
+    rows,
+    columns,
+    contexts,
+    ONE_SIDED: tl.constexpr,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """Reads a segment of planes, as many at a time as there are lanes."""
     job, lane = tl.program_id(0), tl.arange(0, LANES)
@@ -234,7 +251,7 @@ def read_planes(
     slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
     first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
     words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
-    escapes, num_bytes, has_halves = data + tl.load(facts + 6), tl.load(facts + 7), tl.load(facts + 17)
+    escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
     at, bits = tl.full((), 2 * LANES, tl.int64), tl.full((), 0, tl.int64)
     states = start_states(words, size, lane)
     for begin in range(first, last, LANES):
@@ -256,7 +273,7 @@ def read_planes(
                     context = tl.abs(context)
                 states, symbol, at = get(states, context + contexts * single, active, slots, words, size, at)
                 a, b, bits = numbers_of(
-                    symbol, flip, active, single, escapes, 8 * num_bytes, bits, has_halves, ONE_SIDED, LANES
+                    symbol, flip, active, single, escapes, 8 * num_bytes, bits, ONE_SIDED, HALF, LANES
                 )
                 tl.store(place, a, mask=active)
                 tl.store(place + 1, b, mask=active & (single == 0))

@@ -28,7 +28,8 @@ def blocks_of(size: int) -> int:
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Runs a kernel, its products and sums not fused: each is rounded on its own, as docs/wire-format.md says."""
-    with torch.cuda.device_of(next(a for a in arguments if isinstance(a, torch.Tensor))):
+    tensor = next(a for a in arguments if isinstance(a, torch.Tensor))
+    with torch.cuda.device_of(tensor):  # type: ignore[no-untyped-call]
         kernel[grid](*arguments, **constants, enable_fp_fusion=False)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from serverlight.codec.backends import gpu_kernels as kernels
 from serverlight.codec.backends.gpu_launch import BLOCK, DTYPE_CODES, as_bits, blocks_of, launch, to_device
 from serverlight.codec.backends.reference_coder import frequencies_for
 from serverlight.codec.coded import SHIFT_UNIT, Coded, is_one_sided_kind, segments_of
-from serverlight.codec.layout import Grid, Layout
+from serverlight.codec.layout import Layout
 from serverlight.codec.tensors import LARGEST
 from serverlight.codec.wire import Header, Reader
 from serverlight.errors import FrameError, InconsistentFrame
@@ -47,7 +46,7 @@ class Parsed:
 
 def read_frames(sections: Sequence[memoryview], header: Header, out: torch.Tensor) -> Fault | None:
     """See :meth:`serverlight.codec.backends.gpu.TritonKernels.decode_on_device`."""
-    groups: dict[tuple[int, int, bool], list[Parsed]] = {}
+    groups: dict[tuple[int, int, bool, bool], list[Parsed]] = {}
     fault: Fault | None = None
     for index, section in enumerate(sections):
         try:
@@ -60,25 +59,28 @@ def read_frames(sections: Sequence[memoryview], header: Header, out: torch.Tenso
         if coded is None:
             out[index * header.num_elements : (index + 1) * header.num_elements] = 0
         else:
-            key = (coded.kind, coded.lanes, coded.raw_bits > 0)
+            key = (coded.kind, coded.lanes, coded.raw_bits > 0, coded.half_escapes)
             groups.setdefault(key, []).append(Parsed(index=index, section=section, coded=coded))
     faults = [found for group in groups.values() if (found := Group(group, header, out.device).read(out)) is not None]
     return min([*faults, *([fault] if fault else [])], key=lambda found: found[0], default=None)
 
 
 class Group:
-    """Frames of one batch that the same kernels read: those of one kind, one number of lanes, with or without raw bits."""
+    """Frames of one batch that the same kernels read: alike in kind, lanes, raw bits, half escapes."""
 
     def __init__(self, frames: Sequence[Parsed], header: Header, device: torch.device) -> None:
         self._frames, self._header, self._device = frames, header, device
         first = frames[0].coded
         self._kind, self._lanes, self._has_raw = first.kind, first.lanes, first.raw_bits > 0
+        self._half_escapes = first.half_escapes
         self._grid, self._bounds = segments_of(header.shape, self._kind)
 
     def read(self, out: torch.Tensor) -> Fault | None:
         """Reads the frames into their places of ``out``."""
         jobs, facts, data = self._layout()
-        frequencies = [frequencies_for(frame.coded.levels, self._grid, self._kind, frame.coded.half_escapes) for frame in self._frames]
+        frequencies = [
+            frequencies_for(frame.coded.levels, self._grid, self._kind, self._half_escapes) for frame in self._frames
+        ]
         ends = np.cumsum(np.concatenate(frequencies), axis=1, dtype=np.int32)
         slots = torch.empty(len(ends) * tables.SCALE, dtype=torch.int32, device=self._device)
         launch(kernels.fill_slots, (len(ends),), to_device(ends, self._device), slots)
@@ -104,14 +106,22 @@ class Group:
             word_places = itertools.accumulate(num_words, initial=(at + words_at) // 2)
             escape_places = itertools.accumulate(num_escapes, initial=at + raw_at - sum(num_escapes))
             start = int(activity.ACTIVITY[coded.activity])
-            common = (number * self._grid.columns, start, *activity.thresholds_for(start), coded.half_escapes)
+            common = (number * self._grid.columns, start, *activity.thresholds_for(start))
             for bounds, *streams in zip(
                 itertools.pairwise(self._bounds), word_places, num_words, escape_places, num_escapes, strict=False
             ):
                 jobs.append((number * rows_a_frame, base, *bounds, *streams, *common))
             unit = np.float32(coded.step) * np.float32(1 / SHIFT_UNIT)
             facts.append(
-                (base, int(unit.view(np.int32)), coded.one_sided, coded.raw_bits, at + raw_at, len(coded.raw), *coded.shifts)
+                (
+                    base,
+                    int(unit.view(np.int32)),
+                    coded.one_sided,
+                    coded.raw_bits,
+                    at + raw_at,
+                    len(coded.raw),
+                    *coded.shifts,
+                )
             )
             at += size
         data = np.zeros(at + at % 2 + 2, np.uint8)
@@ -127,12 +137,13 @@ class Group:
     ) -> torch.Tensor:
         status = torch.empty(len(jobs), dtype=torch.int32, device=self._device)
         streams = (jobs, data, data.view(torch.int16), slots, high)
-        rows, columns, lanes = self._grid.rows, self._grid.columns, self._lanes
+        rows, columns = self._grid.rows, self._grid.columns
+        options = {"HALF": self._half_escapes, "LANES": self._lanes, "num_warps": 1}
         if self._grid.layout is Layout.FLAT:
-            launch(kernels.read_flat, (len(jobs),), *streams, status, columns, LANES=lanes, num_warps=1)
+            launch(kernels.read_flat, (len(jobs),), *streams, status, columns, **options)
         elif self._grid.layout is Layout.TOKENS:
             means = torch.empty(2 * columns * len(self._frames), dtype=torch.int32, device=self._device)
-            launch(kernels.read_tokens, (len(jobs),), *streams, means, status, rows, columns, LANES=lanes, num_warps=1)
+            launch(kernels.read_tokens, (len(jobs),), *streams, means, status, rows, columns, **options)
         else:
             one_sided, contexts = is_one_sided_kind(self._kind), tables.NUM_CONTEXTS[self._kind]
             launch(
@@ -140,8 +151,7 @@ class Group:
                 (len(jobs),),
                 *(*streams, status, rows, columns, contexts),
                 ONE_SIDED=one_sided,
-                LANES=lanes,
-                num_warps=1,
+                **options,
             )
         return status
 
@@ -152,7 +162,9 @@ class Group:
         blocks, begins, raw_status = blocks_of(size), facts, None
         if self._has_raw:
             counts = torch.empty((num_frames, blocks), dtype=torch.int64, device=self._device)
-            launch(kernels.count_nonzero, (blocks, num_frames), facts, high, counts, size, FIELDS=NUM_FACTS, BLOCK=BLOCK)
+            launch(
+                kernels.count_nonzero, (blocks, num_frames), facts, high, counts, size, FIELDS=NUM_FACTS, BLOCK=BLOCK
+            )
             ends = counts.cumsum(1)
             begins = ends - counts
             raw_status = torch.empty(num_frames, dtype=torch.int32, device=self._device)

@@ -7,7 +7,6 @@ depend on; for the histogram, which the model is fitted to; for the lengths of t
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,13 @@ from serverlight.codec.tensors import check_finite
 
 __all__ = ["coded_tensor"]
 
-NONZERO, NEGATIVE, INFINITE, SCORE, MAGNITUDE, BELOW, LEAST, LARGE, SUM, NUM_STATES = 0, 1, 2, 3, 6, 9, 12, 13, 14, 15
+NONZERO, NEGATIVE, INFINITE, SCORE, MAGNITUDE, LEAST, LARGE, SUM, NUM_STATES = 0, 1, 2, 3, 6, 9, 10, 11, 12
 """Places of ``state``, as gpu_writer_kernels.py has them."""
 DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))
 """Place and width of the digits that scores are sorted by, in their bits."""
 ZERO_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
 """So many low bits of an element are zero once it is binary32."""
-MARK = 1 << 30
+MARK, MARK_WHOLE = 1 << 30, 1 << 29
 COPIES, CHANNELS = 64, 32
 
 
@@ -49,8 +48,7 @@ class Writing:
 
     def __init__(self, x: torch.Tensor, shape: tuple[int, ...], config: CodecConfig) -> None:
         self._x, self._shape, self._config = x, shape, config
-        self._by_sign, self._asymmetry = config.asymmetry_mode == "budget", float(np.float32(config.asymmetry))
-        self._is_weighed = not self._by_sign and self._asymmetry != 1
+        self._asymmetry = float(np.float32(config.asymmetry))
         self._options = {"DTYPE": DTYPE_CODES[x.dtype], "BLOCK": BLOCK}
         self._blocks = (blocks_of(len(x)),)
         self._state = torch.zeros(NUM_STATES, dtype=torch.int64, device=x.device)
@@ -58,21 +56,23 @@ class Writing:
 
     def coded(self) -> Coded | None:
         """All stages."""
-        found = self._threshold()
-        num_kept = min(self._config.num_kept(len(self._x)), found[NONZERO])
+        num_kept = self._config.num_kept(len(self._x))
+        found = self._threshold(num_kept)
+        if found[INFINITE]:
+            check_finite(self._x.float().numpy(force=True))
+        num_kept = min(num_kept, found[NONZERO])
         if num_kept == 0:
             return None
         one_sided = not found[NEGATIVE]
         kind = coded.kind_of(natural_layout(self._shape), one_sided)
         grid, bounds = coded.segments_of(self._shape, kind)
-        least = min(found[SCORE], found[BELOW]) if self._by_sign else found[LEAST if self._is_weighed else SCORE]
-        step = coded.step_of(np.int32(max(least, found[MAGNITUDE])).view(np.float32), self._config, kind)
+        least = max(found[SCORE if self._asymmetry == 1 else LEAST], found[MAGNITUDE])
+        step = coded.step_of(np.int32(least).view(np.float32), self._config, kind)
         numbers = self._quantised(step, kind)
-        raw_bits, half_escapes = self._raw_bits(numbers, num_kept, kind)
-        high, raw = self._split(numbers, num_kept, raw_bits)
+        high, raw_bits, half_escapes, raw = self._split(numbers, num_kept, kind)
         tallies = self._tallied(numbers, high, step, one_sided, kind, grid)
         start = activity.nearest_activity(int(self._state[SUM]), len(high)) if kind == tables.TOKENS else 0
-        stream = Streams(high, kind, half_escapes, grid, bounds, start)
+        stream = Streams(high, kind, grid, bounds, start, half_escapes)
         sums, counts = np.split(tallies.numpy(force=True), 2)
         return Coded(
             kind=kind,
@@ -93,69 +93,56 @@ class Writing:
         """A kernel over all elements."""
         launch(kernel, self._blocks, *arguments, **self._options, **constants)
 
-    def _threshold(self) -> list[int]:
+    def _threshold(self, num_kept: int) -> list[int]:
         """Finds the least score kept, and the least magnitude that may set the step; returns ``state``."""
-        x, size = as_bits(self._x), len(self._x)
+        x, state, size = as_bits(self._x), self._state, len(self._x)
         bins = torch.zeros(256, dtype=torch.int64, device=x.device)
-        for which in (SCORE, BELOW, MAGNITUDE) if self._by_sign else (SCORE, MAGNITUDE):
-            zero_bits = 0 if which == SCORE and self._is_weighed else ZERO_BITS[self._x.dtype]
+        for which in (SCORE, MAGNITUDE):
+            zero_bits = ZERO_BITS[self._x.dtype] if which == MAGNITUDE or self._asymmetry == 1 else 0
             for place, width in DIGITS:
                 if place + width <= zero_bits:
                     break
                 is_first = which == SCORE and place == DIGITS[0][0]
-                options = {"WHICH": which, "SHIFT": place, "WIDTH": width, "SURVEY": is_first, "BY_SIGN": self._by_sign}
-                self._launch(kernels.count_digits, x, self._state, bins, size, self._asymmetry, **options)
+                options = {"WHICH": which, "SHIFT": place, "WIDTH": width, "SURVEY": is_first}
+                self._launch(kernels.count_digits, x, state, bins, size, self._asymmetry, **options)
                 if is_first:
-                    launch(kernels.set_ranks, (1,), self._state, *self._budgets())
-                launch(kernels.take_digit, (1,), self._state, bins, WHICH=which, SHIFT=place)
-        if self._is_weighed:
-            self._launch(kernels.find_least, x, self._state, size, self._asymmetry)
-        found: list[int] = self._state.tolist()
-        if found[INFINITE]:
-            check_finite(self._x.float().numpy(force=True))
+                    launch(kernels.set_ranks, (1,), state, num_kept)
+                launch(kernels.take_digit, (1,), state, bins, WHICH=which, SHIFT=place)
+        if self._asymmetry != 1:
+            self._launch(kernels.find_least, x, state, size, self._asymmetry)
+        found: list[int] = state.tolist()
         return found
-
-    def _budgets(self) -> tuple[int, int]:
-        """How many elements are kept at most; in mode ``budget``, how many positive and how many negative ones."""
-        if not self._by_sign:
-            return self._config.num_kept(len(self._x)), 0
-        nonzero, negative = self._state[:2].tolist()
-        return self._config.num_kept_by_sign(nonzero - negative, negative, len(self._x))
 
     def _quantised(self, step: np.float32, kind: int) -> torch.Tensor:
         """Signed numbers of steps."""
         x, size = as_bits(self._x), len(self._x)
-        counts = torch.empty((1 + self._by_sign, *self._blocks), dtype=torch.int64, device=x.device)
-        self._launch(kernels.count_ties, x, self._state, counts, size, self._asymmetry, BY_SIGN=self._by_sign)
+        counts = torch.empty(self._blocks, dtype=torch.int64, device=x.device)
+        self._launch(kernels.count_ties, x, self._state, counts, size, self._asymmetry)
         numbers = torch.empty(size, dtype=torch.int32, device=x.device)
-        limits = (size, self._asymmetry, float(np.float32(1) / step), largest_nibble(kind))
-        begins = counts.cumsum(1) - counts
-        self._launch(kernels.quantise, x, self._state, begins, numbers, *limits, BY_SIGN=self._by_sign)
+        inverse = float(np.float32(1) / step)
+        limits = (size, self._asymmetry, inverse, largest_nibble(kind))
+        self._launch(kernels.quantise, x, self._state, counts.cumsum(0) - counts, numbers, *limits)
         return numbers
 
-    def _raw_bits(self, numbers: torch.Tensor, num_kept: int, kind: int) -> tuple[int, bool]:
-        """The number of raw bits, and whether half escapes pay."""
-        bits, num_large = 0, int(self._state[LARGE])
-        while coded.needs_raw_bit(num_large, num_kept, kind):
+    def _split(self, numbers: torch.Tensor, num_kept: int, kind: int) -> tuple[torch.Tensor, int, bool, Any]:
+        """High parts, the number of raw bits, whether half escapes pay, and the raw bits."""
+        size, bits, device = len(numbers), 0, numbers.device
+        while coded.needs_raw_bit(num_large := int(self._state[LARGE]), num_kept, kind):
             bits += 1
             self._state[LARGE] = 0
-            sizes = (len(numbers), largest_nibble(kind) << bits)
-            launch(kernels.count_large, self._blocks, numbers, self._state, *sizes, BLOCK=BLOCK)
-            num_large = int(self._state[LARGE])
-        return bits, coded.has_half_escapes(num_large, num_kept)
-
-    def _split(self, numbers: torch.Tensor, num_kept: int, bits: int) -> tuple[torch.Tensor, Any]:
-        """High parts, and the raw bits."""
+            limit = largest_nibble(kind) << bits
+            launch(kernels.count_large, self._blocks, numbers, self._state, size, limit, BLOCK=BLOCK)
+        half_escapes = coded.has_half_escapes(num_large, num_kept)
         if bits == 0:
-            return numbers, np.zeros(0, np.uint8)
-        size, device, num_bits = len(numbers), numbers.device, bits * num_kept
+            return numbers, 0, half_escapes, np.zeros(0, np.uint8)
         counts = torch.empty(self._blocks, dtype=torch.int64, device=device)
         launch(kernels.count_kept, self._blocks, numbers, counts, size, BLOCK=BLOCK)
-        high, raw = torch.empty_like(numbers), torch.zeros(num_bits // 32 + 3, dtype=torch.int32, device=device)
+        high, num_bits = torch.empty_like(numbers), bits * num_kept
+        raw = torch.zeros(num_bits // 32 + 3, dtype=torch.int32, device=device)
         self._state[SUM] = 0
         begins = counts.cumsum(0) - counts
         launch(kernels.split_raw, self._blocks, numbers, begins, high, raw, self._state, size, bits, BLOCK=BLOCK)
-        return high, raw.view(torch.uint8)[: (num_bits + 7) // 8].numpy(force=True)
+        return high, bits, half_escapes, raw.view(torch.uint8)[: (num_bits + 7) // 8].numpy(force=True)
 
     def _tallied(
         self, numbers: torch.Tensor, high: torch.Tensor, step: np.float32, one_sided: bool, kind: int, grid: Grid
@@ -180,10 +167,10 @@ class Streams:
     """High parts on their way to words and escapes."""
 
     def __init__(
-        self, high: torch.Tensor, kind: int, half_escapes: bool, grid: Grid, bounds: list[int], start: int
+        self, high: torch.Tensor, kind: int, grid: Grid, bounds: list[int], start: int, half_escapes: bool
     ) -> None:
-        self._half_escapes = half_escapes
         self._high, self._kind, self._grid, self._num_segments = high, kind, grid, len(bounds) - 1
+        self._half_escapes = half_escapes
         self._lines = (grid.rows + 1) // 2 if grid.layout is Layout.TOKENS else 1
         self._pairs_of_unit = grid.rows * ((grid.columns + 1) // 2) if grid.layout is Layout.PLANES else self._lines
         self._sizes = np.diff(bounds) * self._pairs_of_unit
@@ -207,7 +194,9 @@ class Streams:
         """Codes all segments, and fetches them."""
         device, grid, programs = self._high.device, self._grid, (self._num_segments,)
         ends = to_device(np.cumsum(self._sizes + 2 * self.lanes), device)
-        room = torch.empty(int(self._sizes.sum()) + 2 * self.lanes * self._num_segments, dtype=torch.int16, device=device)
+        room = torch.empty(
+            int(self._sizes.sum()) + 2 * self.lanes * self._num_segments, dtype=torch.int16, device=device
+        )
         lengths = torch.zeros((2, self._num_segments), dtype=torch.int64, device=device)
         where = (self._lines, grid.columns, self._pairs_of_unit)
         options = {"KIND": self._kind, "LANES": self.lanes}
@@ -222,7 +211,9 @@ class Streams:
         copying = (room, ends, to_device(np.array(words_at), device), lengths[0], into.view(torch.int16))
         launch(kernels.copy_words, (blocks_of(max(num_words)), self._num_segments), *copying, BLOCK=BLOCK)
         if self._any_escaped:
-            self._write_escapes(to_device(8 * np.array(escapes_at), device), lengths[1], into[begin:], is_counting=False)
+            self._write_escapes(
+                to_device(8 * np.array(escapes_at), device), lengths[1], into[begin:], is_counting=False
+            )
         streams = into.numpy(force=True)
         words, escapes = streams[:begin].view(np.uint16), streams[begin:].view(np.uint8)
         return tuple(
@@ -242,7 +233,7 @@ class Streams:
             KIND=self._kind,
             LANES=self.lanes,
             ONE_SIDED=is_one_sided_kind(self._kind),
-            HAS_HALVES=self._half_escapes,
+            HALF=self._half_escapes,
             COUNT_ONLY=is_counting,
             BLOCK=BLOCK,
         )
@@ -275,15 +266,16 @@ class Streams:
 
 
 def coder_table(frequencies: Ints) -> tuple[Any, Any]:
-    """The writer's entry of each symbol, frequency and sum of those before it, with a mark if symbol 255 stands for it.
+    """The writer's entry of each symbol: frequency, sum of those before it, and marks; and which symbols send numbers apart.
 
-    Returns the table, and which of its symbols need escape bits.
+    One mark is for such symbols, another for those among them that the escape symbol stands for.
     """
     symbols = np.arange(256)
-    as_escape = (frequencies == 0) | (symbols == tables.ESCAPE)
+    by_escape = (frequencies == 0) | (symbols == tables.ESCAPE)
+    apart = by_escape | (symbols >> 4 == tables.LARGE) | (symbols & 15 == tables.LARGE)
     entries = frequencies | (np.cumsum(frequencies, axis=1) - frequencies) << 13
-    table = np.where(as_escape, entries[:, tables.ESCAPE :] | MARK, entries)
-    return table.astype(np.int32), as_escape | (symbols >> 4 == tables.LARGE) | (symbols & 15 == tables.LARGE)
+    table = np.where(by_escape, entries[:, tables.ESCAPE :] | MARK_WHOLE, entries) | np.where(apart, MARK, 0)
+    return table.astype(np.int32), apart
 
 
 def offsets(sizes: list[int]) -> list[int]:

@@ -1,8 +1,8 @@
 """Kernels of profile ``serverlight`` for graphics processors: writing. Nothing here decides anything or raises.
 
-The definition of what is computed is in ``reference.py``. Sums are sums of whole numbers, so that the order of programs and of their
-atomic additions does not matter. Where an element's place depends on those before it, blocks are counted first, and a prefix sum
-over the blocks says where each begins. What passes between kernels and does not concern the host stays in ``state``: see the
+The definition of what is computed is in ``reference.py``. Sums are sums of whole numbers, so that the order of programs and of
+their atomic additions does not matter. Where an element's place depends on those before it, blocks are counted first, and a prefix
+sum over the blocks says where each begins. What passes between kernels and does not concern the host stays in ``state``: see the
 numbers below.
 """
 
@@ -22,18 +22,16 @@ from serverlight.codec.backends.gpu_kernels import (
 )
 
 NONZERO, NEGATIVE, INFINITE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-SCORE = tl.constexpr(3)
-"""Bits of the least score kept; then the rank looked for, which is in the end how many that tie with it are kept; then how many tie."""
+SCORE, SCORE_TIES, SCORE_AT = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
+"""Bits of the least score kept, how many that tie with it are kept, and how many tie."""
 MAGNITUDE = tl.constexpr(6)
-"""The same three for the magnitude of the floor's rank."""
-BELOW = tl.constexpr(9)
-"""The same for the negative elements, where they have a budget of their own: ``SCORE`` is for the positive ones then."""
-LEAST, LARGE, SUM = tl.constexpr(12), tl.constexpr(13), tl.constexpr(14)
+"""The same for the magnitude of the floor's rank, in three places."""
+LEAST, LARGE, SUM = tl.constexpr(9), tl.constexpr(10), tl.constexpr(11)
 """Bits of the least magnitude whose score is kept; how many numbers are too large for a nibble; the sum of their magnitudes."""
 
 ABS, INFINITY = tl.constexpr(0x7FFFFFFF), tl.constexpr(0x7F800000)
 MOST = tl.constexpr(float(1 << 28))
-MARK = tl.constexpr(1 << 30)
+MARK, MARK_WHOLE = tl.constexpr(1 << 30), tl.constexpr(1 << 29)
 
 
 # -- filter: the K-th largest score ------------------------------------------------------------------------------
@@ -49,17 +47,11 @@ def values_at(x, i, inside, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def score_bits(value, asymmetry, WHICH: tl.constexpr, BY_SIGN: tl.constexpr):
-    """Bits of what elements are ranked by, which grow as it does."""
-    magnitude = value.to(tl.int32, bitcast=True) & ABS
-    if WHICH == MAGNITUDE:
-        return magnitude
-    elif BY_SIGN:
-        return tl.where(value > 0 if WHICH == SCORE else value < 0, magnitude, 0)
-    else:
-        score = tl.where(value < 0, -value * asymmetry, value)
-        bits = score.to(tl.int32, bitcast=True) & ABS
-        return tl.where((bits == 0) & (value != 0), 1, bits)
+def score_bits(value, asymmetry):
+    """Bits of what the filter ranks by, which grow as it does."""
+    score = tl.where(value < 0, -value * asymmetry, value)
+    bits = score.to(tl.int32, bitcast=True) & ABS
+    return tl.where((bits == 0) & (value != 0), 1, bits)
 
 
 @triton.jit
@@ -73,7 +65,6 @@ def count_digits(
     SHIFT: tl.constexpr,
     WIDTH: tl.constexpr,
     SURVEY: tl.constexpr,
-    BY_SIGN: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -81,7 +72,9 @@ def count_digits(
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
     value = values_at(x, i, inside, DTYPE)
-    bits = score_bits(value, asymmetry, WHICH, BY_SIGN)
+    bits = score_bits(value, asymmetry)
+    if WHICH == MAGNITUDE:
+        bits = value.to(tl.int32, bitcast=True) & ABS
     if SURVEY:
         tl.atomic_add(state + NONZERO, tl.sum((value != 0).to(tl.int64), 0))
         tl.atomic_add(state + NEGATIVE, tl.sum((value < 0).to(tl.int64), 0))
@@ -96,11 +89,10 @@ def count_digits(
 
 
 @triton.jit
-def set_ranks(state, num_kept, num_below):
-    """The ranks to look for: of the least scores kept, and of the magnitude that the step's threshold is at least."""
+def set_ranks(state, num_kept):
+    """The ranks to look for: of the least score kept, and of the magnitude that the step's threshold is at least."""
     nonzero = tl.load(state + NONZERO)
-    tl.store(state + SCORE + 1, tl.minimum(nonzero, num_kept))
-    tl.store(state + BELOW + 1, 0 * nonzero + num_below)
+    tl.store(state + SCORE_TIES, tl.minimum(nonzero, num_kept))
     tl.store(state + MAGNITUDE + 1, (9 * nonzero + 9) // 10)
 
 
@@ -124,7 +116,7 @@ def find_least(x, state, size, asymmetry, DTYPE: tl.constexpr, BLOCK: tl.constex
     """The least magnitude whose score reaches the least score kept."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = values_at(x, i, i < size, DTYPE)
-    kept = (i < size) & (score_bits(value, asymmetry, SCORE, False) >= tl.load(state + SCORE).to(tl.int32))
+    kept = (i < size) & (score_bits(value, asymmetry) >= tl.load(state + SCORE).to(tl.int32))
     bits = tl.where(kept, value.to(tl.int32, bitcast=True) & ABS, ABS)
     tl.atomic_min(state + LEAST, tl.min(bits, 0).to(tl.int64))
 
@@ -133,49 +125,25 @@ def find_least(x, state, size, asymmetry, DTYPE: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def count_ties(x, state, counts, size, asymmetry, BY_SIGN: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """How many elements of each block tie with the least score kept; in a second row, with that of negative elements."""
+def count_ties(x, state, counts, size, asymmetry, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """How many elements of each block tie with the least score kept."""
     block = tl.program_id(0)
     i = block * BLOCK + tl.arange(0, BLOCK)
-    value, inside = values_at(x, i, i < size, DTYPE), i < size
-    ties = inside & (score_bits(value, asymmetry, SCORE, BY_SIGN) == tl.load(state + SCORE).to(tl.int32))
+    ties = (score_bits(values_at(x, i, i < size, DTYPE), asymmetry) == tl.load(state + SCORE).to(tl.int32)) & (i < size)
     tl.store(counts + block, tl.sum(ties.to(tl.int64), 0))
-    if BY_SIGN:
-        ties = inside & (score_bits(value, asymmetry, BELOW, BY_SIGN) == tl.load(state + BELOW).to(tl.int32))
-        tl.store(counts + tl.num_programs(0) + block, tl.sum(ties.to(tl.int64), 0))
 
 
 @triton.jit
-def kept_of(value, inside, state, begin, asymmetry, WHICH: tl.constexpr, BY_SIGN: tl.constexpr):
-    """Whether each element is kept: of equal scores at the threshold those with the lowest index are."""
-    bits, least = score_bits(value, asymmetry, WHICH, BY_SIGN), tl.load(state + WHICH).to(tl.int32)
-    ties = ((bits == least) & inside).to(tl.int64)
-    rank = begin + tl.cumsum(ties, 0) - ties
-    return inside & ((bits > least) | ((ties != 0) & (rank < tl.load(state + WHICH + 1))))
-
-
-@triton.jit
-def quantise(
-    x,
-    state,
-    begins,
-    numbers,
-    size,
-    asymmetry,
-    inverse,
-    largest,
-    BY_SIGN: tl.constexpr,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Signed numbers of steps; ``begins`` counts the ties before each block."""
+def quantise(x, state, begins, numbers, size, asymmetry, inverse, largest, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Signed numbers of steps; of equal scores at the threshold those with the lowest index are kept."""
     block = tl.program_id(0)
     i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
     value = values_at(x, i, inside, DTYPE)
-    kept = kept_of(value, inside, state, tl.load(begins + block), asymmetry, SCORE, BY_SIGN)
-    if BY_SIGN:
-        kept |= kept_of(value, inside, state, tl.load(begins + tl.num_programs(0) + block), asymmetry, BELOW, BY_SIGN)
+    bits, least = score_bits(value, asymmetry), tl.load(state + SCORE).to(tl.int32)
+    ties = ((bits == least) & inside).to(tl.int64)
+    rank = tl.load(begins + block) + tl.cumsum(ties, 0) - ties
+    kept = inside & ((bits > least) | ((ties != 0) & (rank < tl.load(state + SCORE_TIES))))
     number = tl.maximum((tl.minimum(tl.abs(value) * inverse, MOST) + 0.4).to(tl.int32), 1)
     number = tl.where(kept, number, 0)
     tl.store(numbers + i, tl.where(value < 0, -number, number), mask=inside)
@@ -271,9 +239,8 @@ def nibble_of(number, flip, ONE_SIDED: tl.constexpr):
     """The nibble of a number; 15 if it is too large for one."""
     if ONE_SIDED:
         return tl.minimum(number, 15)
-    else:
-        magnitude = tl.minimum(tl.abs(number), 8)
-        return tl.where(number * flip > 0, tl.minimum(2 * magnitude - 1, 15), tl.minimum(2 * magnitude, 15))
+    magnitude = tl.minimum(tl.abs(number), 8)
+    return tl.where(number * flip > 0, tl.minimum(2 * magnitude - 1, 15), tl.minimum(2 * magnitude, 15))
 
 
 @triton.jit
@@ -392,14 +359,14 @@ def copy_words(words, ends, starts, lengths, into, BLOCK: tl.constexpr):
 
 @triton.jit
 def golomb_code(number, is_whole, ONE_SIDED: tl.constexpr):
-    """An escaped number's code, whole or what it exceeds a nibble by, as a bit field; and the field's width."""
+    """An escaped number's code, whole or of its excess, as a bit field, and the field's width."""
     number = number.to(tl.int64)
     if ONE_SIDED:
         code = tl.where(is_whole, number, number - 15)
     else:
-        whole = tl.where(number > 0, 2 * number - 1, -2 * number)
-        code = tl.where(is_whole, whole, 2 * (tl.abs(number) - 8) + (number < 0).to(tl.int64))
-    code = tl.maximum(code, 0) + 2
+        excess = 2 * (tl.abs(number) - 8) + (number < 0).to(tl.int64)
+        code = tl.where(is_whole, tl.where(number > 0, 2 * number - 1, -2 * number), excess)
+    code = tl.maximum(code, 0) + 2  # what is not sent may have no excess
     # The exponent of a binary64 number, which holds it exactly, is the place of its top bit.
     width = (code.to(tl.float64).to(tl.int64, bitcast=True) >> 52) - 1023
     top = 0 * width + 1
@@ -422,7 +389,7 @@ def write_escapes(
     KIND: tl.constexpr,
     LANES: tl.constexpr,
     ONE_SIDED: tl.constexpr,
-    HAS_HALVES: tl.constexpr,
+    HALF: tl.constexpr,
     COUNT_ONLY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -448,29 +415,29 @@ def write_escapes(
                 one, step, single = 2 * line * columns + first + j % units, columns, 2 * line + 1 >= rows
             else:
                 one, step, single = 2 * pair, 1, 2 * pair + 1 >= size
-        entry = tl.load(index + pair, mask=inside, other=0).to(tl.int32)
-        upper_large, lower_large = (entry & 0xF0) == 0xF0, (entry & 0x0F) == 0x0F
-        as_escape = inside & ((tl.load(table + entry, mask=inside, other=0) & MARK) != 0)
-        upper_escaped = as_escape | (inside & upper_large)
-        lower_escaped = (as_escape | (inside & lower_large)) & (single == 0)
-        if tl.sum((upper_escaped | lower_escaped).to(tl.int32), 0) > 0:
-            is_whole, lead = as_escape, 0 * entry
-            if HAS_HALVES:
-                is_whole = as_escape & ((upper_large & (lower_large | single)) == 0)
-                lead = as_escape.to(tl.int32)
-            a = tl.load(high + one, mask=upper_escaped, other=0)
-            b = tl.load(high + one + step, mask=lower_escaped, other=0)
+        place = tl.load(index + pair, mask=inside, other=0).to(tl.int32)
+        entry = tl.load(table + place, mask=inside, other=0)
+        escaped = (entry & MARK) != 0
+        if tl.sum(escaped.to(tl.int32), 0) > 0:
+            a = tl.load(high + one, mask=escaped, other=0)
+            b = tl.load(high + one + step, mask=escaped & (single == 0), other=0)
+            has_first, has_second, is_whole, flag_width = escaped, escaped & (single == 0), escaped, 0 * place
+            if HALF:
+                by_escape = (entry & MARK_WHOLE) != 0
+                first_large, second_large = (place & 240) == 240, (place & 15) == 15
+                is_whole = by_escape & ((first_large == 0) | ((single == 0) & (second_large == 0)))
+                has_first, has_second = has_first & (by_escape | first_large), has_second & (by_escape | second_large)
+                flag_width = by_escape.to(tl.int32)
             upper, upper_width = golomb_code(a, is_whole, ONE_SIDED)
             lower, lower_width = golomb_code(b, is_whole, ONE_SIDED)
-            upper_width = tl.where(upper_escaped, upper_width, 0)
-            lower_width = tl.where(lower_escaped, lower_width, 0)
-            width = lead + upper_width + lower_width
+            upper_width, lower_width = tl.where(has_first, upper_width, 0), tl.where(has_second, lower_width, 0)
+            width = flag_width + upper_width + lower_width
             if not COUNT_ONLY:
-                place = at + tl.cumsum(width, 0) - width
-                if HAS_HALVES:
-                    put_bits(into, place, is_whole.to(tl.int64), 1, is_whole)
-                put_bits(into, place + lead, upper, upper_width, upper_escaped)
-                put_bits(into, place + lead + upper_width, lower, lower_width, lower_escaped)
+                bit = at + tl.cumsum(width, 0) - width
+                if HALF:
+                    put_bits(into, bit, is_whole.to(tl.int64), flag_width, flag_width > 0)
+                put_bits(into, bit + flag_width, upper, upper_width, upper_width > 0)
+                put_bits(into, bit + flag_width + upper_width, lower, lower_width, lower_width > 0)
             at += tl.sum(width, 0)
     if COUNT_ONLY:
         tl.store(lengths + segment, at - begin)

@@ -1,0 +1,83 @@
+"""The codec on a graphics processor, beside a copy of the same tensor there and beside the codec on the host.
+
+    python benchmarks/gpu_codec.py                      # needs a CUDA device and Triton; says so where there is none
+    python benchmarks/gpu_codec.py --json gpu.json
+
+A time is the median of the rounds, each from the call until the device is idle; encoding ends with the bytes on the host, and
+decoding begins with them there. The copy is from one tensor to another on the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from serverlight.codec import Codec, CodecConfig, decode
+from serverlight.errors import BackendUnavailable
+from serverlight.evaluation import describe_environment
+from serverlight.evaluation.speed import sample_feature
+
+SHAPES = ((1, 4096), (64, 4096), (4096, 4096), (1, 64, 56, 56))
+SPARSITY = 0.5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=pathlib.Path, help="write the figures there, too")
+    parser.add_argument("--rounds", type=int, default=30)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing to measure here")
+        return 1
+    try:
+        rows = [measure(shape, args.rounds) for shape in SHAPES]
+    except BackendUnavailable as error:
+        print(error)
+        return 1
+    for row in rows:
+        print(
+            f"{row['shape']!s:18} encode {row['encode_us']:9.1f} us, decode {row['decode_us']:9.1f} us, "
+            f"copy {row['copy_us']:7.1f} us; of its bandwidth {row['encode_of_copy']:.3f} and {row['decode_of_copy']:.3f}"
+        )
+    if args.json:
+        args.json.write_text(json.dumps({**describe_environment(), "rows": rows}, indent=2) + "\n")
+    return 0
+
+
+def measure(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
+    """One bfloat16 tensor."""
+    x = sample_feature(shape).to("cuda", torch.bfloat16)
+    codec, other = Codec(CodecConfig(sparsity=SPARSITY)), torch.empty_like(x)
+    frame = codec.encode(x)
+    encode_us = median_us(lambda: codec.encode(x), rounds)
+    decode_us = median_us(lambda: decode(frame, device="cuda"), rounds)
+    copy_us = median_us(lambda: other.copy_(x), rounds)
+    return {
+        "shape": list(shape), "dtype": "bfloat16", "bits_per_element": 8 * len(frame) / x.numel(),
+        "encode_us": encode_us, "decode_us": decode_us, "copy_us": copy_us,
+        "encode_of_copy": copy_us / encode_us, "decode_of_copy": copy_us / decode_us,
+    }  # fmt: skip
+
+
+def median_us(call: Callable[[], object], rounds: int) -> float:
+    """Median microseconds of a call, the first three left out."""
+    times = []
+    for _ in range(rounds + 3):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return 1e6 * statistics.median(times[3:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Language models across a cut, without a network: what the runtime must reproduce, and what both share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from serverlight.codec import Codec, decode
+from serverlight.errors import ConfigError, ContextExceeded, CutNotFound, PlanMismatch
+from serverlight.models.checkpoint import checkpoint_digest
+from serverlight.partition.decoder import DecoderHead, DecoderPart, DecoderTail
+from serverlight.partition.weights import load_head, load_tail
+from serverlight.plan import Plan
+from serverlight.sampling import Sampling, choose_token
+
+__all__ = ["CHUNK_TOKENS", "DecoderLoopback", "LoadedDecoder", "check_length", "chunks", "layer_of"]
+
+CHUNK_TOKENS = 128
+"""Tokens of a prompt that cross at a time, so that one side computes while the other does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedDecoder:
+    """One part of a language model, with what the two sides know it by."""
+
+    name: str
+    """Folder or hub id."""
+
+    revision: str
+    """Digest of the whole checkpoint, the same for every part of it."""
+
+    part: DecoderPart
+    """The head, or the tail."""
+
+    @classmethod
+    def head(cls, spec: str, cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
+        """The device's part for a cut such as ``layers.8``; errors are those of :func:`load_head`."""
+        return cls(name=spec, revision=checkpoint_digest(spec), part=load_head(spec, layers=layer_of(cut), dtype=dtype))
+
+    @classmethod
+    def tail(cls, spec: str, cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
+        """The server's part, for this cut and all deeper ones; errors are those of :func:`load_tail`."""
+        return cls(name=spec, revision=checkpoint_digest(spec), part=load_tail(spec, layers=layer_of(cut), dtype=dtype))
+
+
+def layer_of(cut: str) -> int:
+    """How many layers lie before a cut of a language model; raises :class:`CutNotFound`.
+
+    >>> layer_of("layers.8")
+    8
+    """
+    prefix, _, number = cut.partition(".")
+    if prefix != "layers" or not (number.isascii() and number.isdigit()) or len(number) > 4:
+        raise CutNotFound(cut, ("layers.N",))
+    return int(number)
+
+
+def chunks(token_ids: list[int], size: int = CHUNK_TOKENS) -> Iterator[tuple[torch.Tensor, bool]]:
+    """The prompt in pieces int64 ``[1, tokens]``, each with whether more follow.
+
+    >>> [(piece.shape[1], more) for piece, more in chunks([1, 2, 3], size=2)]
+    [(2, True), (1, False)]
+    """
+    for start in range(0, len(token_ids), size):
+        yield torch.tensor([token_ids[start : start + size]]), start + size < len(token_ids)
+
+
+def check_length(part: DecoderPart, token_ids: list[int], max_new_tokens: int) -> None:
+    """Raises :class:`ConfigError` or :class:`ContextExceeded` for what can never be generated, before any work."""
+    if not token_ids:
+        raise ConfigError("token_ids", "an empty prompt; give at least one token")
+    if max_new_tokens < 1:
+        raise ConfigError("max_new_tokens", f"must be at least 1, got {max_new_tokens}")
+    num_tokens = len(token_ids) + max_new_tokens - 1  # the last token is never fed back
+    if part.context_length is not None and num_tokens > part.context_length:
+        raise ContextExceeded(num_tokens, part.context_length)
+
+
+class DecoderLoopback:
+    """Head, encode, decode and tail in one process: the oracle of sessions.
+
+    Raises :class:`PlanMismatch` where the plan is for another model than the parts.
+    """
+
+    def __init__(self, plan: Plan, head: LoadedDecoder, tail: LoadedDecoder) -> None:
+        for model in (head, tail):
+            plan.check_compatible(Plan(model=model.name, revision=model.revision, cut=plan.cut))
+        if not isinstance(head.part, DecoderHead) or not isinstance(tail.part, DecoderTail):
+            raise PlanMismatch("parts", "a head and a tail", f"{head.part!r} and {tail.part!r}")
+        self.plan = plan
+        self._head, self._tail, self._layer = head.part, tail.part, layer_of(plan.cut)
+        self._codec = Codec(plan.codec)
+
+    def generate(
+        self,
+        token_ids: list[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop_ids: Collection[int] = (),
+        on_token: Callable[[int], None] | None = None,
+        chunk_tokens: int = CHUNK_TOKENS,
+    ) -> tuple[int, ...]:
+        """The tokens that follow the prompt, a stop token included."""
+        check_length(self._head, token_ids, max_new_tokens)
+        sampling, made = sampling or Sampling(), list[int]()
+        caches = self._head.new_cache(last=self._layer), self._tail.new_cache(first=self._layer)
+        pieces = list(chunks(token_ids, chunk_tokens))
+        while len(made) < max_new_tokens and not (made and made[-1] in stop_ids):
+            with torch.inference_mode():
+                for piece, _ in pieces:
+                    frame = self._codec.encode(self._head(piece, caches[0]))
+                    logits = self._tail(decode(frame), caches[1], num_logits=1)[0, -1]
+            made.append(choose_token(logits.float().cpu().numpy(), sampling, caches[1].num_tokens))
+            if on_token is not None:
+                on_token(made[-1])
+            pieces = [(torch.tensor([made[-1:]]), False)]
+        return tuple(made)

@@ -1,0 +1,212 @@
+"""What the project needs of Hugging Face: files, configs, classes, weights, caches; the only file that imports transformers.
+
+Weights are read from safetensors files only, and code from a repository is never run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from serverlight.errors import MissingDependency, ModelError, NotPartitionable
+
+try:
+    import transformers
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_MAPPING_NAMES,
+    )
+except ModuleNotFoundError as exc:
+    if exc.name not in ("transformers", "huggingface_hub"):
+        raise
+    raise MissingDependency(exc.name, "hf") from None
+
+__all__ = [
+    "INDEX_FILE",
+    "SETTINGS_FILES",
+    "WEIGHT_FILES",
+    "causal_lm_class",
+    "find_folder",
+    "is_generative",
+    "load_weights",
+    "model_class",
+    "new_cache",
+    "quiet",
+    "read_config",
+    "read_json",
+    "set_token_count",
+    "sliding_window",
+]
+
+INDEX_FILE = "model.safetensors.index.json"
+SETTINGS_FILES = ["config.json", "preprocessor_config.json"]
+WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", INDEX_FILE]
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def find_folder(spec: str, patterns: Sequence[str]) -> pathlib.Path:
+    """The local folder ``spec``, or the snapshot of the hub id ``spec``, with the files that match a pattern.
+
+    Raises :class:`ModelError` for what is neither, what is gated, and where the hub cannot be reached.
+    """
+    local = pathlib.Path(spec).expanduser()
+    if local.is_dir():
+        return local
+    try:
+        return pathlib.Path(snapshot_download(spec, allow_patterns=list(patterns)))
+    except HFValidationError:
+        raise ModelError(f"no folder {spec!r}, and it is no hub id either; check the path") from None
+    except GatedRepoError:
+        raise ModelError(
+            f"model {spec!r} is gated; ask for access on its page and log in with `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"no folder {spec!r} here and no model {spec!r} on the hub; check the spelling") from None
+    except Exception as exc:  # the hub's client raises the classes of whichever HTTP library it was built on
+        raise ModelError(
+            f"no folder {spec!r} here, and the hub cannot be reached; "
+            "check the path, connect to the network, or give a downloaded folder"
+        ) from exc
+
+
+def read_config(spec: str, folder: pathlib.Path) -> Any:
+    """The config of a folder; raises :class:`ModelError` where there is none, or one that transformers cannot read."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{spec!r} has no config.json; give a folder written by save_pretrained")
+    try:
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError) as exc:
+        raise ModelError(f"cannot read the config of {spec!r}: {exc}; is transformers recent enough for it?") from exc
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Contents of an optional file; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as exc:
+        raise ModelError(f"{path.name} is not JSON: {exc}; download it again") from None
+    return fields if isinstance(fields, dict) else {}
+
+
+def load_weights(
+    spec: str, folder: pathlib.Path, model_class: Any, config: Any, dtype: torch.dtype | None
+) -> torch.nn.Module:
+    """Loads a folder into ``model_class``; without a dtype as stored, and then the files stay mapped, not copied.
+
+    Raises :class:`ModelError` where a file cannot be read or lacks a weight of the class.
+    """
+    try:
+        with quiet():
+            module, info = model_class.from_pretrained(
+                folder, config=config, dtype=dtype or "auto", use_safetensors=True, local_files_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
+    except (SafetensorError, OSError, RuntimeError, ValueError) as exc:
+        raise ModelError(f"cannot load the weights of {spec!r}: {exc}; save it again with save_pretrained") from exc
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{spec!r} lacks {len(missing)} weights of {model_class.__name__}, {missing[0]!r} first, which would be "
+            "random; give a complete checkpoint, or correct `architectures` in its config.json"
+        )
+    loaded: torch.nn.Module = module
+    return loaded
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar and no report while loading: what matters of them is checked here."""
+    log: Any = transformers.utils.logging  # its functions carry no annotations
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+# -- classes ---------------------------------------------------------------------------------------
+
+
+def model_class(name: str) -> Any:
+    """The class of that name, or ``None`` where transformers has none."""
+    return getattr(transformers, name, None)
+
+
+def is_generative(class_name: str, model_type: str) -> bool:
+    """Whether a class generates text token by token: a causal language model, or the decoder that it wraps."""
+    if class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return True
+    decoder_only = (
+        model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
+    return decoder_only and class_name == MODEL_MAPPING_NAMES.get(model_type)
+
+
+def causal_lm_class(spec: str, config: Any) -> Any:
+    """The causal language model class that a config names; raises :class:`ModelError` where it names another kind."""
+    name = (config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)])[0]
+    if name is None or (found := model_class(name)) is None:
+        raise ModelError(
+            f"{spec!r} needs code outside transformers ({name or config.model_type}), which is never run; "
+            "convert it to an architecture of transformers"
+        )
+    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        raise ModelError(
+            f"{spec!r} is no causal language model ({name}); load_model takes vision models and text encoders"
+        )
+    return found
+
+
+# -- caches ----------------------------------------------------------------------------------------
+
+
+def new_cache(config: Any) -> Any:
+    """An empty cache of keys and values, as the uncut model would make it, one layer for each of the model's.
+
+    Windowed layers keep all that they are given; whoever owns the cache shortens them (:func:`sliding_window`).
+
+    Raises:
+        NotPartitionable: a layer has a state other than keys and values of its own, such as linear attention has.
+    """
+    cache: Any = DynamicCache(config=config)
+    for index, layer in enumerate(cache.layers):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            state = type(layer).__name__
+            raise NotPartitionable(config.model_type, f"layer {index} keeps a {state}, not keys and values of its own")
+    cache.activate_past_recording()
+    return cache
+
+
+def sliding_window(layer: Any) -> int | None:
+    """How many tokens a layer of a cache attends to, the newest included; ``None`` for all."""
+    return layer.sliding_window if layer.is_sliding else None
+
+
+def set_token_count(layer: Any, num_tokens: int) -> None:
+    """Makes an empty layer of a cache answer as if it held so many tokens: masks are sized by what layers say.
+
+    A windowed layer counts; a full one measures its keys, so it gets some that take no memory.
+    """
+    if layer.is_sliding:
+        layer.cumulative_length = num_tokens
+    else:
+        layer.keys = torch.empty(1, 1, num_tokens, 1, device="meta")
+        layer.is_initialized = True

@@ -1,0 +1,78 @@
+"""Which sessions there are and what memory they hold: a plain state machine; the clock is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serverlight.errors import ServerBusy
+from serverlight.runtime.messages import Step, StepReply
+
+__all__ = ["Session", "SessionTable"]
+
+
+class Session(Protocol):
+    """One sequence of a language model; only the compute thread runs it."""
+
+    def run(self, step: Step, reserve: Callable[[int], None], *, queue_ms: float) -> StepReply:
+        """Goes on by a step. ``reserve`` is told the bytes that the sequence will hold, before any work, and may raise."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Entry:
+    used_s: float
+    kv_bytes: int = 0
+
+
+class SessionTable:
+    """Counts sessions and their memory, by owner.
+
+    >>> table = SessionTable(max_sessions=2, max_kv_bytes=1000, idle_s=60)
+    >>> table.add("a", now_s=0, retry_after_ms=5)
+    >>> table.reserve("a", 600, retry_after_ms=5)
+    >>> table.kv_bytes, table.idle(now_s=61)
+    (600, ['a'])
+    """
+
+    def __init__(self, *, max_sessions: int, max_kv_bytes: int, idle_s: float) -> None:
+        self._max_sessions, self._max_kv_bytes, self._idle_s = max_sessions, max_kv_bytes, idle_s
+        self._entries: dict[Any, _Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes reserved by all sessions."""
+        return sum(entry.kv_bytes for entry in self._entries.values())
+
+    def add(self, owner: object, now_s: float, retry_after_ms: int) -> None:
+        """A new session; raises :class:`ServerBusy` where there are too many."""
+        if len(self._entries) >= self._max_sessions:
+            raise ServerBusy(retry_after_ms)
+        self._entries[owner] = _Entry(used_s=now_s)
+
+    def touch(self, owner: object, now_s: float) -> None:
+        """A step came."""
+        if entry := self._entries.get(owner):
+            entry.used_s = now_s
+
+    def reserve(self, owner: object, num_bytes: int, retry_after_ms: int) -> None:
+        """The session will hold so many bytes in all; raises :class:`ServerBusy` where they are not to be had.
+
+        For an owner that is gone nothing is counted: what it holds is about to be freed.
+        """
+        if (entry := self._entries.get(owner)) is None:
+            return
+        if self.kv_bytes - entry.kv_bytes + num_bytes > self._max_kv_bytes:
+            raise ServerBusy(retry_after_ms)
+        entry.kv_bytes = num_bytes
+
+    def remove(self, owner: object) -> None:
+        """The session is over; nothing happens where there is none."""
+        self._entries.pop(owner, None)
+
+    def idle(self, now_s: float) -> list[Any]:
+        """Owners whose sessions had no step for too long."""
+        return [owner for owner, entry in self._entries.items() if now_s - entry.used_s > self._idle_s]

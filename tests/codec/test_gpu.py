@@ -1,0 +1,91 @@
+"""The backend of Triton kernels, without a graphics processor: interpreted, and compiled for one that is not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton has no wheel for this platform"
+)
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from serverlight.codec.backends import gpu_kernels, gpu_writer_kernels
+
+LAUNCHED = {
+    gpu_kernels: ["fill_slots", "read_flat", "read_tokens", "read_planes", "count_nonzero", "check_raw", "place_values"],
+    gpu_writer_kernels: [
+        "count_digits", "set_ranks", "take_digit", "find_least", "count_ties", "quantise", "count_large", "count_kept",
+        "split_raw", "tally", "flat_symbols", "token_symbols", "plane_symbols", "count_symbols", "write_words", "copy_words",
+        "write_escapes",
+    ],
+}
+I64 = {"jobs", "frames", "state", "counts", "begins", "tallies", "starts", "lengths", "ends", "bins"}
+I16 = {"halves", "index", "words"}
+SCALARS = {
+    "size", "columns", "rows", "contexts", "asymmetry", "inverse", "largest", "num_kept", "raw_bits", "run", "every",
+    "looked_at", "one_sided", "entries", "copies", "lines", "pairs_of_unit", "blocks",
+}
+FLOATS = {"asymmetry", "inverse"}
+CONSTANTS = {
+    "LANES": 8, "BLOCK": 1024, "FIELDS": 16, "KIND": 3, "DTYPE": 0, "HAS_RAW": True, "HALF": True, "ONE_SIDED": False,
+    "WHICH": 3, "SHIFT": 23, "WIDTH": 8, "SURVEY": True, "COUNT_ONLY": False,
+}
+SPECIAL = {
+    ("fill_slots", "ends"): "*i32", ("count_symbols", "bins"): "*i32", ("copy_words", "into"): "*i16",
+    ("place_values", "largest"): "fp32",
+}
+
+def type_of(kernel, name):
+    if (kernel, name) in SPECIAL:
+        return SPECIAL[kernel, name]
+    if name in SCALARS:
+        return "fp32" if name in FLOATS else "i32"
+    if name == "data":
+        return "*u8"
+    if name in I16:
+        return "*i16"
+    if name in I64:
+        return "*i64"
+    return "*fp32" if name in ("x", "out") else "*i32"
+
+for module, names in LAUNCHED.items():
+    for name in names:
+        kernel = getattr(module, name)
+        constants = {a: CONSTANTS[a] for a in kernel.arg_names if a in CONSTANTS}
+        signature = {a: "constexpr" if a in constants else type_of(name, a) for a in kernel.arg_names}
+        source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+        ptx = compiled.asm["ptx"]
+        assert ".target sm_90" in ptx, name
+        assert "fma.rn.f32" not in ptx, f"{name}: a product and a sum are rounded as one"
+        assert ".ftz" not in ptx, f"{name}: subnormal numbers are flushed"
+        print(name, len(ptx))
+"""
+
+
+def run(*command: str, interpreted: bool) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0"}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+def test_interpreted_kernels_do_what_the_reference_does() -> None:
+    """Bytes and bits of all kinds of frames; in a process of its own, since Triton decides at its import how kernels run."""
+    done = run("-m", "pytest", "-q", "-m", "not slow", str(HERE / "gpu_interpreted.py"), interpreted=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_every_kernel_compiles() -> None:
+    """Machine code for sm_90 comes of every kernel; nothing in it fuses a product with a sum, or flushes subnormals."""
+    done = run("-c", COMPILE, interpreted=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

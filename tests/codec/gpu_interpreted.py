@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 import pathlib
+import types
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import triton.language
+from triton.runtime import interpreter
 
-from serverlight.codec import Codec, CodecConfig, decode, decode_batch, wire
-from serverlight.codec.backends import for_device, load
+from serverlight.codec import Codec, CodecConfig, coded, decode, decode_batch, layout, wire
+from serverlight.codec.backends import for_device, gpu, gpu_kernels, load, reference
+from serverlight.codec.backends.gpu import TritonKernels
 from serverlight.errors import ConfigError, FrameError, NonFiniteTensor
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -29,6 +33,15 @@ KNOBS: list[dict[str, Any]] = [
     {"sparsity": 0.6, "asymmetry": 0.3},
     {"sparsity": 0.6, "asymmetry": 0.5, "asymmetry_mode": "budget"},
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def language_patched_once() -> None:
+    """Triton's interpreter patches its language anew for every call of a function, which takes most of its time."""
+    kernel: Any = gpu_kernels.get
+    interpreter._patch_lang(kernel.fn)
+    interpreter._patch_lang(triton.language.sum.fn)
+    interpreter._patch_lang = lambda _: types.SimpleNamespace(restore=lambda: None)
 
 
 def bits_of(y: torch.Tensor) -> bytes:
@@ -63,6 +76,23 @@ def test_every_kind_of_frame(layout: str, rectified: bool, knobs: dict[str, Any]
     x = 3 * torch.randn(SHAPES[layout], generator=torch.Generator().manual_seed(number))
     x = x.relu() if rectified else x
     agree(x.to((torch.float32, torch.float16, torch.bfloat16)[(number + rectified) % 3]), CodecConfig(**knobs))
+
+
+@pytest.mark.parametrize("lanes", [2, 4, 8])
+@pytest.mark.parametrize("shape", [(1, 101), (5, 17), (1, 17, 3, 3)], ids=["flat", "tokens", "planes"])
+def test_lanes_and_segments(shape: tuple[int, ...], lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several lanes, more of them than units are left at an end, and two segments, with escapes in both."""
+    monkeypatch.setattr(layout, "SEGMENT_ELEMENTS", 40)
+    for module in (coded, reference):
+        monkeypatch.setattr(module, "lanes_for", lambda *_: lanes)
+    x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(lanes))
+    x.view(-1)[5::37] *= 40
+    x = x.abs() if lanes == 4 else x
+    config = CodecConfig(checksum=False, **KNOBS[lanes.bit_length() - 2])
+    frame = Codec(config, backend="reference").encode(x)
+    assert frame[6 + len(shape)] >> 4 & 3 == lanes.bit_length() - 1
+    assert Codec(config, backend="gpu").encode(x) == frame
+    assert bits_of(decode(frame, device="cpu", backend="gpu")) == bits_of(decode(frame, backend="reference"))
 
 
 def test_ties_zeros_and_subnormals() -> None:
@@ -159,3 +189,24 @@ def test_what_it_works_on() -> None:
     """Interpreted it works on host tensors, and nothing else chooses it there by itself."""
     assert for_device("gpu", "cpu") is load("gpu")
     assert for_device("auto", "cpu") is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_few_segments_are_met_on_the_host(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel runs for a small tensor, frames and values are the same, and a fault has its frame's index."""
+    pytest.importorskip("numba")
+    kernels = load("gpu")
+    assert isinstance(kernels, TritonKernels)
+    monkeypatch.setattr(kernels, "few_segments", gpu.FEW_SEGMENTS)
+    for name in ("coded_tensor", "read_frames"):
+        monkeypatch.setattr(gpu, name, None)
+    config = CodecConfig(sparsity=0.3, checksum=False)
+    tensors = [torch.randn(1, 24, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(3)]
+    frames = [Codec(config, backend="gpu").encode(x) for x in tensors]
+    assert frames == [Codec(config, backend="reference").encode(x) for x in tensors]
+    expected = torch.cat([decode(frame, backend="reference") for frame in frames])
+    assert bits_of(decode_batch(frames, device="cpu", backend="gpu")) == bits_of(expected)
+    with pytest.raises(FrameError, match="frame 2"):
+        decode_batch([*frames[:2], frames[2][:-1]], device="cpu", backend="gpu")
+    with pytest.raises(TypeError):  # enough of them are for the device
+        decode_batch(frames * 3, device="cpu", backend="gpu")

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from serverlight.codec import Codec, CodecConfig, decode, inspect
+from serverlight.codec import Codec, CodecConfig, coded, decode, inspect, layout, tables
+from serverlight.codec.backends import gpu_model
 
 
 def need(package: str) -> pytest.MarkDecorator:
@@ -153,6 +154,29 @@ def test_lanes(backend: str, lanes: int, units: int) -> None:
         agree(x, ours(sparsity=0.1), backend)
         frame = Codec(ours(sparsity=0.1), backend=backend).encode(x)
         assert 1 << (mode_byte(frame) >> 4 & 3) == lanes
+
+
+@need("numba")
+@pytest.mark.parametrize("half_escapes", [False, True])
+@pytest.mark.parametrize("shape", [(1, 64), (1, 65), (4, 8), (5, 8), (1, 3, 4, 4), (1, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_a_device_gets_the_same_model(
+    shape: tuple[int, ...], one_sided: bool, half_escapes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the host fits for tensors on a device does not depend on whether it is compiled."""
+    kind = coded.kind_of(layout.natural_layout(shape), one_sided)
+    grid, _ = coded.segments_of(shape, kind)
+    rng, histogram = np.random.default_rng(len(shape)), np.zeros((2 * tables.NUM_CONTEXTS[kind], 256), np.int64)
+    histogram[: tables.NUM_CONTEXTS[kind]] = rng.geometric(0.02, 256) * (rng.random(256) < 0.6)
+    if gpu_model.has_tail(grid):
+        histogram[tables.NUM_CONTEXTS[kind] :, ::16] = rng.geometric(0.1, 16)
+    compiled = gpu_model.fit(histogram, grid, kind, half_escapes)
+    assert (gpu_model.frequencies_of(compiled.levels, grid, kind, half_escapes) == compiled.frequencies).all()
+    monkeypatch.setattr(gpu_model, "HAS_NUMBA", False)
+    plain = gpu_model.fit(histogram, grid, kind, half_escapes)
+    assert (compiled.packed, compiled.payload_bits) == (plain.packed, plain.payload_bits)
+    assert (compiled.levels == plain.levels).all()
+    assert (compiled.frequencies == plain.frequencies).all()
 
 
 # -- unkind values ---------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import numpy as np
 from serverlight.codec import contextual
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends.cpu_kernels import entry_point
+from serverlight.codec.backends.cpu_model import fit_model, frequencies_of
 from serverlight.codec.backends.cpu_reader import BAD_ESCAPES, BAD_RAW, BAD_WORDS, GOOD, LEFT_ESCAPES, read_section
 from serverlight.codec.backends.cpu_writer import write_section
 from serverlight.codec.backends.slicer import SlicerKernels, budgets_by_sign
@@ -86,8 +87,8 @@ def _sources() -> int:
     return functools.reduce(lambda checksum, file: zlib.crc32(file.read_bytes(), checksum), files, 0)
 
 
-def _compiled(sources: int) -> tuple[Callable[..., Any], Callable[..., int]]:
-    """The two entry points; what a closure holds is part of a function's key in the cache."""
+def _compiled(sources: int) -> tuple[Callable[..., Any], ...]:
+    """The entry points; what a closure holds is part of a function's key in the cache."""
 
     @entry_point
     def write(values, num_kept, num_positive, asymmetry, budget, layout, planes, rows, columns):  # type: ignore[no-untyped-def]
@@ -100,7 +101,18 @@ def _compiled(sources: int) -> tuple[Callable[..., Any], Callable[..., int]]:
         _ = sources
         return read_section(data, rows, columns, np.float32(largest), out)
 
-    return write, read
+    @entry_point
+    def fit(histogram, kind, with_tail, half_escapes):  # type: ignore[no-untyped-def]
+        _ = sources
+        return fit_model(histogram, kind, with_tail, half_escapes)
+
+    @entry_point
+    def spread(levels, kind, with_tail, half_escapes):  # type: ignore[no-untyped-def]
+        _ = sources
+        return frequencies_of(levels, kind, with_tail, half_escapes)
+
+    return write, read, fit, spread
 
 
-WRITE, READ = _compiled(_sources())
+WRITE, READ, FIT, SPREAD = _compiled(_sources())
+"""What Python calls. The last two, which other backends use, are compiled when they are first called."""

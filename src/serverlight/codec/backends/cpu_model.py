@@ -17,6 +17,8 @@ U = np.uint64
 ONE = 65536
 MAX_LEVEL = tables.MAX_LEVEL
 PROBABILITY = tables.PROBABILITY
+DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
+COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
 
 
 def compiled(*names: str) -> list[Any]:
@@ -52,6 +54,7 @@ def compiled(*names: str) -> list[Any]:
     pack_model,
     get_bits,
     unpack_model,
+    payload_bits,
 ) = compiled(
     "class_of_nibble",
     "count_nibble",
@@ -71,6 +74,7 @@ def compiled(*names: str) -> list[Any]:
     "pack_model",
     "get_bits",
     "unpack_model",
+    "payload_bits",
 )
 
 
@@ -150,6 +154,28 @@ def fill_sixteen(share, seconds, frequencies, at):
     part = frequencies[at : at + 16]
     for second in range(16):
         part[second] = np.int32(frequency_of(share * U(seconds[second])))
+
+
+# -- the same for other backends ----------------------------------------------------------------------------------
+
+
+@njit
+def frequencies_of(levels, kind, with_tail, half_escapes):
+    """Frequency tables of a family of contexts, as 64-bit numbers."""
+    one_sided = kind == tables.ONE_SIDED_PLANES
+    return build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided, with_tail, half_escapes).astype(np.int64)
+
+
+@njit
+def fit_model(histogram, kind, with_tail, half_escapes):
+    """The model that suits a histogram: its parameters packed, levels, frequencies, and the bits that the symbols will take."""
+    one_sided, defaults = kind == tables.ONE_SIDED_PLANES, DEFAULT_LEVELS[kind]
+    counts = count_decisions(histogram, NEXT[kind], FLIP_NEXT[kind], one_sided)
+    offsets, present, corrections = fit_levels(counts, defaults, one_sided, COST)
+    levels, packed = levels_of(defaults, offsets, corrections), np.zeros(300, np.uint8)
+    size = pack_model(offsets, present, corrections, one_sided, packed)
+    frequencies = frequencies_of(levels, kind, with_tail, half_escapes)
+    return packed[:size], levels, frequencies, payload_bits(histogram, frequencies, COST_OF_FREQUENCY)
 
 
 # -- tables of the coder -----------------------------------------------------------------------------------------

@@ -1,26 +1,37 @@
 """Profile ``serverlight`` on a graphics processor, through Triton: tensors that lie there are written and read where they lie.
 
 Only finished sections cross to the host. There the sizes that a frame declares are proved before a kernel runs, and the small work
-is done: the model's parameters and the tables of frequencies. What is computed is defined in ``reference.py``, to the last bit.
+is done: the model's parameters and the tables of frequencies; and all of the work where segments are few. What is computed is
+defined in ``reference.py``, to the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
+import numpy as np
 import torch
 
 from serverlight.codec import backends, contextual
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends.gpu_launch import INTERPRETED
+from serverlight.codec.backends.gpu_model import HAS_NUMBA
 from serverlight.codec.backends.gpu_reader import read_frames
 from serverlight.codec.backends.gpu_writer import coded_tensor
 from serverlight.codec.backends.slicer import SlicerKernels
 from serverlight.codec.config import CodecConfig
+from serverlight.codec.layout import SEGMENT_ELEMENTS
+from serverlight.codec.tensors import from_float32
 from serverlight.codec.wire import Header, Writer
 from serverlight.errors import BackendUnavailable, FrameError
 
 __all__ = ["TritonKernels"]
+
+
+FEW_SEGMENTS = 8
+"""Fewer are written and read on the host, where Numba is installed: a program goes through a segment step by step, and a step
+takes a graphics processor many times as long as a processor, so only many at once are worth it. Estimated, not measured."""
 
 
 class TritonKernels(SlicerKernels):
@@ -32,6 +43,7 @@ class TritonKernels(SlicerKernels):
         if not (INTERPRETED or torch.cuda.is_available()):
             raise BackendUnavailable("backend 'gpu' needs a CUDA device, and torch finds none; use 'cpu'")
         self.device_type = "cpu" if INTERPRETED else "cuda"
+        self.few_segments = 0 if INTERPRETED else FEW_SEGMENTS
 
     def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> bytes:
         """Copies the values to the device, and writes there."""
@@ -40,9 +52,9 @@ class TritonKernels(SlicerKernels):
     def encode_on_device(self, values: torch.Tensor, shape: tuple[int, ...], config: CodecConfig) -> bytes:
         """Section 6 of the frame of a flat tensor on the device, of a dtype that frames have; see :meth:`encode_contextual`.
 
-        Budgets by sign, which nothing in sight gains from, are met on the host.
+        Small tensors, and budgets by sign, which nothing in sight gains from, are met on the host.
         """
-        if config.asymmetry_mode != "score":
+        if config.asymmetry_mode != "score" or self._is_for_host(len(values), 1):
             on_host = values.float().numpy(force=True)
             return bytes(backends.load("auto").encode_contextual(on_host, shape, config))
         writer = Writer()
@@ -65,4 +77,22 @@ class TritonKernels(SlicerKernels):
         ``out`` has the header's dtype, or float32, whose values are then held within the dtype's range but not rounded to it.
         Returns the first frame that breaks a rule, and how; ``out`` has no meaning then.
         """
+        if self._is_for_host(header.num_elements, len(sections)):
+            return _read_on_host(sections, header, out)
         return read_frames(sections, header, out)
+
+    def _is_for_host(self, num_elements: int, num_frames: int) -> bool:
+        return HAS_NUMBA and num_frames * max(1, num_elements // SEGMENT_ELEMENTS) < self.few_segments
+
+
+def _read_on_host(sections: Sequence[memoryview], header: Header, out: torch.Tensor) -> tuple[int, FrameError] | None:
+    """Reads frames with the processor's backend, and copies their values to the device together."""
+    kernels, values = backends.load("cpu"), np.empty((len(sections), header.num_elements), np.float32)
+    for index, section in enumerate(sections):
+        try:
+            kernels.decode_contextual(section, header, values[index])
+        except FrameError as error:
+            return index, error
+    dtype = header.dtype if out.dtype != torch.float32 else "float32"
+    out.copy_(cast(torch.Tensor, from_float32(values.reshape(-1), tuple(out.shape), dtype, "torch")))
+    return None

@@ -13,7 +13,7 @@ import torch
 from serverlight.codec import activity, contextual, tables
 from serverlight.codec.backends import gpu_kernels as kernels
 from serverlight.codec.backends.gpu_launch import BLOCK, DTYPE_CODES, as_bits, blocks_of, launch, to_device
-from serverlight.codec.backends.reference_coder import frequencies_for
+from serverlight.codec.backends.gpu_model import frequencies_of, has_tail
 from serverlight.codec.coded import SHIFT_UNIT, Coded, is_one_sided_kind, segments_of
 from serverlight.codec.layout import Layout
 from serverlight.codec.tensors import LARGEST
@@ -79,7 +79,7 @@ class Group:
         """Reads the frames into their places of ``out``."""
         jobs, facts, data = self._layout()
         frequencies = [
-            frequencies_for(frame.coded.levels, self._grid, self._kind, self._half_escapes) for frame in self._frames
+            frequencies_of(frame.coded.levels, self._grid, self._kind, self._half_escapes) for frame in self._frames
         ]
         ends = np.cumsum(np.concatenate(frequencies), axis=1, dtype=np.int32)
         slots = torch.empty(len(ends) * tables.SCALE, dtype=torch.int32, device=self._device)
@@ -92,7 +92,7 @@ class Group:
 
     def _layout(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
         """Jobs, facts of frames, and all sections in one array, in which the words of each lie at even places."""
-        rows_a_frame = tables.NUM_CONTEXTS[self._kind] * (2 if self._has_tail() else 1)
+        rows_a_frame = tables.NUM_CONTEXTS[self._kind] * (2 if has_tail(self._grid) else 1)
         jobs, facts, parts, at = [], [], [], 0
         for number, frame in enumerate(self._frames):
             coded, size = frame.coded, len(frame.section)
@@ -128,9 +128,6 @@ class Group:
         for place, section in parts:
             data[place : place + len(section)] = section
         return np.array(jobs, np.int64), np.array(facts, np.int64), data
-
-    def _has_tail(self) -> bool:
-        return (self._grid.rows if self._grid.layout is Layout.TOKENS else self._grid.columns) % 2 == 1
 
     def _read_streams(
         self, jobs: torch.Tensor, data: torch.Tensor, slots: torch.Tensor, high: torch.Tensor

@@ -15,7 +15,7 @@ import torch
 from serverlight.codec import activity, coded, tables
 from serverlight.codec.backends import gpu_writer_kernels as kernels
 from serverlight.codec.backends.gpu_launch import BLOCK, DTYPE_CODES, as_bits, blocks_of, launch, to_device
-from serverlight.codec.backends.reference_coder import frequencies_for
+from serverlight.codec.backends.gpu_model import fit
 from serverlight.codec.coded import Coded, Segment, is_one_sided_kind
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import Grid, Layout, natural_layout
@@ -177,16 +177,10 @@ class Streams:
         self._bounds = to_device(np.array(bounds, np.int32), high.device)
         self._index = self._symbols(start)
         histogram = self._histogram()
-        one_sided, defaults = is_one_sided_kind(kind), tables.DEFAULT_LEVELS[kind]
-        counts = tables.count_decisions(histogram, tables.NEXT[kind], tables.FLIP_NEXT[kind], one_sided)
-        fitted = tables.fit_levels(counts, defaults, one_sided, tables.COST)
-        self.levels = tables.levels_of(defaults, fitted[0], fitted[2])
-        model = np.zeros(300, np.uint8)
-        self.model = model[: tables.pack_model(*fitted, one_sided, model)].tobytes()
-        frequencies = frequencies_for(self.levels, grid, kind, half_escapes)
-        payload_bits = tables.payload_bits(histogram, frequencies, tables.COST_OF_FREQUENCY)
-        self.lanes = coded.lanes_for(payload_bits, self._num_segments)
-        table, escaped = coder_table(frequencies)
+        fitted = fit(histogram, grid, kind, half_escapes)
+        self.model, self.levels = fitted.packed, fitted.levels
+        self.lanes = coded.lanes_for(fitted.payload_bits, self._num_segments)
+        table, escaped = coder_table(fitted.frequencies)
         self._any_escaped = bool(histogram[: len(escaped)][escaped].any())
         self._table = to_device(table, high.device)
 

@@ -20,6 +20,9 @@ LARGE_SHAPES = ((512, 4096), (1, 64, 56, 56))
 MIN_SPEEDUPS = {"bitsandbytes": 3.0, "torch": 20.0}
 """How many times as fast as rivals of these names the encoder is to be, for the large shapes."""
 
+MAX_OVER_MEMCPY = {"encode": 20.0, "decode": 12.0}
+"""How many times the time of a copy of the tensor each may take, for the large shapes."""
+
 BOUNDS = {"<=": lambda value, limit: value <= limit, ">=": lambda value, limit: value >= limit}
 
 
@@ -83,7 +86,7 @@ def rate_checks(reports: Sequence[TaskReport], max_loss_pp: float) -> list[Check
 
 
 def speed_checks(rows: Sequence[SpeedRow], codec: str) -> list[Check]:
-    """How many times as fast the codec encodes the large shapes as the fastest rival of each name."""
+    """How many times as fast the codec encodes the large shapes as the fastest rival of each name, and how far it is from a copy."""
     return [check for shape in LARGE_SHAPES for check in _speed_checks(rows, codec, shape)]
 
 
@@ -94,3 +97,7 @@ def _speed_checks(rows: Sequence[SpeedRow], codec: str, shape: tuple[int, ...]) 
         if codec in times and not math.isnan(rival):
             title = f"{codec}: encode {' x '.join(map(str, shape))}, speed over the fastest of {name}"
             yield Check(name=title, value=rival / times[codec], unit="x", bound=">=", limit=limit)
+    if own := next((row for row in rows if row.shape == shape and row.codec == codec), None):
+        for what, value in (("encode", own.encode_vs_memcpy), ("decode", own.decode_vs_memcpy)):
+            title = f"{codec}: {what} {' x '.join(map(str, shape))}, time over that of a copy of the same memory"
+            yield Check(name=title, value=value, unit="x", limit=MAX_OVER_MEMCPY[what])

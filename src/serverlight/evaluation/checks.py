@@ -86,7 +86,7 @@ def rate_checks(reports: Sequence[TaskReport], max_loss_pp: float) -> list[Check
 
 
 def speed_checks(rows: Sequence[SpeedRow], codec: str) -> list[Check]:
-    """How many times as fast the codec encodes the large shapes as the fastest rival of each name, and how far it is from a copy."""
+    """For the large shapes: the encoder\'s speed over that of the fastest rival of each name, and how far it is from a copy."""
     return [check for shape in LARGE_SHAPES for check in _speed_checks(rows, codec, shape)]
 
 

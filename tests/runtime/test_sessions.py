@@ -130,6 +130,15 @@ def test_near_lossless_text_is_that_of_the_uncut_model(server: Server, folder: s
     assert list(made.token_ids) == expected
 
 
+def test_reply_without_a_token(
+    server: Server, head: LoadedDecoder, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that leaves the token out has broken the protocol, and is told so; it does not crash the device."""
+    monkeypatch.setattr("serverlight.runtime.decoders.choose_token", lambda *_: None)
+    with pytest.raises(ProtocolError, match="no token"):
+        DecoderClient([server.address], plan=plan, head=head).generate(PROMPT, max_new_tokens=2)
+
+
 def test_steps_twice_and_out_of_order(server: Server, open_stream: Any, plan: Plan, frame: bytes) -> None:
     """The last step again gets its answer again; any other number is refused by name, and the session goes on."""
     stream = open_session(open_stream, server.address, plan)

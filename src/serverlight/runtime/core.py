@@ -319,6 +319,7 @@ class _Connection:
         """Takes one message and never raises."""
         if self.over:
             return
+        session = self._session  # the compute thread may take it away meanwhile, if it has been idle
         try:
             match message:
                 case Hello():
@@ -327,8 +328,8 @@ class _Connection:
                     self._open(message)
                 case CloseSession():
                     self._close_session()
-                case _ if self._session is not None:
-                    self._take_step(message)
+                case _ if session is not None:
+                    self._take_step(message, session)
                 case _:
                     self._take_request(message)
         except ServerlightError as error:
@@ -383,14 +384,14 @@ class _Connection:
         self._session = None
         self._core.close_session(self)
 
-    def _take_step(self, message: InferRequest | Step | Failure) -> None:
+    def _take_step(self, message: InferRequest | Step | Failure, session: Session) -> None:
         if isinstance(message, InferRequest):
             raise ProtocolError("a request within a session; send steps, or close the session")
         if isinstance(message, Failure):
             self._reply(message)
             return
         self._core.touch_session(self)
-        self._submit(message)
+        self._submit(message, session)
 
     def _take_request(self, message: InferRequest | Step | Failure) -> None:
         if isinstance(message, Step):
@@ -405,14 +406,14 @@ class _Connection:
             return
         self._submit(message)
 
-    def _submit(self, message: InferRequest | Step) -> None:
+    def _submit(self, message: InferRequest | Step, session: Session | None = None) -> None:
         job = Job(
             owner=self,
             cut=self._cut or "",
             request=message,
             reply=self._reply,
             arrived_s=time.monotonic(),
-            session=self._session,
+            session=session,
         )
         try:
             self._core.submit(job)

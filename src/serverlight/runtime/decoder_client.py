@@ -17,6 +17,7 @@ from serverlight.errors import (
     DeadlineExceeded,
     GenerationInterrupted,
     PeerUnavailable,
+    ProtocolError,
     ServerBusy,
     ServerlightError,
 )
@@ -165,7 +166,8 @@ class DecoderClient:
             uplink_bytes += sequence.send(frame, more=more)
         reply, downlink_bytes = sequence.wait()
         wait_ms = (time.perf_counter() - encoded_s) * 1e3
-        assert reply.token_id is not None
+        if reply.token_id is None:
+            raise ProtocolError(f"the reply to step {reply.step} has no token; is the server of the same version?")
         cost = StepCost(
             head_ms=head_s * 1e3,
             encode_ms=encode_s * 1e3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from serverlight.codec import backends, contextual, slicer
 from serverlight.codec.backends import Float32
 from serverlight.codec.basis import Basis, named
 from serverlight.codec.config import CodecConfig
-from serverlight.codec.device import decode_to_device, encode_on_device, kernels_for, to_device
+from serverlight.codec.device import decode_to_device, encode_on_device, kernels_for
 from serverlight.codec.layout import Layout, natural_layout
 from serverlight.codec.tensors import (
     Like,
@@ -119,26 +119,27 @@ def decode(
     Raises:
         FrameError: the frame breaks a rule of docs/wire-format.md; the subclass names the rule.
     """
-    if device is not None:
-        return _decode_to(frame, like, device, basis, max_elements, backend)
     reader = Reader(frame)
     header = reader.header(max_elements)
+    kernels = None if device is None else _kernels_there(device, [header], like, backend)
+    if kernels is not None:
+        there, fault = decode_to_device([(reader, header)], device, kernels)
+        if fault is not None:
+            raise fault[1]
+        return there.view(header.shape)
     values = np.empty(header.num_elements, np.float32)
     _read_values(reader, header, backends.load(backend), values, basis)
-    return from_float32(values, header.shape, header.dtype, like)
+    x = from_float32(values, header.shape, header.dtype, like)
+    return x if device is None else x.to(device)  # type: ignore[union-attr]
 
 
-def _decode_to(frame: Frame, like: Like, device: Any, basis: Basis | None, max_elements: int, backend: str) -> Any:
+def _kernels_there(device: Any, headers: Iterable[Header], like: Like, backend: str) -> backends.DeviceKernels | None:
+    """What decodes such frames on the device; ``None`` where the host does it."""
+    if like != "torch":
+        raise ConfigError("like", f"must be 'torch' where a device is given, got {like!r}")
     kernels = kernels_for(backend, device)
-    reader = Reader(frame)
-    header = reader.header(max_elements)
-    if kernels is None or header.profile != "serverlight" or header.basis or like != "torch":
-        on_host = decode(frame, like, basis=basis, max_elements=max_elements, backend=backend)
-        return to_device(on_host, device, like)
-    values, fault = decode_to_device([(reader, header)], device, kernels)
-    if fault is not None:
-        raise fault[1]
-    return values.view(header.shape)
+    is_for_them = all(header.profile == "serverlight" and not header.basis for header in headers)
+    return kernels if is_for_them else None
 
 
 def decode_into(
@@ -204,51 +205,35 @@ def decode_batch(
     """
     if not frames:
         raise ConfigError("frames", "is empty; pass at least one frame")
-    if device is not None:
-        return _decode_batch_to(frames, like, device, basis, max_elements, backend)
-    kernels = backends.load(backend)
-    values, first = np.empty((0, 0), np.float32), None
-    for index, frame in enumerate(frames):
+    readers = _readers_of(frames, max_elements)
+    header = readers[0][1]
+    shape = (len(frames) * header.shape[0], *header.shape[1:])
+    kernels = None if device is None else _kernels_there(device, (own for _, own in readers), like, backend)
+    if kernels is not None:
+        there, fault = decode_to_device(readers, device, kernels)
+        if fault is not None:
+            raise _in_batch(*fault) from fault[1]
+        return there.view(shape)
+    on_host, values = backends.load(backend), np.empty((len(frames), header.num_elements), np.float32)
+    for index, (reader, own) in enumerate(readers):
         try:
-            reader = Reader(frame)
-            header = reader.header(max_elements // len(frames))
-            if first is None:
-                values, first = _room_for(len(frames), header), header
-            elif header is not first:
-                _check_alike(header, first)
-            _read_values(reader, header, kernels, values[index], basis)
+            _read_values(reader, own, on_host, values[index], basis)
         except FrameError as error:
             raise _in_batch(index, error) from error
-    return from_float32(values.reshape(-1), _joined(len(frames), header), header.dtype, like)
-
-
-def _decode_batch_to(
-    frames: Sequence[Frame], like: Like, device: Any, basis: Basis | None, max_elements: int, backend: str
-) -> Any:
-    kernels = kernels_for(backend, device)
-    readers = [] if kernels is None or like != "torch" else _readers_of(frames, max_elements)
-    if kernels is None or not readers:
-        on_host = decode_batch(frames, like, basis=basis, max_elements=max_elements, backend=backend)
-        return to_device(on_host, device, like)
-    values, fault = decode_to_device(readers, device, kernels)
-    if fault is not None:
-        raise _in_batch(*fault) from fault[1]
-    return values.view(_joined(len(frames), readers[0][1]))
+    x = from_float32(values.reshape(-1), shape, header.dtype, like)
+    return x if device is None else x.to(device)  # type: ignore[union-attr]
 
 
 def _readers_of(frames: Sequence[Frame], max_elements: int) -> list[tuple[Reader, Header]]:
-    """Frames with their headers read; none at all if one is not for kernels of a device."""
+    """Frames with their headers read and proved alike, of rank 1 and more."""
     readers: list[tuple[Reader, Header]] = []
     for index, frame in enumerate(frames):
         try:
             reader = Reader(frame)
             header = reader.header(max_elements // len(frames))
-            _check_rank(header)
             _check_alike(header, readers[0][1] if readers else header)
         except FrameError as error:
             raise _in_batch(index, error) from error
-        if header.profile != "serverlight" or header.basis:
-            return []
         readers.append((reader, header))
     return readers
 
@@ -257,22 +242,10 @@ def _in_batch(index: int, error: FrameError) -> FrameError:
     return type(error)(f"frame {index}: {error}")
 
 
-def _joined(num_frames: int, header: Header) -> tuple[int, ...]:
-    return num_frames * header.shape[0], *header.shape[1:]
-
-
-def _check_rank(header: Header) -> None:
+def _check_alike(header: Header, first: Header) -> None:
     if not header.shape:
         raise InconsistentFrame("a tensor of rank 0 has no dimension to join along; use decode")
-
-
-def _room_for(num_frames: int, header: Header) -> Float32:
-    _check_rank(header)
-    return np.empty((num_frames, header.num_elements), np.float32)
-
-
-def _check_alike(header: Header, first: Header) -> None:
-    if (header.shape, header.dtype) != (first.shape, first.dtype):
+    if header is not first and (header.shape, header.dtype) != (first.shape, first.dtype):
         raise InconsistentFrame(
             f"{header.dtype} of shape {header.shape}, but frame 0 has {first.dtype} of shape {first.shape}"
         )

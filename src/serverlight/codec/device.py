@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from serverlight.codec import backends
 from serverlight.codec.config import CodecConfig
-from serverlight.codec.tensors import Like, Tensor, check_supported, name_of
+from serverlight.codec.tensors import check_supported, name_of
 from serverlight.codec.wire import Header, Reader, header_bytes, sealed
 from serverlight.errors import ConfigError, FrameError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["decode_to_device", "encode_on_device", "kernels_for", "to_device"]
+__all__ = ["decode_to_device", "encode_on_device", "kernels_for"]
 
 
 def kernels_for(backend: str, device: Any) -> backends.DeviceKernels | None:
@@ -45,10 +45,3 @@ def decode_to_device(
     out = torch.empty(len(readers) * header.num_elements, dtype=getattr(torch, header.dtype), device=device)
     sections = [reader.rest("sections") for reader, _ in readers]
     return out, kernels.decode_on_device(sections, header, out)
-
-
-def to_device(x: Tensor, device: Any, like: Like) -> Any:
-    """A tensor decoded on the host, on its device."""
-    if like != "torch":
-        raise ConfigError("like", f"must be 'torch' where a device is given, got {like!r}")
-    return x.to(device)  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 import serverlight as sl
 from serverlight.errors import PeerUnavailable
@@ -108,3 +109,23 @@ def test_run_takes_models_without_images(cli: Cli, tmp_path: pathlib.Path, monke
     assert figures["ratio_vs_jpeg"] is None
     assert 0 < figures["frame_bytes_per_request"] < figures["uplink_bytes_per_request"]
     assert "leave --data away" in refused.err
+
+
+def test_features_in_a_basis(cli: Cli, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that names a basis runs with the file that holds it, and not without."""
+    (tmp_path / "text_models.py").write_text(TEXT_MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded = sl.load_model("text_models:make")
+    basis = sl.calibrate_basis([torch.randn(200, 16, generator=torch.Generator().manual_seed(0))])
+    plan, file = str(tmp_path / "plan.json"), str(tmp_path / "basis.npz")
+    basis.save(file)
+    sl.Plan(model=loaded.name, revision=loaded.revision, cut="2", basis=basis.digest.hex()).save(plan)
+    with sl.Server(loaded, ["2"], bases={"2": basis}) as server:
+        words = ["run", "text_models:make", "--server", server.address, "--plan", plan, "--limit", "2", "--json", "-"]
+        assert json.loads(cli(*words, "--basis", file).out)["requests"] == 2
+        refused = cli(*words)
+    assert refused.code == 2
+    assert "basis: the plan names" in refused.err
+    refused = cli("serve", "text_models:make", "--plan", plan, "--port", "0")
+    assert refused.code == 2
+    assert "basis: the plan names" in refused.err

@@ -21,8 +21,8 @@ MIN_SPEEDUPS = {"bitsandbytes": 3.0, "torch": 20.0}
 """How many times as fast as rivals of these names the encoder is to be, for the large shapes."""
 
 MAX_OVER_MEMCPY = {"encode": 20.0, "decode": 12.0}
-"""How many times the time of a copy within the cache each may take, for the large shapes: of so many bytes at the fastest rate of any
-size, since a large tensor's own copy is not within it."""
+"""How many times the time of a copy within the cache each may take, for the large shapes: of so many bytes at the fastest rate of
+any size, since a large tensor's own copy is not within it."""
 
 BOUNDS = {"<=": lambda value, limit: value <= limit, ">=": lambda value, limit: value >= limit}
 

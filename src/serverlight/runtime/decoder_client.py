@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -29,7 +30,7 @@ from serverlight.runtime.messages import Step, StepReply, Timing
 from serverlight.runtime.stream import ClientStream
 from serverlight.sampling import Sampling
 
-__all__ = ["DecoderClient", "Generation", "StepCost"]
+__all__ = ["DecoderClient", "Generation", "StepCost", "Token"]
 
 _RECOVERABLE = (ConnectTimeout, DeadlineExceeded, PeerUnavailable, ServerBusy)
 _REPLAY_FRAMES = 32
@@ -59,6 +60,20 @@ class StepCost:
 
     server: Timing
     """Where the server's time went, for the last frame."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Token:
+    """One token of an answer."""
+
+    token_id: int
+    """Its number in the vocabulary."""
+
+    cost: StepCost
+    """What it took."""
+
+    num_recoveries: int
+    """How often the sequence has moved to a new stream so far."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +137,32 @@ class DecoderClient:
         on_token: Callable[[int], None] | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
     ) -> Generation:
-        """The tokens that follow the prompt; ``on_token`` hears each as it comes.
+        """The tokens that follow the prompt; ``on_token`` hears each as it comes. Raises what :meth:`stream` raises."""
+        made = list[Token]()
+        stream = self.stream(
+            token_ids, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=stop_ids, chunk_tokens=chunk_tokens
+        )
+        with contextlib.closing(stream):
+            for token in stream:
+                made.append(token)
+                if on_token is not None:
+                    on_token(token.token_id)
+        return Generation(
+            token_ids=tuple(token.token_id for token in made),
+            costs=tuple(token.cost for token in made),
+            num_recoveries=made[-1].num_recoveries,
+        )
+
+    def stream(
+        self,
+        token_ids: list[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop_ids: Collection[int] = (),
+        chunk_tokens: int = CHUNK_TOKENS,
+    ) -> Generator[Token, None, None]:
+        """The tokens that follow the prompt, one by one; a stop token is the last. Closing the generator ends the session.
 
         Raises:
             ContextExceeded: prompt and answer are longer than the model's context; nothing was sent.
@@ -132,27 +172,22 @@ class DecoderClient:
         check_length(self._head, token_ids, max_new_tokens)
         cache = self._head.new_cache(last=self._layer)
         sequence = _Sequence(self._link, sampling or Sampling())
-        made, costs = list[int](), list[StepCost]()
+        made = list[int]()
         pieces = list(chunks(token_ids, chunk_tokens))
         try:
             while len(made) < max_new_tokens and not (made and made[-1] in stop_ids):
-                token, cost = self._step(sequence, cache, pieces)
-                made.append(token)
-                costs.append(cost)
-                if on_token is not None:
-                    on_token(token)
-                pieces = [(torch.tensor([[token]]), False)]
+                token = self._step(sequence, cache, pieces)
+                made.append(token.token_id)
+                yield token
+                pieces = [(torch.tensor([made[-1:]]), False)]
         except ServerlightError as error:
             if not made:
                 raise
             raise GenerationInterrupted(tuple(made), str(error)) from error
         finally:
             sequence.close()
-        return Generation(token_ids=tuple(made), costs=tuple(costs), num_recoveries=sequence.num_recoveries)
 
-    def _step(
-        self, sequence: _Sequence, cache: object, pieces: list[tuple[torch.Tensor, bool]]
-    ) -> tuple[int, StepCost]:
+    def _step(self, sequence: _Sequence, cache: object, pieces: list[tuple[torch.Tensor, bool]]) -> Token:
         head_s = encode_s = 0.0
         uplink_bytes = 0
         for piece, more in pieces:
@@ -176,7 +211,7 @@ class DecoderClient:
             downlink_bytes=downlink_bytes,
             server=reply.timing,
         )
-        return reply.token_id, cost
+        return Token(token_id=reply.token_id, cost=cost, num_recoveries=sequence.num_recoveries)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ except ModuleNotFoundError as exc:
 __all__ = [
     "INDEX_FILE",
     "SETTINGS_FILES",
+    "SHIPPED",
     "WEIGHT_FILES",
     "causal_lm_class",
     "find_folder",
@@ -50,6 +51,9 @@ __all__ = [
 
 INDEX_FILE = "model.safetensors.index.json"
 SETTINGS_FILES = ["config.json", "preprocessor_config.json"]
+SHIPPED = {"demo-lm": pathlib.Path(__file__).parent / "models" / "data" / "demo_lm"}
+"""Folders that come with the package, by the names that stand for them."""
+
 WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", INDEX_FILE]
 
 
@@ -57,13 +61,17 @@ WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", INDEX_FILE]
 
 
 def find_folder(spec: str, patterns: Sequence[str]) -> pathlib.Path:
-    """The local folder ``spec``, or the snapshot of the hub id ``spec``, with the files that match a pattern.
+    """The local or shipped folder ``spec``, or the snapshot of the hub id ``spec``, with the files that match a pattern.
 
-    Raises :class:`ModelError` for what is neither, what is gated, and where the hub cannot be reached.
+    Raises :class:`ModelError` for what is none of these, what is gated, and where the hub cannot be reached.
     """
     local = pathlib.Path(spec).expanduser()
+    if not local.is_dir():
+        local = SHIPPED.get(spec, local)
     if local.is_dir():
         return local
+    if spec in SHIPPED:
+        raise ModelError(f"{spec!r} is missing from this installation; install the package with its data files")
     try:
         return pathlib.Path(snapshot_download(spec, allow_patterns=list(patterns)))
     except HFValidationError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import lzma
 import os
@@ -46,11 +47,13 @@ from serverlight.huggingface import find_folder
 
 NAME = "lm_drift"
 HERE = pathlib.Path(__file__).parent
-HELD_OUT = ("chilit_valid_alice_pan", "fairytaleqa_valid")
+HELD_OUT = ("text_corpora/chilit_valid_alice_pan.txt.xz", "text_corpora/fairytaleqa_valid.txt.xz")
 
 CHUNKS = (1, 16, 128)
-BITS = {"serverlight": (1, 2, 3, 4), "slicer": (2, 3, 4)}
-SLICER_GRID = [(groups, distortion) for groups in (1, 2, 4) for distortion in (0.03, 0.06, 0.12, 0.25)]
+LEAST_BITS = {"serverlight": 1, "slicer": 2}
+"""SLICER's bitmap alone takes one bit."""
+
+SLICER_GRID = [(groups, distortion) for groups in (1, 2) for distortion in (0.03, 0.06, 0.12, 0.25)]
 SPARSITY_STEPS = 10
 """Bisections; the last one moves the sparsity by a thousandth."""
 
@@ -77,7 +80,7 @@ def main() -> None:
     model = CutModel.load(args.model, args.cut)
     texts = Texts.load(args, tokens=args.tokens, num_windows=args.windows, num_prompts=args.texts_written)
     started = time.perf_counter()
-    crossings = choose_crossings(model, texts.search)
+    crossings = choose_crossings(model, texts.search, args.bits)
     say(f"{len(crossings)} settings chosen after {time.perf_counter() - started:.0f} s")
     count = iter(range(1, len(texts.windows) + 1))
     forced = teacher_forced(
@@ -99,13 +102,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path(shared), help="folder of the shared data")
     parser.add_argument("--model", default="demo-lm", help="folder, hub id or demo-lm")
     parser.add_argument("--cut", default="layers.4")
+    parser.add_argument(
+        "--texts", nargs="+", default=HELD_OUT, help="files in the data folder: .txt, .txt.xz or .jsonl"
+    )
+    parser.add_argument("--bits", type=float, nargs="+", default=(1, 2, 3, 4), help="bits an element to aim at")
     parser.add_argument("--tokens", type=int, default=1000, help="tokens of each text")
     parser.add_argument("--windows", type=int, default=32, help="texts to read")
     parser.add_argument("--texts-written", type=int, default=16, help="texts to write in each mode")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder for the results")
     args = parser.parse_args()
-    if not (args.data / "text_corpora").is_dir():
-        parser.error(f"no text_corpora in {args.data}; name the data folder with --data or SERVERLIGHT_SHARED")
+    for name in args.texts:
+        if not (args.data / name).is_file():
+            parser.error(f"no {name} in {args.data}; name the data folder with --data or SERVERLIGHT_SHARED")
     return args
 
 
@@ -124,8 +132,7 @@ class Texts:
     def load(cls, args: argparse.Namespace, *, tokens: int, num_windows: int, num_prompts: int) -> Texts:
         """Draws so many texts of the held-out ones, always the same."""
         tokenizer = Tokenizer.from_file(str(find_folder(args.model, ["tokenizer.json"]) / "tokenizer.json"))
-        paths = [args.data / "text_corpora" / f"{name}.txt.xz" for name in HELD_OUT]
-        ids = [tokenizer.encode(lzma.decompress(path.read_bytes()).decode()).ids for path in paths]
+        ids = [tokenizer.encode(read_text(args.data / name)).ids for name in args.texts]
         cut = [torch.tensor(text[: len(text) // tokens * tokens]).view(-1, tokens) for text in ids]
         every = torch.cat(cut)
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(every)))
@@ -137,20 +144,26 @@ class Texts:
         return cls(windows=windows, prompts=prompts[:, :PROMPT_TOKENS], search=search)
 
 
+def read_text(path: pathlib.Path) -> str:
+    """A text as it is, compressed, or line by line in a field ``text``."""
+    if path.suffix == ".xz":
+        return lzma.decompress(path.read_bytes()).decode()
+    text = path.read_text()
+    return "\n".join(json.loads(line)["text"] for line in text.splitlines()) if path.suffix == ".jsonl" else text
+
+
 Chosen = list[tuple[str, float | None, Crossing]]
 
 
-def choose_crossings(model: CutModel, search: Tensor) -> Chosen:
+def choose_crossings(model: CutModel, search: Tensor, rates: Sequence[float]) -> Chosen:
     """Plain halves, then each profile at each rate in frames of each length."""
     halves = CodecConfig(profile="fp16")
     chosen: Chosen = [("fp16", None, Crossing(config=halves, chunk_tokens=chunk)) for chunk in (1, CHUNKS[-1])]
-    for profile, rates in BITS.items():
-        for bits in rates:
-            for chunk in CHUNKS:
-                crossing = best_at(model, search, profile, bits, chunk)
-                say(f"{profile}, {bits} bits, frames of {chunk}: {crossing and crossing.config}")
-                if crossing is not None:
-                    chosen.append((f"{profile}, {bits} bit{'s' if bits > 1 else ''}", bits, crossing))
+    for profile, bits, chunk in itertools.product(LEAST_BITS, rates, CHUNKS):
+        crossing = best_at(model, search, profile, bits, chunk) if bits >= LEAST_BITS[profile] else None
+        say(f"{profile}, {bits:g} bits, frames of {chunk}: {crossing and crossing.config}")
+        if crossing is not None:
+            chosen.append((f"{profile}, {bits:g} bit{'s' if bits > 1 else ''}", bits, crossing))
     return chosen
 
 
@@ -159,7 +172,7 @@ def best_at(model: CutModel, search: Tensor, profile: str, bits: float, chunk: i
     bases = [CodecConfig(profile=profile)]
     if profile == "slicer":
         bases = [CodecConfig(profile=profile, num_groups=m, distortion=d) for m, d in SLICER_GRID]
-    states = [model.states(ids[None]) for ids in search]
+    states = model.states(search[:1])
     fitted = [crossing for base in bases if (crossing := fit_sparsity(base, states, bits, chunk)) is not None]
     if len(fitted) < 2:
         return fitted[0] if fitted else None
@@ -167,13 +180,13 @@ def best_at(model: CutModel, search: Tensor, profile: str, bits: float, chunk: i
     return fitted[int(np.argmin(losses))]
 
 
-def fit_sparsity(base: CodecConfig, states: Sequence[Tensor], bits: float, chunk: int) -> Crossing | None:
+def fit_sparsity(base: CodecConfig, states: Tensor, bits: float, chunk: int) -> Crossing | None:
     """Sparsity by bisection; none where even the sparsest needs a tenth more bits, or the densest a tenth fewer."""
     low, high = 0.0, 0.999
     for _ in range(SPARSITY_STEPS):
         middle = (low + high) / 2
         crossing = Crossing(config=dataclasses.replace(base, sparsity=round(middle, 4)), chunk_tokens=chunk)
-        rate = 8 * sum(crossing.send(x)[1] for x in states) / sum(x.numel() for x in states)
+        rate = 8 * crossing.send(states)[1] / states.numel()
         low, high = (low, middle) if rate < bits else (middle, high)
     return crossing if abs(rate / bits - 1) < 0.1 else None
 
@@ -237,7 +250,7 @@ def make_report(
         "hidden_size": model.head.hidden_size,
         "settings": {
             "windows": len(texts.windows), "tokens": args.tokens, "texts_written": len(texts.prompts),
-            "prompt_tokens": PROMPT_TOKENS, "temperature": TEMPERATURE, "texts": HELD_OUT,
+            "prompt_tokens": PROMPT_TOKENS, "temperature": TEMPERATURE, "texts": list(args.texts),
         },
         "seconds": round(seconds, 1),
         "environment": describe_environment(),
@@ -360,7 +373,8 @@ def write(folder: pathlib.Path, report: dict[str, Any], text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     environment = report["environment"]
     hardware = re.sub(r"[^a-z0-9]+", "-", environment["cpu"].lower()).strip("-")
-    path = folder / f"{NAME}_{hardware}_{environment['date']}"
+    model = re.sub(r"[^a-z0-9]+", "-", report["model"]["name"].lower())
+    path = folder / f"{NAME}_{model}_{hardware}_{environment['date']}"
     path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     path.with_suffix(".md").write_text(text)
     plot_drift(report["rows"], str(path.with_suffix(".png")))

@@ -1,6 +1,6 @@
 """Trains ``demo-lm``, a small Llama, on old children's books, fairy tales and novels, and writes the folder that the package ships.
 
-    python training/train_lm.py ../shared/data/text_corpora                          # an hour and a half on one core
+    python training/train_lm.py ../shared/data/text_corpora                          # an hour on one core
     python training/train_lm.py ../shared/data/text_corpora --out trial --minutes 2  # does it run?
 
 A run that was stopped goes on from its last checkpoint if it is started with the same ``--work`` folder. The schedule follows the
@@ -92,11 +92,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--work", type=pathlib.Path, default=pathlib.Path("out/train_lm"), help="tokens and checkpoints"
     )
-    parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--minutes", type=float, default=68)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--matrix-rate", type=float, default=0.02, help="for short runs that look for the best")
-    parser.add_argument("--other-rate", type=float, default=0.01)
+    parser.add_argument("--matrix-rate", type=float, default=0.012, help="for short runs that look for the best")
+    parser.add_argument("--other-rate", type=float, default=0.007)
     args = parser.parse_args()
     if not training_files(args.texts):
         parser.error(f"no training texts in {args.texts}; name the folder of the *.txt.xz")

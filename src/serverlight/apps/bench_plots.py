@@ -148,7 +148,10 @@ def _as_size(num_bytes: float) -> str:
 
 # -- drift of language models ------------------------------------------------------------------------
 
-SHADES = {"serverlight": ("#9ECAE1", "#4292C6", "#0072B2", "#08306B"), "slicer": ("#FDBE85", "#E69F00", "#A6611A")}
+SHADES = {
+    "serverlight": ("#9ECAE1", "#4292C6", "#0072B2", "#08306B"),
+    "slicer": ("#FDBE85", "#E69F00", "#A6611A", "#543005"),
+}
 """From few bits to many."""
 
 FRAMES = {1: ("-", "o"), 16: ("--", "s"), 128: (":", "^")}

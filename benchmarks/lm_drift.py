@@ -164,7 +164,17 @@ def choose_crossings(model: CutModel, search: Tensor, rates: Sequence[float]) ->
         say(f"{profile}, {bits:g} bits, frames of {chunk}: {crossing and crossing.config}")
         if crossing is not None:
             chosen.append((f"{profile}, {bits:g} bit{'s' if bits > 1 else ''}", bits, crossing))
-    return chosen
+    return chosen + same_settings(chosen)
+
+
+def same_settings(chosen: Chosen) -> Chosen:
+    """The richest of our settings for frames of one token, in longer frames: what the length alone does."""
+    single = [c for _, _, c in chosen if c.config and c.config.profile == "serverlight" and c.chunk_tokens == 1]
+    return [
+        ("serverlight, same s", None, dataclasses.replace(crossing, chunk_tokens=chunk))
+        for crossing in single[-1:]
+        for chunk in CHUNKS[1:]
+    ]
 
 
 def best_at(model: CutModel, search: Tensor, profile: str, bits: float, chunk: int) -> Crossing | None:

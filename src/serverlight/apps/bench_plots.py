@@ -181,7 +181,7 @@ def plot_drift(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     _finish(parted, "texts drawn with the same luck, still equal", place, "share of texts")
     _finish(own, "the cut model's own text, drawn", place, nats)
     rates.xaxis.set_minor_formatter(NullFormatter())
-    rates.set_xticks(ticks := (32, 64, 96, 128, 192, 256), [f"{tick}" for tick in ticks])
+    rates.set_xticks(ticks := (16, 32, 64, 128, 256), [f"{tick}" for tick in ticks])
     rates.legend(fontsize=8, frameon=False)
     handles, labels = read.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9, frameon=False)
@@ -213,7 +213,12 @@ def _draw_frames(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
             if points:
                 label = f"{profile}, {chunk} token{'s' if chunk > 1 else ''}"
                 axes.plot(
-                    *zip(*points, strict=True), dashes, color=shades[-2], marker=marker, markersize=4, label=label
+                    *zip(*points, strict=True),
+                    dashes,
+                    color=shades[2 if profile == "serverlight" else 1],
+                    marker=marker,
+                    markersize=4,
+                    label=label,
                 )
     axes.set(xscale="log", yscale="log")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NUM_TOKENS", "demo_writing"]
 
-NUM_TOKENS = 100
+NUM_TOKENS = 64
 """Tokens to write after each prompt."""
 
 

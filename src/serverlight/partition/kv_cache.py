@@ -145,8 +145,11 @@ class KVCache:
         self.num_tokens = left
         self._count_foreign()
 
-    def release(self, first: int, last: int) -> tuple[LayerState, ...]:
+    def release(self, first: int, last: int, *, stays_at_front: bool = False) -> tuple[LayerState, ...]:
         """Hands over the layers from ``first`` up to ``last``, at either end of the range, and forgets them.
+
+        Where all of them go the empty range lies behind them, or with ``stays_at_front`` before them: so the cache of a
+        head that keeps only the embeddings still ends at the cut.
 
         Raises:
             ConfigError: they are not at an end of the range.
@@ -158,10 +161,10 @@ class KVCache:
                 "release the layers next to the cut"
             )  # fmt: skip
         states = tuple(self._state(index) for index in range(first, last)) if self.num_tokens else ()
-        if first == self.first:
-            self.first = last
-        else:
+        if last == self.last and (first != self.first or stays_at_front):
             self.last = first
+        else:
+            self.first = last
         empty = new_cache(self._config).layers
         self.raw.layers[first:last] = empty[first:last]
         self._count_foreign()
@@ -264,7 +267,7 @@ def move_cut(front: KVCache, back: KVCache, layer: int) -> int:
         )
     giver, taker = (front, back) if layer < front.last else (back, front)
     first, last = sorted((layer, front.last))
-    states = giver.release(first, last)
+    states = giver.release(first, last, stays_at_front=giver is front)
     taker.adopt(first, last, states)
     return sum(state.num_bytes for state in states)
 

@@ -217,11 +217,12 @@ class DecoderClient:
 
     def _begin(self, sampling: Sampling) -> _Run:
         device = self._new_device()
-        sequence = RemoteSequence(self._link, self.plan, sampling, device)
+        # A server that chooses no tokens need not know how they are chosen.
+        sequence = RemoteSequence(self._link, self.plan, Sampling() if self._tail else sampling, device)
         mover = None
         if self._caps is not None:
             mover = Mover(self._caps, self._footprint, device, sequence, self._head.num_layers)
-        return _Run(device, sequence, mover)
+        return _Run(device, sequence, mover, sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +232,7 @@ class _Run:
     device: Device
     sequence: RemoteSequence
     mover: Mover | None
+    sampling: Sampling
 
     def exit(self, num_made: int, pieces: list[tuple[torch.Tensor, bool]]) -> Exit | None:
         """Keeps the caps."""
@@ -269,7 +271,7 @@ class _Run:
 
     def _choose(self, replies: Replies) -> int:
         if self.device.has_tail:
-            return self.device.choose([frame for reply, _ in replies for frame in reply.frames], self.sequence.sampling)
+            return self.device.choose([frame for reply, _ in replies for frame in reply.frames], self.sampling)
         reply = replies[-1][0]
         if reply.token_id is None:
             raise ProtocolError(f"the reply to step {reply.step} has no token; is the server of the same version?")

@@ -133,7 +133,7 @@ class Device:
 
     def give(self, layer: int) -> tuple[LayerState, ...]:
         """Moves the cut to ``layer``; returns what the layers behind it remember, and forgets it."""
-        return self._cache.release(layer, self._cache.last)
+        return self._cache.release(layer, self._cache.last, stays_at_front=True)
 
     def again(self) -> Iterator[tuple[bytes, ...]]:
         """Runs the head over all tokens anew, at the cut where it is now; the frames of all tokens, some at a time.

@@ -11,10 +11,12 @@ from serverlight.plan import Plan
 from serverlight.runtime import failure
 from serverlight.runtime.messages import (
     PROTOCOL_VERSION,
+    CloseSession,
     Failure,
     Hello,
     InferReply,
     InferRequest,
+    MoveCut,
     OpenSession,
     Payload,
     ServerMessage,
@@ -86,7 +88,15 @@ class ClientStream:
         """Begins a sequence; a refusal ends the stream."""
         self._transport.send(OpenSession(sampling=sampling))
 
-    def post(self, step: Step) -> tuple[Future[tuple[StepReply, int]], int]:
+    def reopen_session(self, sampling: Sampling, cut: str) -> None:
+        """Ends the sequence and begins another at a cut of the server's; to be called when no step waits."""
+        with self._lock:
+            if self._error is not None:
+                raise _copy(self._error)
+        self._transport.send(CloseSession())
+        self._transport.send(OpenSession(sampling=sampling, cut=cut))
+
+    def post(self, step: Step | MoveCut) -> tuple[Future[tuple[StepReply, int]], int]:
         """Sends a step without waiting; returns what will hold its reply and its bytes, and the bytes up."""
         future: Future[tuple[StepReply, int]] = Future()
         with self._lock:

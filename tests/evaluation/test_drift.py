@@ -117,6 +117,17 @@ def test_own_text_is_judged_by_the_uncut_model(model: CutModel, windows: torch.T
     assert run.drift.bytes_per_token == pytest.approx(forced.bytes_per_token)
 
 
+def test_texts_are_written_apart(model: CutModel, windows: torch.Tensor) -> None:
+    """Side by side, each text has frames of its own: bytes are the mean of what each costs alone."""
+    crossing = Crossing(config=COARSE)
+    together = free_running(model, windows[:2, :5], crossing, num_tokens=6)
+    alone = [free_running(model, windows[i : i + 1, :5], crossing, num_tokens=6) for i in range(2)]
+    assert together.drift.bytes_per_token == pytest.approx(
+        np.mean([run.drift.bytes_per_token for run in alone]), rel=0.02
+    )
+    assert together.drift.kl == pytest.approx(np.concatenate([run.drift.kl for run in alone]), rel=1e-3, abs=1e-6)
+
+
 def test_intervals_are_over_texts() -> None:
     """Texts that all drift alike leave no doubt about a mean, however it changes within them; positions count from 1."""
     kl = np.tile(np.arange(8.0), (5, 1))

@@ -214,8 +214,9 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"## Keys and values as frames: all layers go to the server after {NUM_BEFORE} tokens",
         "",
-        "Error is squared error over squared signal. KL in nats and agreement of the likeliest token are against the sequence that was "
-        f"not moved through a codec, over the {NUM_AFTER} tokens that follow, teacher-forced, hidden states exact, {NUM_TEXTS} texts.",
+        "Error is squared error over squared signal. KL in nats and agreement of the likeliest token are against the "
+        f"sequence that was not moved through a codec, over the {NUM_AFTER} tokens that follow, teacher-forced, hidden "
+        f"states exact, {NUM_TEXTS} texts.",
         "",
         "| codec | bits/element | error, keys | error, values | KL | agreement |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -86,7 +86,7 @@ class DecoderClient:
     """One device: the head of a language model and servers that have its tail. One generation at a time.
 
     Args:
-        addresses: ``HOST:PORT`` of servers, in the order of preference.
+        addresses: ``HOST:PORT`` of servers, in the order of preference; all should serve the same cuts.
         plan: which model, cut where, compressed how.
         head: the front of the plan's model.
         timeout_s: how long connecting may take, each time.

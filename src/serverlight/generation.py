@@ -126,7 +126,7 @@ class DecoderLoopback:
     ) -> tuple[int, ...]:
         """The tokens that follow the prompt, a stop token included."""
         check_length(self._head, token_ids, max_new_tokens)
-        sampling, made = sampling or Sampling(), list[int]()
+        sampling, made, seen = sampling or Sampling(), list[int](), set(token_ids)
         first, last = self._layers
         caches = self._head.new_cache(last=first), self._tail.new_cache(first=last)
         between = self._middle.new_cache(first, last) if self._middle else None
@@ -138,7 +138,9 @@ class DecoderLoopback:
                     if self._middle is not None:
                         frame = self._codec.encode(self._middle(decode(frame), between))
                     logits = self._tail(decode(frame), caches[1], num_logits=1)[0, -1]
-            made.append(choose_token(logits.float().cpu().numpy(), sampling, caches[1].num_tokens))
+            choice = choose_token(logits.float().cpu().numpy(), sampling, caches[1].num_tokens, seen)
+            made.append(choice.token_id)
+            seen.add(choice.token_id)
             if on_token is not None:
                 on_token(made[-1])
             pieces = [(torch.tensor([made[-1:]]), False)]

@@ -70,7 +70,7 @@ def encode_client(message: ClientMessage) -> bytes:
             )
             return pb.ClientMessage(infer=infer).SerializeToString()
         case OpenSession():
-            opened = pb.OpenSession(sampling=_sampling_to_pb(message.sampling), cut=message.cut)
+            opened = pb.OpenSession(sampling=_sampling_to_pb(message.sampling), cut=message.cut, seen=message.seen)
             return pb.ClientMessage(open=opened).SerializeToString()
         case Step():
             step = pb.Step(step=message.step, frames=message.frames, more=message.more, quiet=message.quiet)
@@ -95,7 +95,7 @@ def decode_client(data: bytes) -> ClientMessage | Failure:
         case "infer":
             return _request_from_pb(message.infer)
         case "open":
-            return OpenSession(sampling=_sampling_from_pb(message.open.sampling), cut=message.open.cut)
+            return _open_from_pb(message.open)
         case "step":
             return _step_from_pb(message.step)
         case "move":
@@ -136,6 +136,10 @@ def _move_from_pb(move: pb.MoveCut) -> MoveCut:
     return MoveCut(step=move.step, layer=move.layer, keys=move.keys, values=move.values)
 
 
+def _open_from_pb(opened: pb.OpenSession) -> OpenSession:
+    return OpenSession(sampling=_sampling_from_pb(opened.sampling), cut=opened.cut, seen=tuple(opened.seen))
+
+
 def _sampling_to_pb(sampling: Sampling) -> pb.Sampling:
     return pb.Sampling(
         temperature=sampling.temperature,
@@ -143,6 +147,8 @@ def _sampling_to_pb(sampling: Sampling) -> pb.Sampling:
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         seed=sampling.seed,
+        repetition_penalty=sampling.repetition_penalty if sampling.weighs_repetition else 0.0,
+        logprobs=sampling.logprobs,
     )
 
 
@@ -154,6 +160,8 @@ def _sampling_from_pb(sampling: pb.Sampling) -> Sampling:
             top_p=sampling.top_p or 1.0,
             min_p=sampling.min_p,
             seed=sampling.seed,
+            repetition_penalty=sampling.repetition_penalty or 1.0,
+            logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
         )
     except ConfigError as error:
         raise ProtocolError(f"the session's sampling cannot be used: {error}") from None
@@ -200,9 +208,7 @@ def encode_server(message: ServerMessage) -> bytes:
             infer = pb.InferReply(request_id=message.request_id, outputs=outputs, timing=_timing_to_pb(message.timing))
             return pb.ServerMessage(infer=infer).SerializeToString()
         case StepReply():
-            timing = _timing_to_pb(message.timing)
-            step = pb.StepReply(step=message.step, token_id=message.token_id, timing=timing, frames=message.frames)
-            return pb.ServerMessage(step=step).SerializeToString()
+            return pb.ServerMessage(step=_step_reply_to_pb(message)).SerializeToString()
         case Failure():
             code, text, attributes_json = failure.describe(message.error)
             error = pb.Error(request_id=message.request_id, code=code, message=text, attributes_json=attributes_json)
@@ -243,9 +249,26 @@ def _reply_from_pb(infer: pb.InferReply) -> InferReply:
     )
 
 
+def _step_reply_to_pb(reply: StepReply) -> pb.StepReply:
+    logprobs = None
+    if reply.logprob is not None:
+        ids, values = zip(*reply.top_logprobs, strict=True) if reply.top_logprobs else ((), ())
+        logprobs = pb.Logprobs(chosen=reply.logprob, ids=ids, values=values)
+    timing = _timing_to_pb(reply.timing)
+    return pb.StepReply(step=reply.step, token_id=reply.token_id, timing=timing, logprobs=logprobs, frames=reply.frames)
+
+
 def _step_reply_from_pb(step: pb.StepReply) -> StepReply:
-    token_id = step.token_id if step.HasField("token_id") else None
-    return StepReply(step=step.step, token_id=token_id, timing=_timing_from_pb(step.timing), frames=tuple(step.frames))
+    if len(step.logprobs.ids) != len(step.logprobs.values):
+        raise ProtocolError(f"{len(step.logprobs.ids)} likeliest tokens with {len(step.logprobs.values)} probabilities")
+    return StepReply(
+        step=step.step,
+        token_id=step.token_id if step.HasField("token_id") else None,
+        timing=_timing_from_pb(step.timing),
+        logprob=step.logprobs.chosen if step.HasField("logprobs") else None,
+        top_logprobs=tuple(zip(step.logprobs.ids, step.logprobs.values, strict=True)),
+        frames=tuple(step.frames),
+    )
 
 
 def _timing_from_pb(timing: pb.Timing) -> Timing:

@@ -41,7 +41,6 @@ from serverlight.runtime.messages import (
 from serverlight.runtime.scheduler import Job, Scheduler
 from serverlight.runtime.sessions import Session, SessionTable
 from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES
-from serverlight.sampling import Sampling
 
 __all__ = ["Runner", "ServerConfig", "ServerCore"]
 
@@ -103,7 +102,7 @@ class Runner(Protocol):
     def run(self, cut: str, request: InferRequest, *, queue_ms: float) -> InferReply:
         """Runs one request; raises a :class:`ServerlightError` when the request is at fault."""
 
-    def open_session(self, plan: Plan, sampling: Sampling) -> Session:
+    def open_session(self, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ProtocolError` where the model is no language model."""
 
 
@@ -240,9 +239,9 @@ class ServerCore:
         """The cuts that are served."""
         return tuple(self._plans)
 
-    def open_session(self, owner: _Connection, plan: Plan, sampling: Sampling) -> Session:
+    def open_session(self, owner: _Connection, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ServerBusy` at once where there are too many."""
-        session = self._runner.open_session(plan, sampling)
+        session = self._runner.open_session(plan, opened)
         with self._changed:
             if self._is_draining:
                 raise _shutting_down()
@@ -388,7 +387,7 @@ class _Connection:
         if message.cut:
             plan = dataclasses.replace(plan, cut=message.cut)
             self._core.agree(plan)
-        self._session = self._core.open_session(self, plan, message.sampling)
+        self._session = self._core.open_session(self, plan, message)
 
     def _close_session(self) -> None:
         self._session = None

@@ -20,7 +20,7 @@ from serverlight.runtime.messages import Timing
 from serverlight.runtime.moving import Mover
 from serverlight.runtime.pace import Observed
 from serverlight.runtime.sequence import Link, RemoteSequence, Replies
-from serverlight.sampling import Sampling
+from serverlight.sampling import Choice, Sampling
 
 __all__ = ["Caps", "DecoderClient", "Exit", "Generation", "StepCost", "Token"]
 
@@ -63,6 +63,12 @@ class Token:
 
     num_recoveries: int
     """How often the sequence has moved to a new stream so far."""
+
+    logprob: float | None = None
+    """As :attr:`serverlight.sampling.Choice.logprob`."""
+
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """As :attr:`serverlight.sampling.Choice.top_logprobs`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +197,7 @@ class DecoderClient:
             ServerlightError: the first step was refused, for the reason that its class names.
         """
         check_length(self._head, token_ids, max_new_tokens)
-        run = self._begin(sampling or Sampling())
+        run = self._begin(token_ids, sampling or Sampling())
         made = list[int]()
         pieces = list(chunks(token_ids, chunk_tokens))
         try:
@@ -212,11 +218,11 @@ class DecoderClient:
         finally:
             run.sequence.close()
 
-    def _new_device(self) -> Device:
-        return Device(self.plan, self._head, self._tail)
+    def _new_device(self, prompt_ids: Sequence[int] = ()) -> Device:
+        return Device(self.plan, self._head, self._tail, prompt_ids)
 
-    def _begin(self, sampling: Sampling) -> _Run:
-        device = self._new_device()
+    def _begin(self, prompt_ids: Sequence[int], sampling: Sampling) -> _Run:
+        device = self._new_device(prompt_ids)
         # A server that chooses no tokens need not know how they are chosen.
         sequence = RemoteSequence(self._link, self.plan, Sampling() if self._tail else sampling, device)
         mover = None
@@ -255,7 +261,7 @@ class _Run:
         wait_ms = (time.perf_counter() - sent_s) * 1e3
         reply = replies[-1][0]
         tail_s = time.perf_counter()
-        token_id = self._choose(replies)
+        choice = self._choose(replies)
         tail_ms = (time.perf_counter() - tail_s) * 1e3
         cost = StepCost(
             head_ms=head_ms,
@@ -267,15 +273,21 @@ class _Run:
             device_tail_ms=tail_ms if self.device.has_tail else 0.0,
         )
         self._observe(cost, pieces, sent_bytes)
-        return Token(token_id=token_id, cost=cost, num_recoveries=self.sequence.num_recoveries)
+        return Token(
+            token_id=choice.token_id,
+            cost=cost,
+            num_recoveries=self.sequence.num_recoveries,
+            logprob=choice.logprob,
+            top_logprobs=choice.top_logprobs,
+        )
 
-    def _choose(self, replies: Replies) -> int:
+    def _choose(self, replies: Replies) -> Choice:
         if self.device.has_tail:
             return self.device.choose([frame for reply, _ in replies for frame in reply.frames], self.sampling)
         reply = replies[-1][0]
         if reply.token_id is None:
             raise ProtocolError(f"the reply to step {reply.step} has no token; is the server of the same version?")
-        return reply.token_id
+        return Choice(reply.token_id, reply.logprob, reply.top_logprobs)
 
     def _observe(self, cost: StepCost, pieces: list[tuple[torch.Tensor, bool]], last_bytes: int) -> None:
         if self.mover is None:

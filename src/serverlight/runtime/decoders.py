@@ -15,9 +15,9 @@ from serverlight.partition.decoder import DecoderMiddle, DecoderTail
 from serverlight.partition.kv_cache import LayerSize
 from serverlight.plan import Plan
 from serverlight.runtime.layer_frames import read_layer
-from serverlight.runtime.messages import InferReply, InferRequest, MoveCut, Step, StepReply, Timing
+from serverlight.runtime.messages import InferReply, InferRequest, MoveCut, OpenSession, Step, StepReply, Timing
 from serverlight.runtime.sessions import Session
-from serverlight.sampling import Sampling, choose_token
+from serverlight.sampling import Choice, choose_token
 
 __all__ = ["DecoderSession", "DecoderWorker", "LoadedDecoder"]
 
@@ -45,9 +45,11 @@ class DecoderWorker:
         """Refuses: a language model is run in sessions."""
         raise ProtocolError(f"{self._name!r} is a language model; open a session and send steps")
 
-    def open_session(self, plan: Plan, sampling: Sampling) -> Session:
-        """Begins a sequence."""
-        return DecoderSession(self._part, plan, sampling, self._room)
+    def open_session(self, plan: Plan, opened: OpenSession) -> Session:
+        """Begins a sequence; raises :class:`ProtocolError` where a token is not of the vocabulary."""
+        if opened.seen and max(opened.seen) >= self._part.vocab_size:
+            raise ProtocolError(f"token {max(opened.seen)} of {self._part.vocab_size}; is it the same tokenizer?")
+        return DecoderSession(self._part, plan, opened, self._room)
 
     def _measure(self) -> tuple[LayerSize, ...]:
         cache = self._part.new_cache()
@@ -76,15 +78,16 @@ class _Room:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Answer:
-    token_id: int | None = None
+    choice: Choice | None = None
     frames: tuple[bytes, ...] = ()
 
 
 class DecoderSession:
     """One sequence: keys and values, and the last answer, which is given again when its step comes again."""
 
-    def __init__(self, part: DecoderTail | DecoderMiddle, plan: Plan, sampling: Sampling, room: _Room) -> None:
-        self._part, self._sampling, self._room = part, sampling, room
+    def __init__(self, part: DecoderTail | DecoderMiddle, plan: Plan, opened: OpenSession, room: _Room) -> None:
+        self._part, self._sampling, self._room = part, opened.sampling, room
+        self._seen = set(opened.seen)
         self._cache = part.new_cache(first=layer_of(plan.cut))
         self._codec = Codec(plan.codec)
         self._last: StepReply | None = None
@@ -113,7 +116,7 @@ class DecoderSession:
             else:
                 answer = self._go_on(message, reserve, clock)
         timing = clock.timing()
-        self._last = StepReply(step=message.step, token_id=answer.token_id, frames=answer.frames, timing=timing)
+        self._last = _reply(message.step, answer, timing)
         return self._last
 
     def _go_on(self, step: Step, reserve: Callable[[int], None], clock: _Clock) -> _Answer:
@@ -128,7 +131,10 @@ class DecoderSession:
         logits = self._part(hidden, self._cache, num_logits=1)[0, -1]
         if step.more:
             return _Answer()
-        return _Answer(token_id=choose_token(logits.float().cpu().numpy(), self._sampling, num_tokens))
+        choice = choose_token(logits.float().cpu().numpy(), self._sampling, num_tokens, self._seen)
+        if self._sampling.weighs_repetition:
+            self._seen.add(choice.token_id)
+        return _Answer(choice=choice)
 
     def _encode(self, returned: Sequence[torch.Tensor]) -> tuple[bytes, ...]:
         try:
@@ -172,6 +178,18 @@ class DecoderSession:
             parts.append(tensor)
             left -= tensor.shape[1]
         return parts
+
+
+def _reply(step: int, answer: _Answer, timing: Timing) -> StepReply:
+    if (choice := answer.choice) is None:
+        return StepReply(step=step, token_id=None, frames=answer.frames, timing=timing)
+    return StepReply(
+        step=step,
+        token_id=choice.token_id,
+        logprob=choice.logprob,
+        top_logprobs=choice.top_logprobs,
+        timing=timing,
+    )
 
 
 class _Clock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from serverlight.generation import CHUNK_TOKENS, layer_of
 from serverlight.partition.decoder import DecoderHead, DecoderTail
 from serverlight.partition.kv_cache import LayerSize, LayerState
 from serverlight.plan import Plan
-from serverlight.sampling import Sampling, choose_token
+from serverlight.sampling import Choice, Sampling, choose_token
 
 __all__ = ["Device", "Footprint", "HeadRun"]
 
@@ -68,12 +68,13 @@ class Footprint:
 class Device:
     """One sequence on the device; it remembers the token ids, from which everything can be made again."""
 
-    def __init__(self, plan: Plan, head: DecoderHead, tail: DecoderTail | None) -> None:
+    def __init__(self, plan: Plan, head: DecoderHead, tail: DecoderTail | None, prompt_ids: Sequence[int] = ()) -> None:
         self._head, self._tail = head, tail
         self._codec = Codec(plan.codec)
         self._cache = head.new_cache(last=layer_of(plan.cut))
         self._tail_cache = None if tail is None else tail.new_cache(first=layer_of(plan.return_cut or ""))
         self._ids: list[int] = []
+        self._prompt_ids = frozenset(prompt_ids)
         self._sizes: list[int] = []
 
     @property
@@ -85,6 +86,11 @@ class Device:
     def num_tokens(self) -> int:
         """Tokens that the head has run."""
         return len(self._ids)
+
+    @property
+    def seen(self) -> Set[int]:
+        """The tokens that occur in the prompt, also where it has not been run yet, and in the answer."""
+        return self._prompt_ids.union(self._ids)
 
     @property
     def num_frames(self) -> int:
@@ -108,7 +114,7 @@ class Device:
         encode_ms = (time.perf_counter() - head_done_s) * 1e3
         return HeadRun(frame=frame, head_ms=(head_done_s - started_s) * 1e3, encode_ms=encode_ms)
 
-    def choose(self, frames: Sequence[bytes], sampling: Sampling) -> int:
+    def choose(self, frames: Sequence[bytes], sampling: Sampling) -> Choice:
         """The next token, from the hidden states of all tokens that the tail has not seen yet.
 
         Raises:
@@ -129,7 +135,7 @@ class Device:
         with torch.inference_mode():
             for part in parts:
                 logits = self._tail(part, self._tail_cache, num_logits=1)[0, -1]
-        return choose_token(logits.float().cpu().numpy(), sampling, len(self._ids))
+        return choose_token(logits.float().cpu().numpy(), sampling, len(self._ids), self.seen)
 
     def give(self, layer: int) -> tuple[LayerState, ...]:
         """Moves the cut to ``layer``; returns what the layers behind it remember, and forgets it."""

@@ -172,6 +172,9 @@ class OpenSession:
     cut: str = ""
     """Where the sequence is cut; empty where the plan says."""
 
+    seen: tuple[int, ...] = ()
+    """Tokens that occurred in the sequence before the first that the server will choose; for a repetition penalty only."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
@@ -244,6 +247,12 @@ class StepReply:
 
     timing: Timing
     """Where the server's time went."""
+
+    logprob: float | None = None
+    """Of the token, where the session asked: :attr:`serverlight.sampling.Choice.logprob`."""
+
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """Likewise."""
 
     frames: tuple[bytes, ...] = ()
     """Hidden states ``[1, tokens, hidden]`` at the plan's second cut, one for each frame of the step."""

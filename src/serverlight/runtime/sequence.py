@@ -21,7 +21,7 @@ from serverlight.errors import (
 from serverlight.plan import Plan
 from serverlight.runtime.device import Device
 from serverlight.runtime.grpc_transport import GrpcTransport
-from serverlight.runtime.messages import MoveCut, Step, StepReply
+from serverlight.runtime.messages import MoveCut, OpenSession, Step, StepReply
 from serverlight.runtime.stream import ClientStream
 from serverlight.sampling import Sampling
 
@@ -104,7 +104,7 @@ class RemoteSequence:
         if self._stream is None:
             return
         try:
-            self._stream.reopen_session(self.sampling, cut)
+            self._stream.reopen_session(self._opening(cut))
             self._num_steps = 0
         except _RECOVERABLE:
             self._drop()
@@ -172,7 +172,11 @@ class RemoteSequence:
         welcome = stream.greet(self.plan, self.link.timeout_s)
         self._stream, self._num_steps, self._pending = stream, 0, []
         self.cuts = welcome.cuts
-        stream.open_session(self.sampling)
+        stream.open_session(self._opening())
+
+    def _opening(self, cut: str = "") -> OpenSession:
+        weighs = self.sampling.weighs_repetition
+        return OpenSession(sampling=self.sampling, cut=cut, seen=tuple(sorted(self.device.seen)) if weighs else ())
 
     def _replay(self) -> None:
         """Sends all frames: those whose replies were taken many at a time, each other one as it was sent first."""

@@ -213,6 +213,20 @@ def test_recomputed_as_if_cut_there_from_the_start(
     assert made.token_ids[exit.token_index :] == rest
 
 
+@pytest.mark.parametrize("way", ["shipped", "recomputed"])
+def test_moves_keep_what_was_seen(
+    server: Server, head: LoadedDecoder, tail: LoadedDecoder, plan: Plan, way: str
+) -> None:
+    """A repetition penalty counts every token before a move, the newest too, and chance goes on as it would have."""
+    for sampling in (Sampling(repetition_penalty=4.0), Sampling(temperature=0.8, repetition_penalty=1.5, seed=3)):
+        expected = DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=NUM_TOKENS, sampling=sampling)
+        caps = Caps(device_memory_bytes=memory_for(3, 15), way=way)
+        client = DecoderClient([server.address], plan=plan, head=head, caps=caps)
+        made = client.generate(PROMPT, max_new_tokens=NUM_TOKENS, sampling=sampling)
+        assert made.token_ids == expected
+        assert len(made.exits) == 3
+
+
 @pytest.mark.parametrize("error", [ServerBusy(1), None])
 def test_move_that_fails(
     server: Server,

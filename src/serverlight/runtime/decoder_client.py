@@ -262,6 +262,7 @@ class _Run:
         reply = replies[-1][0]
         tail_s = time.perf_counter()
         choice = self._choose(replies)
+        self.device.note(choice.token_id)
         tail_ms = (time.perf_counter() - tail_s) * 1e3
         cost = StepCost(
             head_ms=head_ms,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,16 @@ from serverlight.partition.weights import load_head, load_part, load_tail
 from serverlight.plan import Plan
 from serverlight.sampling import Sampling, choose_token
 
-__all__ = ["CHUNK_TOKENS", "DecoderLoopback", "LoadedDecoder", "check_length", "check_same_model", "chunks", "layer_of"]
+__all__ = [
+    "CHUNK_TOKENS",
+    "DecoderLoopback",
+    "LoadedDecoder",
+    "LoopbackToken",
+    "check_length",
+    "check_same_model",
+    "chunks",
+    "layer_of",
+]
 
 CHUNK_TOKENS = 128
 """Tokens of a prompt that cross at a time, so that one side computes while the other does."""
@@ -94,6 +104,26 @@ def check_same_model(plan: Plan, model: LoadedDecoder) -> None:
     plan.check_compatible(Plan(model=model.name, revision=model.revision, cut=plan.cut, return_cut=plan.return_cut))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopbackToken:
+    """One token of an answer that was made in one process."""
+
+    token_id: int
+    """Its number in the vocabulary."""
+
+    frame_bytes: int
+    """What would have gone up, without any message around it; for the first token with all of the prompt."""
+
+    tail_ms: float
+    """Decoding and the tail, which a server would have done, with all that lies behind a second cut."""
+
+    logprob: float | None = None
+    """As :attr:`serverlight.sampling.Choice.logprob`."""
+
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """As :attr:`serverlight.sampling.Choice.top_logprobs`."""
+
+
 class DecoderLoopback:
     """Head, encode, decode and tail in one process, with a plan's second cut the middle too: the oracle of sessions.
 
@@ -125,23 +155,49 @@ class DecoderLoopback:
         chunk_tokens: int = CHUNK_TOKENS,
     ) -> tuple[int, ...]:
         """The tokens that follow the prompt, a stop token included."""
+        made = list[int]()
+        for token in self.stream(
+            token_ids, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=stop_ids, chunk_tokens=chunk_tokens
+        ):
+            made.append(token.token_id)
+            if on_token is not None:
+                on_token(token.token_id)
+        return tuple(made)
+
+    def stream(
+        self,
+        token_ids: list[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop_ids: Collection[int] = (),
+        chunk_tokens: int = CHUNK_TOKENS,
+    ) -> Generator[LoopbackToken, None, None]:
+        """The tokens that follow the prompt, one by one; a stop token is the last."""
         check_length(self._head, token_ids, max_new_tokens)
-        sampling, made, seen = sampling or Sampling(), list[int](), set(token_ids)
+        sampling, seen, num_made, token_id = sampling or Sampling(), set(token_ids), 0, -1
         first, last = self._layers
         caches = self._head.new_cache(last=first), self._tail.new_cache(first=last)
         between = self._middle.new_cache(first, last) if self._middle else None
         pieces = list(chunks(token_ids, chunk_tokens))
-        while len(made) < max_new_tokens and not (made and made[-1] in stop_ids):
+        while num_made < max_new_tokens and token_id not in stop_ids:
+            frame_bytes, tail_s = 0, 0.0
             with torch.inference_mode():
                 for piece, _ in pieces:
                     frame = self._codec.encode(self._head(piece, caches[0]))
+                    frame_bytes, started_s = frame_bytes + len(frame), time.perf_counter()
                     if self._middle is not None:
                         frame = self._codec.encode(self._middle(decode(frame), between))
                     logits = self._tail(decode(frame), caches[1], num_logits=1)[0, -1]
+                    tail_s += time.perf_counter() - started_s
             choice = choose_token(logits.float().cpu().numpy(), sampling, caches[1].num_tokens, seen)
-            made.append(choice.token_id)
-            seen.add(choice.token_id)
-            if on_token is not None:
-                on_token(made[-1])
-            pieces = [(torch.tensor([made[-1:]]), False)]
-        return tuple(made)
+            token_id, num_made = choice.token_id, num_made + 1
+            seen.add(token_id)
+            yield LoopbackToken(
+                token_id=token_id,
+                frame_bytes=frame_bytes,
+                tail_ms=tail_s * 1e3,
+                logprob=choice.logprob,
+                top_logprobs=choice.top_logprobs,
+            )
+            pieces = [(torch.tensor([[token_id]]), False)]

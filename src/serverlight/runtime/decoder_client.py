@@ -92,7 +92,7 @@ class DecoderClient:
     """One device: the head of a language model and servers that have its tail. One generation at a time.
 
     Args:
-        addresses: ``HOST:PORT`` of servers, in the order of preference.
+        addresses: ``HOST:PORT`` of servers, in the order of preference; all should serve the same cuts.
         plan: which model, cut where, compressed how.
         head: the front of the plan's model.
         timeout_s: how long connecting may take, each time.
@@ -262,6 +262,7 @@ class _Run:
         reply = replies[-1][0]
         tail_s = time.perf_counter()
         choice = self._choose(replies)
+        self.device.note(choice.token_id)
         tail_ms = (time.perf_counter() - tail_s) * 1e3
         cost = StepCost(
             head_ms=head_ms,

@@ -136,6 +136,11 @@ class DecoderClient:
         self._footprint = Footprint.measure(self._head, self._tail, plan) if caps else Footprint(head=())
         self._link = Link(addresses, timeout_s, step_timeout_s, recovery_s)
 
+    @property
+    def head(self) -> DecoderHead:
+        """The device's front part."""
+        return self._head
+
     def generate(
         self,
         token_ids: list[int],

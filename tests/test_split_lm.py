@@ -154,7 +154,7 @@ def test_criteria_stop_an_answer(split: Any, tokenizer: Any) -> None:
     stopped = split.generate(PROMPT, max_new_tokens=9, stop_strings=text[2:4], tokenizer=tokenizer)
     assert tokenizer.decode(stopped[0, 7:]) == text[: text.find(text[2:4]) + 2]
     assert split.generate(PROMPT, max_new_tokens=9, max_time=1e-9).shape[1] == 8
-    with pytest.raises(ConfigError, match="stop_strings.*tokenizer"):
+    with pytest.raises(ConfigError, match=r"stop_strings.*tokenizer"):
         split.generate(PROMPT, stop_strings="x")
 
 
@@ -252,9 +252,7 @@ CONVERSATION = [{"role": "user", "content": "who are you?"}]
 
 
 @pytest.mark.parametrize("prompt", ["once", ["once", "and again"], CONVERSATION], ids=["text", "texts", "chat"])
-def test_pipelines(
-    whole: Any, split: Any, tokenizer: Any, prompt: Any, record: Callable[[], list[str]]
-) -> None:
+def test_pipelines(whole: Any, split: Any, tokenizer: Any, prompt: Any, record: Callable[[], list[str]]) -> None:
     """A pipeline takes the cut model for the whole one, with texts and with conversations, and has nothing to complain of."""
     answers = [
         transformers.pipeline("text-generation", model=model, tokenizer=tokenizer, device=-1)(prompt, max_new_tokens=16)
@@ -325,7 +323,9 @@ def test_scores_are_those_that_tokens_are_chosen_by(whole: Any) -> None:
     ids = torch.arange(3, 93).repeat(2)[None, :127]
     torch.manual_seed(0)
     for length in (5, 40, 127):
-        assert coarse.generate(ids[:, :length], max_new_tokens=1)[0, -1] == coarse(ids[:, :length]).logits[0, -1].argmax()
+        assert (
+            coarse.generate(ids[:, :length], max_new_tokens=1)[0, -1] == coarse(ids[:, :length]).logits[0, -1].argmax()
+        )
 
 
 def test_loss(whole: Any, split: Any) -> None:

@@ -215,7 +215,9 @@ class SplitCausalLM(GenerativeModel):
             if options[name] is not None and options[name] is not False:
                 raise ConfigError(name, "does not go over a cut; give whole texts in input_ids, and take all logits")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        logits = torch.zeros(*input_ids.shape, self.generator.head.vocab_size, dtype=self.dtype, device=input_ids.device)
+        logits = torch.zeros(
+            *input_ids.shape, self.generator.head.vocab_size, dtype=self.dtype, device=input_ids.device
+        )
         for row, ids in enumerate(input_ids):
             start, stop = _extent(mask[row])
             logits[row, start:stop] = self.generator.score(ids[start:stop].tolist()).to(logits)
@@ -349,7 +351,9 @@ def _stop_ids(settings: Any) -> frozenset[int]:
 def _inputs(inputs: Tensor | None, settings: Any) -> Tensor:
     if inputs is None:
         if settings.bos_token_id is None:
-            raise ConfigError("input_ids", "an empty prompt, and no bos_token_id to begin with; give at least one token")
+            raise ConfigError(
+                "input_ids", "an empty prompt, and no bos_token_id to begin with; give at least one token"
+            )
         return torch.tensor([[settings.bos_token_id]])
     if inputs.ndim != 2:
         raise ConfigError("input_ids", f"must have shape [batch, tokens], got {list(inputs.shape)}; see the docstring")
@@ -363,7 +367,9 @@ def _prompts(inputs: Tensor, mask: Tensor | None, settings: Any) -> list[list[in
         is_padding = pad is not None and pad not in _stop_ids(settings)
         mask = (inputs != pad).cumsum(1) > 0 if is_padding else torch.ones_like(inputs)
     if mask.shape != inputs.shape:
-        raise ConfigError("attention_mask", f"has shape {list(mask.shape)}, input_ids {list(inputs.shape)}; give one for all")
+        raise ConfigError(
+            "attention_mask", f"has shape {list(mask.shape)}, input_ids {list(inputs.shape)}; give one for all"
+        )
     prompts = []
     for row, ids in enumerate(inputs):
         start, stop = _extent(mask[row])
@@ -377,7 +383,9 @@ def _extent(mask: Tensor) -> tuple[int, int]:
     """Where the text of one row begins and ends; raises :class:`ConfigError` where there is none, or padding in it."""
     kept = mask.nonzero().flatten().tolist()
     if not kept or kept[-1] - kept[0] + 1 != len(kept):
-        raise ConfigError("attention_mask", "must have ones in a row in each row; a text has padding only before or after it")
+        raise ConfigError(
+            "attention_mask", "must have ones in a row in each row; a text has padding only before or after it"
+        )
     return kept[0], kept[-1] + 1
 
 

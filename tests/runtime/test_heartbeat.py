@@ -174,7 +174,7 @@ REPLY = StepReply(step=1, token_id=3, timing=Timing(queue_ms=0, decode_ms=0, tai
 
 
 def wait(transport: Scripted, timeout_s: float) -> Any:
-    stream = ClientStream(transport)  # type: ignore[arg-type]
+    stream = ClientStream(transport)
     transport.open(stream)
     future: Future[Any]
     future, _ = stream.post(Step(step=1, frames=(b"x",)))

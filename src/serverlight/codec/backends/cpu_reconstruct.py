@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec.backends.cpu_kernels import exact_sums, inlined, njit
+from serverlight.codec.backends.cpu_quantiser import high_of, number_of
 
 
 @njit
@@ -61,21 +62,13 @@ def one_sided_classes(run, places):
 # -- writing: shifts ---------------------------------------------------------------------------------------------
 
 
-@inlined
-def high_of(number, bits):
-    """High part of a number with so many raw bits."""
-    mask = np.int32(np.int32(np.int32(1) << bits) - np.int32(1))
-    part = np.int32(np.int32(abs(number) + mask) >> bits)
-    return np.int32(-part) if number < 0 else part
-
-
 @njit
 def tally(values, inverse, numbers, places, distances, sums, counts):
     """Adds the distances of one line's elements from their nominal values, in 64ths of a step; four tables take turns."""
     most = np.float32(2**28)
     for x in range(places.size):
         scaled = np.rint(max(min(values[x] * inverse, most), -most) * np.float32(64))
-        distances[x] = np.int64(scaled) - np.int64(64) * np.int64(numbers[x])
+        distances[x] = np.int64(scaled) - np.int64(64) * np.int64(number_of(values[x], numbers[x] != 0, inverse))
     for x in range(places.size):
         sums[x & 3, places[x]] += distances[x]
         counts[x & 3, places[x]] += 1
@@ -96,7 +89,8 @@ def measure_plane_shifts(values, inverse, numbers, bits, one_sided, every, shift
                 padded[into, :] = 0
             else:
                 for x in range(columns):
-                    padded[into, x + 2] = high_of(numbers[plane, source, x], bits)
+                    number = number_of(values[plane, source, x], numbers[plane, source, x] != 0, inverse)
+                    padded[into, x + 2] = high_of(number, bits)
         if one_sided:
             one_sided_classes(run, places)
         else:
@@ -121,7 +115,7 @@ def add_run(values, inverse, numbers, bits, sums, counts):
     s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
     c0, c1, c2 = np.int32(0), np.int32(0), np.int32(0)
     for x in range(values.size):
-        number = numbers[x]
+        number = number_of(values[x], numbers[x] != 0, inverse)
         magnitude = np.int32(abs(high_of(number, bits)))
         scaled = np.rint(max(min(values[x] * inverse, most), -most) * np.float32(64))
         distance = np.float64(scaled) - 64.0 * np.float64(number)

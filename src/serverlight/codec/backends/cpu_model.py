@@ -251,21 +251,22 @@ def mark_of(table, entry):
 
 
 @njit
-def decoder_tables(frequencies):
-    """The symbol of each slot; and of each symbol frequency and start in one number.
+def decoder_table(frequencies):
+    """By row and slot: the symbol's frequency, the slot's place among those of the symbol, and the symbol, in 12, 12 and 8 bits.
 
-    There are 16 places more than slots: runs are written in sixteens, and the next run overwrites what is too much.
+    No symbol has all slots. There are 16 places more than slots: runs are written in sixteens, and the next run overwrites what
+    is too much.
     """
     num_rows, at = frequencies.shape[0], U(0)
-    symbols, entries = np.empty(num_rows * 4096 + 16, np.uint8), np.empty(num_rows * 256, np.uint32)
+    table = np.empty(num_rows * 4096 + 16, np.uint32)
     for row in range(num_rows):
         for symbol in range(256):
-            frequency = U(frequencies[row, symbol])
-            entries[U(256 * row + symbol)] = np.uint32(frequency | (at & U(4095)) << U(16))
-            end = at + frequency
+            frequency = frequencies[row, symbol]
+            entry, end = np.uint32(frequency) | np.uint32(symbol) << np.uint32(24), at + U(frequency)
             while at < end:
                 for i in range(16):
-                    symbols[at + U(i)] = np.uint8(symbol)
+                    table[at + U(i)] = np.uint32(entry + np.uint32(np.uint32(i) << np.uint32(12)))
                 at += U(16)
+                entry = np.uint32(entry + np.uint32(16 << 12))
             at = end
-    return symbols, entries
+    return table

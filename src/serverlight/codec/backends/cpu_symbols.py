@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from serverlight.codec.activity import THRESHOLDS
 from serverlight.codec.backends.cpu_kernels import inlined, njit
 
 U = np.uint64
@@ -137,6 +138,15 @@ def plane_symbols(high, one_sided, num_contexts, index):
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------
+
+
+@njit
+def borders_of(start):
+    """What :func:`serverlight.codec.activity.thresholds_for` returns."""
+    borders = np.empty(THRESHOLDS.size, np.int32)
+    for i in range(borders.size):
+        borders[i] = max(1, (start * THRESHOLDS[i]) >> 8)
+    return borders
 
 
 @njit

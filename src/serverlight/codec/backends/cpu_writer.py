@@ -31,7 +31,7 @@ from serverlight.codec.backends.cpu_quantiser import (
     take_raw,
 )
 from serverlight.codec.backends.cpu_reconstruct import measure_plane_shifts, measure_shifts
-from serverlight.codec.backends.cpu_symbols import flat_symbols, histogram_of, plane_symbols, token_symbols
+from serverlight.codec.backends.cpu_symbols import borders_of, flat_symbols, histogram_of, plane_symbols, token_symbols
 from serverlight.codec.coded import AUTO_DISTORTION
 
 U = np.uint64
@@ -41,7 +41,7 @@ ONE_SIDED_PLANES = tables.ONE_SIDED_PLANES
 
 DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
 COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
-ACTIVITY, THRESHOLDS = activity.ACTIVITY, activity.THRESHOLDS
+ACTIVITY = activity.ACTIVITY
 
 
 # -- range coder -------------------------------------------------------------------------------------------------
@@ -79,56 +79,60 @@ def put_loop(index, base, stride, count, lane, table, states, words, at, escaped
 
 
 @njit
-def put_eights(index, base, stride, advance, groups, table, states, words, at, escaped, found):
-    """Codes ``groups`` groups of eight pairs, last group first."""
+def put_eights(index, base, stride, advance, groups, lines, pitch, table, states, words, at, escaped, found):
+    """Codes ``groups`` groups of eight pairs in each of ``lines`` lines that lie ``pitch`` apart, all last first."""
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
     s = U(stride)
-    for group in range(groups - 1, -1, -1):
-        o = U(base + group * advance)
-        x7, at, m7 = put(x7, U(index[o + U(7) * s]), table, words, at)
-        x6, at, m6 = put(x6, U(index[o + U(6) * s]), table, words, at)
-        x5, at, m5 = put(x5, U(index[o + U(5) * s]), table, words, at)
-        x4, at, m4 = put(x4, U(index[o + U(4) * s]), table, words, at)
-        x3, at, m3 = put(x3, U(index[o + U(3) * s]), table, words, at)
-        x2, at, m2 = put(x2, U(index[o + U(2) * s]), table, words, at)
-        x1, at, m1 = put(x1, U(index[o + s]), table, words, at)
-        x0, at, m0 = put(x0, U(index[o]), table, words, at)
-        if (m0 | m1 | m2 | m3 | m4 | m5 | m6 | m7) >= HALF:
-            for lane in range(7, -1, -1):
-                place = o + U(lane) * s
-                if mark_of(table, index[place]):
-                    escaped[found] = place
-                    found += 1
+    for line in range(lines - 1, -1, -1):
+        begin = base + line * pitch
+        for group in range(groups - 1, -1, -1):
+            o = U(begin + group * advance)
+            x7, at, m7 = put(x7, U(index[o + U(7) * s]), table, words, at)
+            x6, at, m6 = put(x6, U(index[o + U(6) * s]), table, words, at)
+            x5, at, m5 = put(x5, U(index[o + U(5) * s]), table, words, at)
+            x4, at, m4 = put(x4, U(index[o + U(4) * s]), table, words, at)
+            x3, at, m3 = put(x3, U(index[o + U(3) * s]), table, words, at)
+            x2, at, m2 = put(x2, U(index[o + U(2) * s]), table, words, at)
+            x1, at, m1 = put(x1, U(index[o + s]), table, words, at)
+            x0, at, m0 = put(x0, U(index[o]), table, words, at)
+            if (m0 | m1 | m2 | m3 | m4 | m5 | m6 | m7) >= HALF:
+                for lane in range(7, -1, -1):
+                    place = o + U(lane) * s
+                    if mark_of(table, index[place]):
+                        escaped[found] = place
+                        found += 1
     states[0], states[1], states[2], states[3] = x0, x1, x2, x3
     states[4], states[5], states[6], states[7] = x4, x5, x6, x7
     return at, found
 
 
 @njit
-def put_fours(index, base, stride, advance, groups, table, states, words, at, escaped, found):
-    """Codes ``groups`` groups of four pairs, last group first."""
+def put_fours(index, base, stride, advance, groups, lines, pitch, table, states, words, at, escaped, found):
+    """Codes ``groups`` groups of four pairs in each of ``lines`` lines that lie ``pitch`` apart, all last first."""
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     s = U(stride)
-    for group in range(groups - 1, -1, -1):
-        o = U(base + group * advance)
-        x3, at, m3 = put(x3, U(index[o + U(3) * s]), table, words, at)
-        x2, at, m2 = put(x2, U(index[o + U(2) * s]), table, words, at)
-        x1, at, m1 = put(x1, U(index[o + s]), table, words, at)
-        x0, at, m0 = put(x0, U(index[o]), table, words, at)
-        if (m0 | m1 | m2 | m3) >= HALF:
-            for lane in range(3, -1, -1):
-                place = o + U(lane) * s
-                if mark_of(table, index[place]):
-                    escaped[found] = place
-                    found += 1
+    for line in range(lines - 1, -1, -1):
+        begin = base + line * pitch
+        for group in range(groups - 1, -1, -1):
+            o = U(begin + group * advance)
+            x3, at, m3 = put(x3, U(index[o + U(3) * s]), table, words, at)
+            x2, at, m2 = put(x2, U(index[o + U(2) * s]), table, words, at)
+            x1, at, m1 = put(x1, U(index[o + s]), table, words, at)
+            x0, at, m0 = put(x0, U(index[o]), table, words, at)
+            if (m0 | m1 | m2 | m3) >= HALF:
+                for lane in range(3, -1, -1):
+                    place = o + U(lane) * s
+                    if mark_of(table, index[place]):
+                        escaped[found] = place
+                        found += 1
     states[0], states[1], states[2], states[3] = x0, x1, x2, x3
     return at, found
 
 
 @njit
-def put_run(index, base, count, table, states, words, at, escaped, found):
-    """Codes a run of pairs that lie side by side, lane after lane, last pair first."""
+def put_run(index, base, count, lines, pitch, table, states, words, at, escaped, found):
+    """Codes runs of pairs that lie side by side, lane after lane, all last first; more than one only if lanes divide them."""
     lanes = states.size
     groups = count // lanes if lanes >= 4 else 0
     rest = count - groups * lanes
@@ -136,9 +140,9 @@ def put_run(index, base, count, table, states, words, at, escaped, found):
         begin = base + groups * lanes
         at, found = put_loop(index, begin, 1, rest, (rest - 1) % lanes, table, states, words, at, escaped, found)
     if groups and lanes == 8:
-        at, found = put_eights(index, base, 1, 8, groups, table, states, words, at, escaped, found)
+        at, found = put_eights(index, base, 1, 8, groups, lines, pitch, table, states, words, at, escaped, found)
     elif groups:
-        at, found = put_fours(index, base, 1, 4, groups, table, states, words, at, escaped, found)
+        at, found = put_fours(index, base, 1, 4, groups, lines, pitch, table, states, words, at, escaped, found)
     return at, found
 
 
@@ -151,9 +155,9 @@ def put_planes(index, size, first, last, table, states, words, at, escaped):
         plane = first + block * lanes
         count = min(lanes, last - plane)
         if count == 8:
-            at, found = put_eights(index, plane * size, size, 1, size, table, states, words, at, escaped, found)
+            at, found = put_eights(index, plane * size, size, 1, size, 1, 0, table, states, words, at, escaped, found)
         elif count == 4 and lanes == 4:
-            at, found = put_fours(index, plane * size, size, 1, size, table, states, words, at, escaped, found)
+            at, found = put_fours(index, plane * size, size, 1, size, 1, 0, table, states, words, at, escaped, found)
         else:
             for place in range(size - 1, -1, -1):
                 base = plane * size + place
@@ -164,9 +168,12 @@ def put_planes(index, size, first, last, table, states, words, at, escaped):
 @njit
 def put_lines(index, lines, columns, first, last, table, states, words, at, escaped):
     """The same for a segment of channels, or of a flat run, which is one line."""
-    found = 0
+    found, width, at_once = 0, last - first, 1
+    if states.size >= 4 and width % states.size == 0:
+        lines, at_once = 1, lines
     for line in range(lines - 1, -1, -1):
-        at, found = put_run(index, line * columns + first, last - first, table, states, words, at, escaped, found)
+        base = line * columns + first
+        at, found = put_run(index, base, width, at_once, columns, table, states, words, at, escaped, found)
     return put_states(states, words, at), found
 
 
@@ -264,15 +271,6 @@ def nearest_activity(magnitudes, num_elements):
         if abs(ACTIVITY[i] - mean) < abs(ACTIVITY[best] - mean):
             best = i
     return best
-
-
-@njit
-def borders_of(start):
-    """What :func:`serverlight.codec.activity.thresholds_for` returns."""
-    borders = np.empty(THRESHOLDS.size, np.int32)
-    for i in range(borders.size):
-        borders[i] = max(1, (start * THRESHOLDS[i]) >> 8)
-    return borders
 
 
 # -- section 6 ---------------------------------------------------------------------------------------------------

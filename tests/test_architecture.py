@@ -19,6 +19,7 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "huggingface": {"errors"},
     "partition": {"errors", "huggingface"},
     "models": {"errors", "huggingface"},
+    "text": {"errors", "huggingface"},
     "link": {"errors"},
     "sampling": {"errors"},
     "calibration": {"errors", "codec"},
@@ -26,8 +27,8 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "generation": BASE - {"link"},
     "loopback": BASE - {"link"},
     "runtime": BASE | {"generation"},
-    "evaluation": BASE | {"generation", "loopback", "runtime"},
-    "apps": BASE | {"generation", "loopback", "runtime", "evaluation"},
+    "evaluation": BASE | {"text", "generation", "loopback", "runtime"},
+    "apps": BASE | {"text", "generation", "loopback", "runtime", "evaluation"},
 }
 ONLY_IN = {  # package -> the files that may import it
     "grpc": {"runtime/grpc_transport.py"},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +11,21 @@ import torch
 from serverlight.codec import Codec, decode
 from serverlight.errors import ConfigError, ContextExceeded, CutNotFound, PlanMismatch
 from serverlight.models.checkpoint import checkpoint_digest
-from serverlight.partition.decoder import DecoderHead, DecoderPart, DecoderTail
-from serverlight.partition.weights import load_head, load_tail
+from serverlight.partition.decoder import DecoderHead, DecoderMiddle, DecoderPart, DecoderTail
+from serverlight.partition.weights import load_head, load_part, load_tail
 from serverlight.plan import Plan
 from serverlight.sampling import Sampling, choose_token
 
-__all__ = ["CHUNK_TOKENS", "DecoderLoopback", "LoadedDecoder", "check_length", "chunks", "layer_of"]
+__all__ = [
+    "CHUNK_TOKENS",
+    "DecoderLoopback",
+    "LoadedDecoder",
+    "LoopbackToken",
+    "check_length",
+    "check_same_model",
+    "chunks",
+    "layer_of",
+]
 
 CHUNK_TOKENS = 128
 """Tokens of a prompt that cross at a time, so that one side computes while the other does."""
@@ -32,7 +42,12 @@ class LoadedDecoder:
     """Digest of the whole checkpoint, the same for every part of it."""
 
     part: DecoderPart
-    """The head, or the tail."""
+    """The head, the tail, or what lies between two cuts."""
+
+    @property
+    def return_cut(self) -> str | None:
+        """The second cut, where a middle part ends; ``None`` for other parts."""
+        return f"layers.{self.part.last}" if isinstance(self.part, DecoderMiddle) else None
 
     @classmethod
     def head(cls, spec: str, cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
@@ -43,6 +58,12 @@ class LoadedDecoder:
     def tail(cls, spec: str, cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
         """The server's part, for this cut and all deeper ones; errors are those of :func:`load_tail`."""
         return cls(name=spec, revision=checkpoint_digest(spec), part=load_tail(spec, layers=layer_of(cut), dtype=dtype))
+
+    @classmethod
+    def middle(cls, spec: str, cut: str, return_cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
+        """The server's part between two cuts, for a device with both ends; errors are those of :func:`load_part`."""
+        part = load_part(spec, layer_of(cut), layer_of(return_cut), dtype=dtype)
+        return cls(name=spec, revision=checkpoint_digest(spec), part=part)
 
 
 def layer_of(cut: str) -> int:
@@ -78,19 +99,49 @@ def check_length(part: DecoderPart, token_ids: list[int], max_new_tokens: int) -
         raise ContextExceeded(num_tokens, part.context_length)
 
 
-class DecoderLoopback:
-    """Head, encode, decode and tail in one process: the oracle of sessions.
+def check_same_model(plan: Plan, model: LoadedDecoder) -> None:
+    """Raises :class:`PlanMismatch` where a part is not of the plan's model; where it is cut does not matter."""
+    plan.check_compatible(Plan(model=model.name, revision=model.revision, cut=plan.cut, return_cut=plan.return_cut))
 
-    Raises :class:`PlanMismatch` where the plan is for another model than the parts.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopbackToken:
+    """One token of an answer that was made in one process."""
+
+    token_id: int
+    """Its number in the vocabulary."""
+
+    frame_bytes: int
+    """What would have gone up, without any message around it; for the first token with all of the prompt."""
+
+    tail_ms: float
+    """Decoding and the tail, which a server would have done, with all that lies behind a second cut."""
+
+    logprob: float | None = None
+    """As :attr:`serverlight.sampling.Choice.logprob`."""
+
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """As :attr:`serverlight.sampling.Choice.top_logprobs`."""
+
+
+class DecoderLoopback:
+    """Head, encode, decode and tail in one process, with a plan's second cut the middle too: the oracle of sessions.
+
+    Raises :class:`PlanMismatch` where the plan is for another model than the parts, or for other parts.
     """
 
-    def __init__(self, plan: Plan, head: LoadedDecoder, tail: LoadedDecoder) -> None:
-        for model in (head, tail):
-            plan.check_compatible(Plan(model=model.name, revision=model.revision, cut=plan.cut))
+    def __init__(
+        self, plan: Plan, head: LoadedDecoder, tail: LoadedDecoder, middle: LoadedDecoder | None = None
+    ) -> None:
+        for model in (head, tail, *([middle] if middle else [])):
+            check_same_model(plan, model)
         if not isinstance(head.part, DecoderHead) or not isinstance(tail.part, DecoderTail):
             raise PlanMismatch("parts", "a head and a tail", f"{head.part!r} and {tail.part!r}")
+        if (plan.return_cut is not None) != (middle is not None):
+            raise PlanMismatch("return_cut", plan.return_cut, "a middle" if middle else "no middle")
         self.plan = plan
-        self._head, self._tail, self._layer = head.part, tail.part, layer_of(plan.cut)
+        self._head, self._middle, self._tail = head.part, middle.part if middle else None, tail.part
+        self._layers = layer_of(plan.cut), layer_of(plan.return_cut or plan.cut)
         self._codec = Codec(plan.codec)
 
     def generate(
@@ -104,17 +155,49 @@ class DecoderLoopback:
         chunk_tokens: int = CHUNK_TOKENS,
     ) -> tuple[int, ...]:
         """The tokens that follow the prompt, a stop token included."""
+        made = list[int]()
+        for token in self.stream(
+            token_ids, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=stop_ids, chunk_tokens=chunk_tokens
+        ):
+            made.append(token.token_id)
+            if on_token is not None:
+                on_token(token.token_id)
+        return tuple(made)
+
+    def stream(
+        self,
+        token_ids: list[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop_ids: Collection[int] = (),
+        chunk_tokens: int = CHUNK_TOKENS,
+    ) -> Generator[LoopbackToken, None, None]:
+        """The tokens that follow the prompt, one by one; a stop token is the last."""
         check_length(self._head, token_ids, max_new_tokens)
-        sampling, made = sampling or Sampling(), list[int]()
-        caches = self._head.new_cache(last=self._layer), self._tail.new_cache(first=self._layer)
+        sampling, seen, num_made, token_id = sampling or Sampling(), set(token_ids), 0, -1
+        first, last = self._layers
+        caches = self._head.new_cache(last=first), self._tail.new_cache(first=last)
+        between = self._middle.new_cache(first, last) if self._middle else None
         pieces = list(chunks(token_ids, chunk_tokens))
-        while len(made) < max_new_tokens and not (made and made[-1] in stop_ids):
+        while num_made < max_new_tokens and token_id not in stop_ids:
+            frame_bytes, tail_s = 0, 0.0
             with torch.inference_mode():
                 for piece, _ in pieces:
                     frame = self._codec.encode(self._head(piece, caches[0]))
+                    frame_bytes, started_s = frame_bytes + len(frame), time.perf_counter()
+                    if self._middle is not None:
+                        frame = self._codec.encode(self._middle(decode(frame), between))
                     logits = self._tail(decode(frame), caches[1], num_logits=1)[0, -1]
-            made.append(choose_token(logits.float().cpu().numpy(), sampling, caches[1].num_tokens))
-            if on_token is not None:
-                on_token(made[-1])
-            pieces = [(torch.tensor([made[-1:]]), False)]
-        return tuple(made)
+                    tail_s += time.perf_counter() - started_s
+            choice = choose_token(logits.float().cpu().numpy(), sampling, caches[1].num_tokens, seen)
+            token_id, num_made = choice.token_id, num_made + 1
+            seen.add(token_id)
+            yield LoopbackToken(
+                token_id=token_id,
+                frame_bytes=frame_bytes,
+                tail_ms=tail_s * 1e3,
+                logprob=choice.logprob,
+                top_logprobs=choice.top_logprobs,
+            )
+            pieces = [(torch.tensor([[token_id]]), False)]

@@ -34,10 +34,13 @@ except ModuleNotFoundError as exc:
 __all__ = [
     "INDEX_FILE",
     "SETTINGS_FILES",
+    "SHIPPED",
+    "TOKENIZER_FILES",
     "WEIGHT_FILES",
     "causal_lm_class",
     "find_folder",
     "is_generative",
+    "load_tokenizer",
     "load_weights",
     "model_class",
     "new_cache",
@@ -46,24 +49,40 @@ __all__ = [
     "read_json",
     "set_token_count",
     "sliding_window",
+    "stop_ids",
 ]
 
 INDEX_FILE = "model.safetensors.index.json"
 SETTINGS_FILES = ["config.json", "preprocessor_config.json"]
+SHIPPED = {"demo-lm": pathlib.Path(__file__).parent / "models" / "data" / "demo_lm"}
+"""Folders that come with the package, by the names that stand for them."""
+
 WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", INDEX_FILE]
+GENERATION_FILE = "generation_config.json"
+VOCABULARY_FILES = ["tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model", "*.tiktoken"]
+"""One of them holds a tokenizer's vocabulary."""
+
+TOKENIZER_FILES = [
+    *VOCABULARY_FILES, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "merges.txt", "chat_template.jinja", GENERATION_FILE,
+]  # fmt: skip
 
 
 # -- files -----------------------------------------------------------------------------------------
 
 
 def find_folder(spec: str, patterns: Sequence[str]) -> pathlib.Path:
-    """The local folder ``spec``, or the snapshot of the hub id ``spec``, with the files that match a pattern.
+    """The local or shipped folder ``spec``, or the snapshot of the hub id ``spec``, with the files that match a pattern.
 
-    Raises :class:`ModelError` for what is neither, what is gated, and where the hub cannot be reached.
+    Raises :class:`ModelError` for what is none of these, what is gated, and where the hub cannot be reached.
     """
     local = pathlib.Path(spec).expanduser()
+    if not local.is_dir():
+        local = SHIPPED.get(spec, local)
     if local.is_dir():
         return local
+    if spec in SHIPPED:
+        raise ModelError(f"{spec!r} is missing from this installation; install the package with its data files")
     try:
         return pathlib.Path(snapshot_download(spec, allow_patterns=list(patterns)))
     except HFValidationError:
@@ -173,6 +192,50 @@ def causal_lm_class(spec: str, config: Any) -> Any:
             f"{spec!r} is no causal language model ({name}); load_model takes vision models and text encoders"
         )
     return found
+
+
+# -- tokenizers ------------------------------------------------------------------------------------
+
+
+def load_tokenizer(spec: str, vocab_size: int) -> Any:
+    """The tokenizer that lies beside a model.
+
+    Args:
+        spec: The model's folder or hub id; of the latter only the tokenizer's files are downloaded.
+        vocab_size: How many token ids the model takes. A tokenizer may have fewer, since matrices are often padded.
+
+    Raises :class:`ModelError` where there is none, where it cannot be read, and where it makes ids that the model does not take.
+    """
+    folder = find_folder(spec, TOKENIZER_FILES)
+    if not any(path for pattern in VOCABULARY_FILES for path in folder.glob(pattern)):
+        raise ModelError(
+            f"{spec!r} has no tokenizer ({', '.join(VOCABULARY_FILES[:3])} or another); "
+            "save it beside the model with tokenizer.save_pretrained"
+        )
+    try:
+        with quiet():
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as exc:  # readers of many formats, each with errors of its own
+        raise ModelError(
+            f"cannot read the tokenizer of {spec!r}: {exc}; save it again with tokenizer.save_pretrained"
+        ) from exc
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= vocab_size:
+        raise ModelError(
+            f"the tokenizer of {spec!r} makes token ids up to {largest}, but the model takes only those below "
+            f"{vocab_size}; give the tokenizer that belongs to the model"
+        )
+    return tokenizer
+
+
+def stop_ids(spec: str, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: those of the generation config, else of the config, else of the tokenizer."""
+    folder = find_folder(spec, TOKENIZER_FILES)
+    for name in (GENERATION_FILE, "config.json"):
+        named = read_json(folder / name).get("eos_token_id")
+        if named is not None:
+            return frozenset([named] if isinstance(named, int) else named)
+    return frozenset() if tokenizer.eos_token_id is None else frozenset([tokenizer.eos_token_id])
 
 
 # -- caches ----------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ __all__ = ["Plan"]
 
 DIGEST = re.compile("[0-9a-f]{16}")
 
+OPTIONAL = {"basis", "return_cut"}
+"""Fields that a plan need not have."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -43,20 +46,26 @@ class Plan:
     basis: str | None = None
     """Digest, in hex, of the :class:`~serverlight.codec.Basis` that features are in; its file lies beside the plan."""
 
+    return_cut: str | None = None
+    """Second cut of a language model, where hidden states come back to the device, which then has both ends of the model."""
+
     def __post_init__(self) -> None:
         for name in ("model", "revision", "cut"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ConfigError(name, "must be a non-empty string")
         if not isinstance(self.codec, CodecConfig):
             raise ConfigError("codec", f"must be a CodecConfig, got {type(self.codec).__name__}")
+        if self.return_cut is not None and not (isinstance(self.return_cut, str) and self.return_cut):
+            raise ConfigError("return_cut", f"must be the name of a cut or nothing, got {self.return_cut!r}")
         if self.basis is not None and not (isinstance(self.basis, str) and DIGEST.fullmatch(self.basis)):
             raise ConfigError("basis", f"must be a digest of 16 hex digits or nothing, got {self.basis!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON; the basis only if there is one."""
+        """All fields, ready for JSON; basis and second cut only if there is one."""
         fields = dataclasses.asdict(self)
-        if self.basis is None:
-            del fields["basis"]
+        for name in OPTIONAL:
+            if fields[name] is None:
+                del fields[name]
         return fields
 
     def to_json(self) -> str:
@@ -80,7 +89,7 @@ class Plan:
         expected = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - expected):
             raise ConfigError(unknown[0], "unknown field in the plan")
-        if missing := sorted(expected - set(fields) - {"basis"}):
+        if missing := sorted(expected - set(fields) - OPTIONAL):
             raise ConfigError(missing[0], "missing from the plan")
         if not isinstance(fields["codec"], dict):
             raise ConfigError("codec", "must be a JSON object")
@@ -110,7 +119,7 @@ class Plan:
         The codec's settings may differ: a frame describes itself, so the device may change them as its link moves. A basis
         must be there on the other side if this one has it.
         """
-        for name in ("model", "revision", "cut"):
+        for name in ("model", "revision", "cut", "return_cut"):
             ours, other = getattr(self, name), getattr(theirs, name)
             # Where a model's files lie is each side's own business; that they are the same, the revision tells.
             if ours != other and (name != "model" or _last_part(ours) != _last_part(other)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 
 from serverlight.errors import ConfigError
 
-__all__ = ["Sampling", "choose_token"]
+__all__ = ["MAX_LOGPROBS", "Choice", "Sampling", "choose_token"]
+
+MAX_LOGPROBS = 20
+"""Likeliest tokens that may be asked for with each one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +41,14 @@ class Sampling:
     seed: int = 0
     """Equal seeds give equal tokens; below 2^64."""
 
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens that occurred before, in prompt or answer, and multiplies negative ones; 1 is none.
+    From CTRL (Keskar et al. 2019, section 4.1). Who chooses the tokens has to know those that occurred."""
+
+    logprobs: int | None = None
+    """How many of the likeliest tokens are reported beside the chosen one, with logarithms of the probabilities that the
+    model gave them before anything above; ``None`` reports none at all."""
+
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError("temperature", f"must be zero or more, got {self.temperature}")
@@ -48,14 +60,37 @@ class Sampling:
             raise ConfigError("min_p", f"must be from 0 to 1, got {self.min_p}")
         if not 0 <= self.seed < 2**64:
             raise ConfigError("seed", f"must be from 0 to 2^64 - 1, got {self.seed}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ConfigError("repetition_penalty", f"must be above 0 (1 is none), got {self.repetition_penalty}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise ConfigError("logprobs", f"must be from 0 to {MAX_LOGPROBS}, or None, got {self.logprobs}")
 
     @property
     def is_greedy(self) -> bool:
         """Whether chance plays no part."""
         return self.temperature == 0
 
+    @property
+    def weighs_repetition(self) -> bool:
+        """Whether it matters which tokens occurred before."""
+        return self.repetition_penalty != 1
 
-def choose_token(logits: NDArray[np.float32], sampling: Sampling, position: int) -> int:
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A token, and how likely the model found it."""
+
+    token_id: int
+    """Its number in the vocabulary."""
+
+    logprob: float | None = None
+    """Natural logarithm of its probability; ``None`` where nobody asked."""
+
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens with theirs, likeliest first, as many as were asked for."""
+
+
+def choose_token(logits: NDArray[np.float32], sampling: Sampling, position: int, seen: Collection[int] = ()) -> Choice:
     """The token that follows ``position`` tokens.
 
     Chance depends on seed and position alone, so that a sequence that is rebuilt elsewhere goes on as it would have.
@@ -64,10 +99,37 @@ def choose_token(logits: NDArray[np.float32], sampling: Sampling, position: int)
         logits: float32 ``[vocabulary]``.
         sampling: how to choose.
         position: how many tokens came before.
+        seen: the tokens that occurred before, for the repetition penalty.
 
     >>> choose_token(np.float32([0, 3, 1]), Sampling(), position=5)
-    1
+    Choice(token_id=1, logprob=None, top_logprobs=())
+    >>> choose_token(np.float32([0, 3, 1]), Sampling(repetition_penalty=9), position=5, seen={1}).token_id
+    2
     """
+    token_id = _draw(_penalised(logits, sampling, seen), sampling, position)
+    if sampling.logprobs is None:
+        return Choice(token_id)
+    return _reported(logits.astype(np.float64), token_id, sampling.logprobs)
+
+
+def _penalised(logits: NDArray[np.float32], sampling: Sampling, seen: Collection[int]) -> NDArray[np.float32]:
+    if not (sampling.weighs_repetition and seen):
+        return logits
+    ids, weighed = np.fromiter(seen, np.intp, len(seen)), logits.copy()
+    penalty = np.float32(sampling.repetition_penalty)
+    weighed[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
+    return weighed
+
+
+def _reported(logits: NDArray[np.float64], token_id: int, num_top: int) -> Choice:
+    largest = logits.max()
+    # Rounded as they are sent, so that it does not matter where they come from.
+    logprobs = (logits - largest - math.log(np.exp(logits - largest).sum())).astype(np.float32)
+    top = np.argsort(-logprobs, kind="stable")[:num_top]
+    return Choice(token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in top))
+
+
+def _draw(logits: NDArray[np.float32], sampling: Sampling, position: int) -> int:
     if sampling.is_greedy:
         return int(logits.argmax())
     order, weights = _candidates(logits.astype(np.float64), sampling)
@@ -80,7 +142,8 @@ def choose_token(logits: NDArray[np.float32], sampling: Sampling, position: int)
 def _candidates(logits: NDArray[np.float64], sampling: Sampling) -> tuple[NDArray[np.intp], NDArray[Any]]:
     """The tokens that may be chosen, likeliest first, and their probabilities, not normalised again."""
     order = np.argsort(-logits, kind="stable")[: sampling.top_k or None]
-    weights = np.exp((logits[order] - logits[order[0]]) / sampling.temperature)
+    with np.errstate(over="ignore"):  # a temperature next to zero: all but the likeliest come out as impossible
+        weights = np.exp((logits[order] - logits[order[0]]) / sampling.temperature)
     weights /= weights.sum()
     before = weights.cumsum() - weights
     kept = (before < sampling.top_p) & (weights >= sampling.min_p * weights[0])

@@ -25,7 +25,7 @@ WRONG = {
     "too many cuts": (["demo", "--cut", "a", "--cut", "b", "--cut", "c", "--cut", "d"], "at most 3 cuts"),
     "outermost cut in demo": (["demo", "--cut", "input"], "shown anyway"),
     "no cut": (["serve", "demo-vision"], "give --cut NAME or --plan FILE"),
-    "no shipped model": (["cuts", "demo-lm"], "use 'demo-vision'"),
+    "no shipped model": (["cuts", "demo-visoin"], "use 'demo-vision' or 'demo-lm'"),
     "no model file": (["cuts", "nowhere.safetensors"], "check the path"),
     "no model function": (["cuts", "nowhere.models:make"], "PYTHONPATH"),
     "no plan file": (["serve", "demo-vision", "--plan", "nowhere.json"], "cannot read nowhere.json"),

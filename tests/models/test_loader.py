@@ -72,8 +72,7 @@ def test_unknown_state_dict(tmp_path: pathlib.Path) -> None:
     [
         ("missing.safetensors", "no file 'missing.safetensors'; check the path"),
         ("", "name is empty"),
-        ("demo-visoin", "use 'demo-vision'"),
-        ("demo-lm", "language-model commands"),
+        ("demo-visoin", "use 'demo-vision' or 'demo-lm'"),
     ],
 )
 def test_names_that_lead_nowhere(spec: str, message: str) -> None:

@@ -151,6 +151,32 @@ def test_cut_moves_before_the_first_step() -> None:
     assert torch.equal(sequence.step(IDS[:, :5]), Sequence("Llama", cut=1).step(IDS[:, :5]))
 
 
+@pytest.mark.parametrize("end", [0, LAYERS])
+def test_all_layers_on_one_side(end: int) -> None:
+    """The cut may move to either end of the model and back."""
+    straight, moving = Sequence("Gemma3", cut=4), Sequence("Gemma3", cut=4)
+    for sequence in (straight, moving):
+        sequence.step(IDS[:, :20])
+    for layer in (end, 2, end, end, 4):
+        move_cut(*moving.caches, layer)
+        assert (moving.caches[0].last, moving.caches[1].first) == (layer, layer)
+        assert torch.equal(moving.step(IDS[:, 20:22]), straight.step(IDS[:, 20:22]))
+
+
+def test_sizes_of_layers() -> None:
+    """What a layer remembers of a token, times the tokens that it keeps, are the bytes that it holds."""
+    sequence = Sequence("Mistral", cut=4, rollback_tokens=2)
+    front = sequence.caches[0]
+    with pytest.raises(ConfigError, match="run one first"):
+        front.layer_sizes()
+    sequence.step(IDS[:, :1])
+    sizes = front.layer_sizes()
+    assert len(sizes) == 4
+    for num_tokens in (2, 30, 60):
+        sequence.step(IDS[:, front.num_tokens : num_tokens])
+        assert front.num_bytes == len(IDS) * sum(size.num_bytes(num_tokens) for size in sizes)
+
+
 def test_states_survive_a_copy() -> None:
     """Keys and values may be copied, as the network does; what is left behind shares no memory that matters."""
     straight, moving = Sequence("Mistral", cut=4), Sequence("Mistral", cut=4)

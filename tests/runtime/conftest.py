@@ -276,3 +276,21 @@ def masked() -> tuple[LoadedModel, Partition]:
     """A small random text encoder and its partition."""
     example = {"input_ids": torch.zeros(2, 6, dtype=torch.int64), "attention_mask": torch.ones(2, 6, dtype=torch.int64)}
     return loaded("masked", MaskedNet, example)
+
+
+# -- language models --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny Llama of random weights: 4 layers, 128 bytes of keys and values for a token in each."""
+    transformers = pytest.importorskip("transformers")
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        transformers.LlamaForCausalLM(config).save_pretrained(path)
+    return str(path)

@@ -28,7 +28,7 @@ from serverlight.runtime.transport import wire_bytes
 def test_hello_then_requests(make_core: Any, connect_to: Any, plan: Plan) -> None:
     """A client that says Hello is welcomed with the limits, and its requests are answered."""
     stream = connect_to(make_core(max_batch=7, max_in_flight=3, max_message_bytes=1 << 20))
-    assert stream.greet() == Welcome(max_message_bytes=1 << 20, max_batch=7, max_in_flight=3)
+    assert stream.greet() == Welcome(max_message_bytes=1 << 20, max_batch=7, max_in_flight=3, cuts=(plan.cut,))
     for request_id in (1, 2, 5):
         reply = stream.infer(request_id, b"abc")
         assert isinstance(reply, InferReply)

@@ -41,7 +41,7 @@ from serverlight.runtime.messages import (  # noqa: E402
 from serverlight.runtime.server import Server  # noqa: E402
 from serverlight.runtime.sessions import SessionTable  # noqa: E402
 from serverlight.runtime.transport import wire_bytes  # noqa: E402
-from serverlight.sampling import Sampling, choose_token  # noqa: E402
+from serverlight.sampling import Choice, Sampling  # noqa: E402
 
 CUT = "layers.2"
 PROMPT = [1, 17, 40, 9, 33, 71, 5]
@@ -103,7 +103,14 @@ def open_session(open_stream: Any, address: str, plan: Plan) -> Any:
     return stream
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.9, top_k=20, top_p=0.9, seed=4)])
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=0.9, top_k=20, top_p=0.9, seed=4),
+    Sampling(repetition_penalty=1.8),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("profile", ["fp16", "serverlight"])
 def test_socket_gives_what_the_loopback_gives(
     server: Server, head: LoadedDecoder, tail: LoadedDecoder, plan: Plan, sampling: Sampling, profile: str
@@ -130,11 +137,38 @@ def test_near_lossless_text_is_that_of_the_uncut_model(server: Server, folder: s
     assert list(made.token_ids) == expected
 
 
+def test_probabilities_are_those_of_the_model(server: Server, folder: str, head: LoadedDecoder, plan: Plan) -> None:
+    """Asked for, each token comes with its log-probability and the likeliest tokens'; not asked for, with nothing."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    client = DecoderClient([server.address], plan=plan, head=head)
+    asked = Sampling(temperature=1.5, seed=3, logprobs=4)
+    made = list(client.stream(PROMPT, max_new_tokens=6, sampling=asked))
+    text = torch.tensor([[*PROMPT, *(token.token_id for token in made)]])
+    with torch.inference_mode():
+        expected = model(text).logits[0].log_softmax(-1)[len(PROMPT) - 1 :]
+    for token, logprobs in zip(made, expected, strict=False):
+        assert token.logprob == pytest.approx(logprobs[token.token_id].item(), abs=2e-3)  # halves cross the cut
+        top = logprobs.topk(4)
+        assert [token_id for token_id, _ in token.top_logprobs] == top.indices.tolist()
+        assert [value for _, value in token.top_logprobs] == pytest.approx(top.values.tolist(), abs=2e-3)
+    silent = next(client.stream(PROMPT, max_new_tokens=1))
+    assert silent.logprob is None
+    assert silent.top_logprobs == ()
+
+
+def test_tokens_seen_are_of_the_vocabulary(open_stream: Any, server: Server, plan: Plan) -> None:
+    """A token that the model does not have is refused when the session opens, and the remedy named."""
+    stream = open_stream(GrpcTransport(server.address))
+    stream.greet(plan)
+    opened = OpenSession(sampling=Sampling(repetition_penalty=1.2), seen=(2**31,))
+    assert "same tokenizer" in str(stream.ask(opened).error)
+
+
 def test_reply_without_a_token(
     server: Server, head: LoadedDecoder, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that leaves the token out has broken the protocol, and is told so; it does not crash the device."""
-    monkeypatch.setattr("serverlight.runtime.decoders.choose_token", lambda *_: None)
+    monkeypatch.setattr("serverlight.runtime.decoders.choose_token", lambda *_: Choice(None))  # type: ignore[arg-type]
     with pytest.raises(ProtocolError, match="no token"):
         DecoderClient([server.address], plan=plan, head=head).generate(PROMPT, max_new_tokens=2)
 
@@ -220,17 +254,6 @@ def test_table_of_sessions() -> None:
     assert table.idle(8.5) == ["a"]
 
 
-def test_sampling_depends_on_seed_and_position() -> None:
-    """The same place in the sequence draws the same token; top-k 1 is greedy; rare tokens are left out by min-p."""
-    logits = torch.linspace(0, 3, 50).numpy()
-    hot = Sampling(temperature=1.0, seed=1)
-    drawn = [choose_token(logits, hot, position) for position in range(40)]
-    assert drawn == [choose_token(logits, hot, position) for position in range(40)]
-    assert len(set(drawn)) > 5
-    assert choose_token(logits, Sampling(temperature=1.0, top_k=1), 3) == 49
-    assert all(choose_token(logits, Sampling(temperature=1.0, min_p=0.9), i) >= 48 for i in range(20))
-
-
 class Process:
     """A server process, ready when made."""
 
@@ -250,7 +273,8 @@ def test_killed_servers(
     server: Server, folder: str, head: LoadedDecoder, tail: LoadedDecoder, plan: Plan, num_kills: int
 ) -> None:
     """A server killed at any moment of a generation, with another standing by, changes no token."""
-    expected = DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=60)
+    sampling = Sampling(repetition_penalty=1.3)  # a new server has to learn which tokens there were
+    expected = DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=60, sampling=sampling)
     chance, num_recoveries = random.Random(num_kills), 0
     for _ in range(num_kills):
         victim, at = Process(folder), chance.randrange(1, 59)
@@ -262,7 +286,7 @@ def test_killed_servers(
                 threading.Timer(chance.uniform(0, 0.003), victim.process.kill).start()
 
         client = DecoderClient([victim.address, server.address], plan=plan, head=head)
-        made = client.generate(PROMPT, max_new_tokens=60, on_token=hear)
+        made = client.generate(PROMPT, max_new_tokens=60, sampling=sampling, on_token=hear)
         victim.kill()
         assert made.token_ids == expected == tuple(heard)
         num_recoveries += made.num_recoveries

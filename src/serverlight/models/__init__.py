@@ -2,6 +2,6 @@
 
 from serverlight.models.digest import weights_digest
 from serverlight.models.loaded import ExampleInputs, LoadedModel
-from serverlight.models.loader import load_model
+from serverlight.models.loader import is_language_model, load_model
 
-__all__ = ["ExampleInputs", "LoadedModel", "load_model", "weights_digest"]
+__all__ = ["ExampleInputs", "LoadedModel", "is_language_model", "load_model", "weights_digest"]

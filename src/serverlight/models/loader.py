@@ -16,7 +16,10 @@ from serverlight.models.importing import import_model, is_import_spec
 from serverlight.models.loaded import LoadedModel
 from serverlight.models.preprocess import Normalize
 
-__all__ = ["load_model"]
+__all__ = ["DEMO_LM", "is_language_model", "load_model"]
+
+DEMO_LM = "demo-lm"
+"""The shipped language model; :func:`serverlight.load_head` and :func:`serverlight.load_tail` take it."""
 
 DEMO_PREFIX = "demo-"
 WEIGHTS_SUFFIX = ".safetensors"
@@ -42,9 +45,8 @@ def load_model(spec: str) -> LoadedModel:
     path = pathlib.Path(spec).expanduser()
     if spec == DEMO_VISION:
         return load_demo_vision()
-    if spec.startswith(DEMO_PREFIX) and not path.exists():
-        coming = " (language models come with the language-model commands)" if spec == "demo-lm" else ""
-        raise ModelError(f"no shipped model {spec!r}{coming}; use {DEMO_VISION!r}")
+    if spec.startswith(DEMO_PREFIX) and spec != DEMO_LM and not path.exists():
+        raise ModelError(f"no shipped model {spec!r}; use {DEMO_VISION!r} or {DEMO_LM!r}")
     if path.suffix == WEIGHTS_SUFFIX or path.is_file():
         return _load_weights_file(spec, path)
     if is_import_spec(spec) and not path.exists():
@@ -52,6 +54,22 @@ def load_model(spec: str) -> LoadedModel:
     if not spec.strip():
         raise ModelError(f"the model's name is empty; try {DEMO_VISION!r}")
     return _load_from_hub(spec)
+
+
+def is_language_model(spec: str) -> bool:
+    """Whether ``spec`` names a causal language model, which ``load_head`` and ``load_tail`` take and :func:`load_model` does not.
+
+    Raises :class:`ModelError` where there is no such folder or hub id.
+    """
+    path = pathlib.Path(spec).expanduser()
+    if spec == DEMO_LM:
+        return True
+    if spec.startswith(DEMO_PREFIX) or path.suffix == WEIGHTS_SUFFIX or path.is_file() or is_import_spec(spec):
+        return False
+    from serverlight.huggingface import SETTINGS_FILES, find_folder, is_generative, read_config
+
+    config = read_config(spec, find_folder(spec, SETTINGS_FILES))
+    return is_generative((config.architectures or [""])[0], config.model_type)
 
 
 def _load_from_hub(spec: str) -> LoadedModel:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from serverlight.errors import ConfigError, InputMismatch
 from serverlight.huggingface import new_cache, set_token_count, sliding_window
 
-__all__ = ["ROLLBACK_TOKENS", "KVCache", "LayerState", "move_cut"]
+__all__ = ["ROLLBACK_TOKENS", "KVCache", "LayerSize", "LayerState", "move_cut"]
 
 ROLLBACK_TOKENS = 64
 """How many tokens beyond its window a windowed layer remembers, so that they can be taken back."""
@@ -38,6 +39,34 @@ class LayerState:
     def num_bytes(self) -> int:
         """Bytes of keys and values."""
         return int(self.keys.nbytes + self.values.nbytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSize:
+    """What one layer remembers of each token."""
+
+    num_heads: int
+    """Heads that have keys and values of their own."""
+
+    key_size: int
+    """Elements of a head's key."""
+
+    value_size: int
+    """Elements of a head's value."""
+
+    dtype: torch.dtype
+    """Element type of both."""
+
+    max_tokens: int | None
+    """The most tokens that are remembered; ``None`` where all are."""
+
+    def num_kept(self, num_tokens: int) -> int:
+        """How many of so many tokens are remembered."""
+        return num_tokens if self.max_tokens is None else min(num_tokens, self.max_tokens)
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """Bytes of keys and values after so many tokens of one sequence."""
+        return self.num_kept(num_tokens) * self.num_heads * (self.key_size + self.value_size) * self.dtype.itemsize
 
 
 class KVCache:
@@ -89,8 +118,7 @@ class KVCache:
         self.batch_size = batch_size
         self.num_tokens += num_tokens
         for layer in self._held:
-            if (window := sliding_window(layer)) is not None:
-                kept = max(window - 1 + self._rollback_tokens, 1)
+            if (kept := self._max_tokens(layer)) is not None:
                 layer.keys, layer.values = layer.keys[..., -kept:, :], layer.values[..., -kept:, :]
         self._count_foreign()
 
@@ -117,8 +145,11 @@ class KVCache:
         self.num_tokens = left
         self._count_foreign()
 
-    def release(self, first: int, last: int) -> tuple[LayerState, ...]:
+    def release(self, first: int, last: int, *, stays_at_front: bool = False) -> tuple[LayerState, ...]:
         """Hands over the layers from ``first`` up to ``last``, at either end of the range, and forgets them.
+
+        Where all of them go the empty range lies behind them, or with ``stays_at_front`` before them: so the cache of a
+        head that keeps only the embeddings still ends at the cut.
 
         Raises:
             ConfigError: they are not at an end of the range.
@@ -130,10 +161,10 @@ class KVCache:
                 "release the layers next to the cut"
             )  # fmt: skip
         states = tuple(self._state(index) for index in range(first, last)) if self.num_tokens else ()
-        if first == self.first:
-            self.first = last
-        else:
+        if last == self.last and (first != self.first or stays_at_front):
             self.last = first
+        else:
+            self.first = last
         empty = new_cache(self._config).layers
         self.raw.layers[first:last] = empty[first:last]
         self._count_foreign()
@@ -161,6 +192,25 @@ class KVCache:
             _fill(fresh[state.index], state.keys, state.values, state.num_tokens)
         self.raw.layers[first:last] = fresh[first:last]
         self.first, self.last = min(self.first, first), max(self.last, last)
+
+    def layer_sizes(self) -> tuple[LayerSize, ...]:
+        """What each layer of the range remembers of a token; raises :class:`ConfigError` before there is one."""
+        if not self.num_tokens:
+            raise ConfigError("num_tokens", "no token was seen, so sizes are not known; run one first")
+        return tuple(
+            LayerSize(
+                num_heads=layer.keys.shape[1],
+                key_size=layer.keys.shape[3],
+                value_size=layer.values.shape[3],
+                dtype=layer.keys.dtype,
+                max_tokens=self._max_tokens(layer),
+            )
+            for layer in self._held
+        )
+
+    def _max_tokens(self, layer: Any) -> int | None:
+        window = sliding_window(layer)
+        return None if window is None else max(window - 1 + self._rollback_tokens, 1)
 
     @property
     def _held(self) -> list[Any]:
@@ -217,7 +267,7 @@ def move_cut(front: KVCache, back: KVCache, layer: int) -> int:
         )
     giver, taker = (front, back) if layer < front.last else (back, front)
     first, last = sorted((layer, front.last))
-    states = giver.release(first, last)
+    states = giver.release(first, last, stays_at_front=giver is front)
     taker.adopt(first, last, states)
     return sum(state.num_bytes for state in states)
 

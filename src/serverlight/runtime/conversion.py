@@ -19,6 +19,7 @@ from serverlight.runtime.messages import (
     Image,
     InferReply,
     InferRequest,
+    MoveCut,
     OpenSession,
     Payload,
     RawTensor,
@@ -69,10 +70,14 @@ def encode_client(message: ClientMessage) -> bytes:
             )
             return pb.ClientMessage(infer=infer).SerializeToString()
         case OpenSession():
-            return pb.ClientMessage(open=pb.OpenSession(sampling=_sampling_to_pb(message.sampling))).SerializeToString()
+            opened = pb.OpenSession(sampling=_sampling_to_pb(message.sampling), cut=message.cut, seen=message.seen)
+            return pb.ClientMessage(open=opened).SerializeToString()
         case Step():
-            step = pb.Step(step=message.step, frames=message.frames, more=message.more)
+            step = pb.Step(step=message.step, frames=message.frames, more=message.more, quiet=message.quiet)
             return pb.ClientMessage(step=step).SerializeToString()
+        case MoveCut():
+            move = pb.MoveCut(step=message.step, layer=message.layer, keys=message.keys, values=message.values)
+            return pb.ClientMessage(move=move).SerializeToString()
         case CloseSession():
             return pb.ClientMessage(close=pb.CloseSession()).SerializeToString()
 
@@ -90,9 +95,11 @@ def decode_client(data: bytes) -> ClientMessage | Failure:
         case "infer":
             return _request_from_pb(message.infer)
         case "open":
-            return OpenSession(sampling=_sampling_from_pb(message.open.sampling))
+            return _open_from_pb(message.open)
         case "step":
             return _step_from_pb(message.step)
+        case "move":
+            return _move_from_pb(message.move)
         case "close":
             return CloseSession()
     raise ProtocolError("an empty message, or one of a newer protocol; update the older side")
@@ -120,7 +127,17 @@ def _step_from_pb(step: pb.Step) -> Step | Failure:
     if not 1 <= len(step.frames) <= MAX_STEP_FRAMES:
         error = ProtocolError(f"a step of {len(step.frames)} frames; send 1 to {MAX_STEP_FRAMES}")
         return Failure(request_id=step.step, error=error)
-    return Step(step=step.step, frames=tuple(step.frames), more=step.more)
+    return Step(step=step.step, frames=tuple(step.frames), more=step.more, quiet=step.quiet)
+
+
+def _move_from_pb(move: pb.MoveCut) -> MoveCut:
+    if move.step == 0:
+        raise ProtocolError("step 0 stands for the stream; number steps from 1")
+    return MoveCut(step=move.step, layer=move.layer, keys=move.keys, values=move.values)
+
+
+def _open_from_pb(opened: pb.OpenSession) -> OpenSession:
+    return OpenSession(sampling=_sampling_from_pb(opened.sampling), cut=opened.cut, seen=tuple(opened.seen))
 
 
 def _sampling_to_pb(sampling: Sampling) -> pb.Sampling:
@@ -130,6 +147,8 @@ def _sampling_to_pb(sampling: Sampling) -> pb.Sampling:
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         seed=sampling.seed,
+        repetition_penalty=sampling.repetition_penalty if sampling.weighs_repetition else 0.0,
+        logprobs=sampling.logprobs,
     )
 
 
@@ -141,6 +160,8 @@ def _sampling_from_pb(sampling: pb.Sampling) -> Sampling:
             top_p=sampling.top_p or 1.0,
             min_p=sampling.min_p,
             seed=sampling.seed,
+            repetition_penalty=sampling.repetition_penalty or 1.0,
+            logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
         )
     except ConfigError as error:
         raise ProtocolError(f"the session's sampling cannot be used: {error}") from None
@@ -179,6 +200,7 @@ def encode_server(message: ServerMessage) -> bytes:
                 max_message_bytes=message.max_message_bytes,
                 max_batch=message.max_batch,
                 max_in_flight=message.max_in_flight,
+                cuts=message.cuts,
             )
             return pb.ServerMessage(welcome=welcome).SerializeToString()
         case InferReply():
@@ -186,8 +208,7 @@ def encode_server(message: ServerMessage) -> bytes:
             infer = pb.InferReply(request_id=message.request_id, outputs=outputs, timing=_timing_to_pb(message.timing))
             return pb.ServerMessage(infer=infer).SerializeToString()
         case StepReply():
-            step = pb.StepReply(step=message.step, token_id=message.token_id, timing=_timing_to_pb(message.timing))
-            return pb.ServerMessage(step=step).SerializeToString()
+            return pb.ServerMessage(step=_step_reply_to_pb(message)).SerializeToString()
         case Failure():
             code, text, attributes_json = failure.describe(message.error)
             error = pb.Error(request_id=message.request_id, code=code, message=text, attributes_json=attributes_json)
@@ -216,6 +237,7 @@ def _welcome_from_pb(welcome: pb.Welcome) -> Welcome:
         max_message_bytes=welcome.max_message_bytes,
         max_batch=welcome.max_batch,
         max_in_flight=welcome.max_in_flight,
+        cuts=tuple(welcome.cuts),
     )
 
 
@@ -227,9 +249,26 @@ def _reply_from_pb(infer: pb.InferReply) -> InferReply:
     )
 
 
+def _step_reply_to_pb(reply: StepReply) -> pb.StepReply:
+    logprobs = None
+    if reply.logprob is not None:
+        ids, values = zip(*reply.top_logprobs, strict=True) if reply.top_logprobs else ((), ())
+        logprobs = pb.Logprobs(chosen=reply.logprob, ids=ids, values=values)
+    timing = _timing_to_pb(reply.timing)
+    return pb.StepReply(step=reply.step, token_id=reply.token_id, timing=timing, logprobs=logprobs, frames=reply.frames)
+
+
 def _step_reply_from_pb(step: pb.StepReply) -> StepReply:
-    token_id = step.token_id if step.HasField("token_id") else None
-    return StepReply(step=step.step, token_id=token_id, timing=_timing_from_pb(step.timing))
+    if len(step.logprobs.ids) != len(step.logprobs.values):
+        raise ProtocolError(f"{len(step.logprobs.ids)} likeliest tokens with {len(step.logprobs.values)} probabilities")
+    return StepReply(
+        step=step.step,
+        token_id=step.token_id if step.HasField("token_id") else None,
+        timing=_timing_from_pb(step.timing),
+        logprob=step.logprobs.chosen if step.HasField("logprobs") else None,
+        top_logprobs=tuple(zip(step.logprobs.ids, step.logprobs.values, strict=True)),
+        frames=tuple(step.frames),
+    )
 
 
 def _timing_from_pb(timing: pb.Timing) -> Timing:

@@ -31,6 +31,7 @@ from serverlight.runtime.messages import (
     Hello,
     InferReply,
     InferRequest,
+    MoveCut,
     OpenSession,
     ServerMessage,
     Step,
@@ -40,7 +41,6 @@ from serverlight.runtime.messages import (
 from serverlight.runtime.scheduler import Job, Scheduler
 from serverlight.runtime.sessions import Session, SessionTable
 from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES
-from serverlight.sampling import Sampling
 
 __all__ = ["Runner", "ServerConfig", "ServerCore"]
 
@@ -102,7 +102,7 @@ class Runner(Protocol):
     def run(self, cut: str, request: InferRequest, *, queue_ms: float) -> InferReply:
         """Runs one request; raises a :class:`ServerlightError` when the request is at fault."""
 
-    def open_session(self, cut: str, sampling: Sampling) -> Session:
+    def open_session(self, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ProtocolError` where the model is no language model."""
 
 
@@ -234,9 +234,14 @@ class ServerCore:
         """Bytes of keys and values that sequences have reserved."""
         return self._sessions.kv_bytes
 
-    def open_session(self, owner: _Connection, cut: str, sampling: Sampling) -> Session:
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """The cuts that are served."""
+        return tuple(self._plans)
+
+    def open_session(self, owner: _Connection, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ServerBusy` at once where there are too many."""
-        session = self._runner.open_session(cut, sampling)
+        session = self._runner.open_session(plan, opened)
         with self._changed:
             if self._is_draining:
                 raise _shutting_down()
@@ -309,7 +314,7 @@ class _Connection:
 
     def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None]) -> None:
         self._core, self._reply = core, reply
-        self._cut: str | None = None
+        self._plan: Plan | None = None
         self._session: Session | None = None
         self._last_id = 0
         self._is_closed = False
@@ -349,7 +354,7 @@ class _Connection:
             self._core.disconnect(self)
 
     def _greet(self, hello: Hello) -> None:
-        if self._cut is not None:
+        if self._plan is not None:
             raise ProtocolError("a second Hello; open another stream for another plan")
         if hello.protocol_version != PROTOCOL_VERSION:
             raise ProtocolError(
@@ -358,13 +363,14 @@ class _Connection:
             )
         plan = _read_plan(hello.plan_json)
         self._core.agree(plan)
-        self._cut = plan.cut
+        self._plan = plan
         config = self._core.config
         self._reply(
             Welcome(
                 max_message_bytes=config.max_message_bytes,
                 max_batch=config.max_batch,
                 max_in_flight=config.max_in_flight,
+                cuts=self._core.cuts,
             )
         )
 
@@ -374,17 +380,20 @@ class _Connection:
         self.fail(PeerUnavailable("the session was idle for too long and is forgotten; open it again"))
 
     def _open(self, message: OpenSession) -> None:
-        if self._cut is None:
+        if (plan := self._plan) is None:
             raise ProtocolError("a session before Hello; say Hello first")
         if self._session is not None:
             raise ProtocolError("a second session on one stream; close the first, or open another stream")
-        self._session = self._core.open_session(self, self._cut, message.sampling)
+        if message.cut:
+            plan = dataclasses.replace(plan, cut=message.cut)
+            self._core.agree(plan)
+        self._session = self._core.open_session(self, plan, message)
 
     def _close_session(self) -> None:
         self._session = None
         self._core.close_session(self)
 
-    def _take_step(self, message: InferRequest | Step | Failure, session: Session) -> None:
+    def _take_step(self, message: InferRequest | Step | MoveCut | Failure, session: Session) -> None:
         if isinstance(message, InferRequest):
             raise ProtocolError("a request within a session; send steps, or close the session")
         if isinstance(message, Failure):
@@ -393,10 +402,10 @@ class _Connection:
         self._core.touch_session(self)
         self._submit(message, session)
 
-    def _take_request(self, message: InferRequest | Step | Failure) -> None:
-        if isinstance(message, Step):
+    def _take_request(self, message: InferRequest | Step | MoveCut | Failure) -> None:
+        if isinstance(message, Step | MoveCut):
             raise ProtocolError("a step without a session; open one first")
-        if self._cut is None:
+        if self._plan is None:
             raise ProtocolError("a request before Hello; say Hello first")
         if message.request_id <= self._last_id:
             raise ProtocolError(f"request_id {message.request_id} after {self._last_id}; ids must rise")
@@ -406,10 +415,10 @@ class _Connection:
             return
         self._submit(message)
 
-    def _submit(self, message: InferRequest | Step, session: Session | None = None) -> None:
+    def _submit(self, message: InferRequest | Step | MoveCut, session: Session | None = None) -> None:
         job = Job(
             owner=self,
-            cut=self._cut or "",
+            cut=self._plan.cut if self._plan else "",
             request=message,
             reply=self._reply,
             arrived_s=time.monotonic(),

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from serverlight.codec import Codec, warm_up
-from serverlight.errors import (
-    ConfigError,
-    ConnectTimeout,
-    DeadlineExceeded,
-    GenerationInterrupted,
-    PeerUnavailable,
-    ProtocolError,
-    ServerBusy,
-    ServerlightError,
-)
-from serverlight.generation import CHUNK_TOKENS, LoadedDecoder, check_length, chunks, layer_of
-from serverlight.partition.decoder import DecoderHead
+from serverlight.codec import warm_up
+from serverlight.errors import ConfigError, GenerationInterrupted, PlanMismatch, ProtocolError, ServerlightError
+from serverlight.generation import CHUNK_TOKENS, LoadedDecoder, check_length, check_same_model, chunks
+from serverlight.partition.decoder import DecoderHead, DecoderTail
 from serverlight.plan import Plan
-from serverlight.runtime.grpc_transport import GrpcTransport
-from serverlight.runtime.messages import Step, StepReply, Timing
-from serverlight.runtime.stream import ClientStream
-from serverlight.sampling import Sampling
+from serverlight.runtime.device import Device, Footprint
+from serverlight.runtime.exits import Caps, Exit
+from serverlight.runtime.messages import Timing
+from serverlight.runtime.moving import Mover
+from serverlight.runtime.pace import Observed
+from serverlight.runtime.sequence import Link, RemoteSequence, Replies
+from serverlight.sampling import Choice, Sampling
 
-__all__ = ["DecoderClient", "Generation", "StepCost", "Token"]
-
-_RECOVERABLE = (ConnectTimeout, DeadlineExceeded, PeerUnavailable, ServerBusy)
-_REPLAY_FRAMES = 32
-"""Frames in one step of a replay: few enough for the limit on messages, even where each is a chunk of a prompt."""
-
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
+__all__ = ["Caps", "DecoderClient", "Exit", "Generation", "StepCost", "Token"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,10 +42,13 @@ class StepCost:
     """Bytes sent, gRPC and HTTP/2 framing included; what recovery sends again is not in it."""
 
     downlink_bytes: int
-    """Bytes of the last reply."""
+    """Bytes of the replies."""
 
     server: Timing
     """Where the server's time went, for the last frame."""
+
+    device_tail_ms: float = 0.0
+    """Running the tail and choosing the token, where the device does that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +64,12 @@ class Token:
     num_recoveries: int
     """How often the sequence has moved to a new stream so far."""
 
+    logprob: float | None = None
+    """As :attr:`serverlight.sampling.Choice.logprob`."""
+
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """As :attr:`serverlight.sampling.Choice.top_logprobs`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
@@ -89,21 +84,27 @@ class Generation:
     num_recoveries: int
     """How often the sequence moved to a new stream."""
 
+    exits: tuple[Exit, ...] = ()
+    """How the cut moved on the way; where the last has no ``to_cut``, the device stopped there."""
+
 
 class DecoderClient:
     """One device: the head of a language model and servers that have its tail. One generation at a time.
 
     Args:
-        addresses: ``HOST:PORT`` of servers, in the order of preference.
+        addresses: ``HOST:PORT`` of servers, in the order of preference; all should serve the same cuts.
         plan: which model, cut where, compressed how.
         head: the front of the plan's model.
         timeout_s: how long connecting may take, each time.
         step_timeout_s: how long a step may take before its server counts as lost.
         recovery_s: how long to look for a server before giving up.
+        caps: what the device can spare; when that is not enough, the cut moves in mid-sequence, or the answer stops.
+        tail: of a plan with a second cut the rest of the model, which makes the device choose the tokens: then neither
+            prompt nor answer leaves it.
 
     Raises:
-        PlanMismatch: the head is another model's.
-        CutNotFound: the head does not reach the cut.
+        ConfigError: a part does not reach its cut.
+        PlanMismatch: a part is another model's, or there is a tail without a second cut, or the other way round.
     """
 
     def __init__(
@@ -115,17 +116,25 @@ class DecoderClient:
         timeout_s: float = 5.0,
         step_timeout_s: float = 60.0,
         recovery_s: float = 30.0,
+        caps: Caps | None = None,
+        tail: LoadedDecoder | None = None,
     ) -> None:
         if not addresses:
             raise ConfigError("addresses", "give at least one HOST:PORT")
-        plan.check_compatible(Plan(model=head.name, revision=head.revision, cut=plan.cut))
+        for part in (head, *([tail] if tail else [])):
+            check_same_model(plan, part)
         if not isinstance(head.part, DecoderHead):
             raise ConfigError("head", f"a client runs the head of a language model, got a {type(head.part).__name__}")
+        tail_part = None if tail is None else tail.part
+        if not isinstance(tail_part, DecoderTail | None):
+            raise ConfigError("tail", f"what runs behind a second cut is a tail, got a {type(tail_part).__name__}")
+        if (plan.return_cut is not None) != (tail is not None):
+            raise PlanMismatch("return_cut", plan.return_cut, "a tail" if tail else "no tail")
         warm_up()
-        self.plan, self._head, self._layer = plan, head.part, layer_of(plan.cut)
-        self._head.new_cache(last=self._layer)  # a head that is too short is found out now
-        self._link = _Link(addresses, plan, timeout_s, step_timeout_s, recovery_s)
-        self._codec = Codec(plan.codec)
+        self.plan, self._caps, self._head, self._tail = plan, caps, head.part, tail_part
+        self._new_device()  # a part that is too short is found out now
+        self._footprint = Footprint.measure(self._head, self._tail, plan) if caps else Footprint(head=())
+        self._link = Link(addresses, timeout_s, step_timeout_s, recovery_s)
 
     def generate(
         self,
@@ -135,12 +144,26 @@ class DecoderClient:
         sampling: Sampling | None = None,
         stop_ids: Collection[int] = (),
         on_token: Callable[[int], None] | None = None,
+        on_exit: Callable[[Exit], None] | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
     ) -> Generation:
-        """The tokens that follow the prompt; ``on_token`` hears each as it comes. Raises what :meth:`stream` raises."""
-        made = list[Token]()
+        """The tokens that follow the prompt; ``on_token`` hears each as it comes, ``on_exit`` how the cut moves. Raises
+        what :meth:`stream` raises.
+        """
+        made, exits = list[Token](), list[Exit]()
+
+        def hear(exit: Exit) -> None:
+            exits.append(exit)
+            if on_exit is not None:
+                on_exit(exit)
+
         stream = self.stream(
-            token_ids, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=stop_ids, chunk_tokens=chunk_tokens
+            token_ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop_ids=stop_ids,
+            on_exit=hear,
+            chunk_tokens=chunk_tokens,
         )
         with contextlib.closing(stream):
             for token in stream:
@@ -150,7 +173,8 @@ class DecoderClient:
         return Generation(
             token_ids=tuple(token.token_id for token in made),
             costs=tuple(token.cost for token in made),
-            num_recoveries=made[-1].num_recoveries,
+            num_recoveries=made[-1].num_recoveries if made else 0,
+            exits=tuple(exits),
         )
 
     def stream(
@@ -160,9 +184,12 @@ class DecoderClient:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         stop_ids: Collection[int] = (),
+        on_exit: Callable[[Exit], None] | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
     ) -> Generator[Token, None, None]:
         """The tokens that follow the prompt, one by one; a stop token is the last. Closing the generator ends the session.
+
+        ``on_exit`` hears how the cut moves to keep the caps. Where it cannot, or must not, the tokens end.
 
         Raises:
             ContextExceeded: prompt and answer are longer than the model's context; nothing was sent.
@@ -170,13 +197,17 @@ class DecoderClient:
             ServerlightError: the first step was refused, for the reason that its class names.
         """
         check_length(self._head, token_ids, max_new_tokens)
-        cache = self._head.new_cache(last=self._layer)
-        sequence = _Sequence(self._link, sampling or Sampling())
+        run = self._begin(token_ids, sampling or Sampling())
         made = list[int]()
         pieces = list(chunks(token_ids, chunk_tokens))
         try:
             while len(made) < max_new_tokens and not (made and made[-1] in stop_ids):
-                token = self._step(sequence, cache, pieces)
+                if exit := run.exit(len(made), pieces):
+                    if on_exit is not None:
+                        on_exit(exit)
+                    if exit.to_cut is None:
+                        return
+                token = run.step(pieces)
                 made.append(token.token_id)
                 yield token
                 pieces = [(torch.tensor([made[-1:]]), False)]
@@ -185,127 +216,95 @@ class DecoderClient:
                 raise
             raise GenerationInterrupted(tuple(made), str(error)) from error
         finally:
-            sequence.close()
+            run.sequence.close()
 
-    def _step(self, sequence: _Sequence, cache: object, pieces: list[tuple[torch.Tensor, bool]]) -> Token:
-        head_s = encode_s = 0.0
-        uplink_bytes = 0
-        for piece, more in pieces:
-            started_s = time.perf_counter()
-            with torch.inference_mode():
-                hidden = self._head(piece, cache)
-            head_done_s = time.perf_counter()
-            frame = self._codec.encode(hidden)
-            encoded_s = time.perf_counter()
-            head_s, encode_s = head_s + head_done_s - started_s, encode_s + encoded_s - head_done_s
-            uplink_bytes += sequence.send(frame, more=more)
-        reply, downlink_bytes = sequence.wait()
-        wait_ms = (time.perf_counter() - encoded_s) * 1e3
-        if reply.token_id is None:
-            raise ProtocolError(f"the reply to step {reply.step} has no token; is the server of the same version?")
-        cost = StepCost(
-            head_ms=head_s * 1e3,
-            encode_ms=encode_s * 1e3,
-            wait_ms=wait_ms,
-            uplink_bytes=uplink_bytes,
-            downlink_bytes=downlink_bytes,
-            server=reply.timing,
-        )
-        return Token(token_id=reply.token_id, cost=cost, num_recoveries=sequence.num_recoveries)
+    def _new_device(self, prompt_ids: Sequence[int] = ()) -> Device:
+        return Device(self.plan, self._head, self._tail, prompt_ids)
+
+    def _begin(self, prompt_ids: Sequence[int], sampling: Sampling) -> _Run:
+        device = self._new_device(prompt_ids)
+        # A server that chooses no tokens need not know how they are chosen.
+        sequence = RemoteSequence(self._link, self.plan, Sampling() if self._tail else sampling, device)
+        mover = None
+        if self._caps is not None:
+            mover = Mover(self._caps, self._footprint, device, sequence, self._head.num_layers)
+        return _Run(device, sequence, mover, sampling)
 
 
 @dataclass(frozen=True, slots=True)
-class _Link:
-    addresses: Sequence[str]
-    plan: Plan
-    timeout_s: float
-    step_timeout_s: float
-    recovery_s: float
+class _Run:
+    """One generation."""
 
-
-@dataclass(slots=True)
-class _Sequence:
-    """The frames of one sequence, and the stream that it is on; without one, the next wait finds one."""
-
-    link: _Link
+    device: Device
+    sequence: RemoteSequence
+    mover: Mover | None
     sampling: Sampling
-    num_recoveries: int = 0
-    _frames: list[bytes] = field(default_factory=list)
-    _stream: ClientStream | None = None
-    _pending: list[Future[tuple[StepReply, int]]] = field(default_factory=list)
-    _num_steps: int = 0
-    _next_address: int = 0
-    _has_begun: bool = False
 
-    def send(self, frame: bytes, *, more: bool) -> int:
-        """Keeps the frame and sends it without waiting; returns its bytes on the wire, 0 where no server is there."""
-        self._frames.append(frame)
-        try:
-            if not self._has_begun:
-                self._has_begun = True
-                self._connect()
-            if self._stream is not None:
-                return self._post((frame,), more=more)
-        except _RECOVERABLE:
-            self._drop()
-        return 0
+    def exit(self, num_made: int, pieces: list[tuple[torch.Tensor, bool]]) -> Exit | None:
+        """Keeps the caps."""
+        if self.mover is None:
+            return None
+        if not num_made:
+            self.sequence.begin()
+        return self.mover.exit(num_made, sum(piece.shape[1] for piece, _ in pieces))
 
-    def wait(self) -> tuple[StepReply, int]:
-        """The reply to the last frame, from this server or another."""
-        give_up_s, pause_s = time.monotonic() + self.link.recovery_s, _FIRST_PAUSE_S
-        while True:
-            try:
-                if self._stream is None:
-                    self._connect()
-                    self._replay()
-                    self.num_recoveries += 1
-                return self._collect()
-            except _RECOVERABLE as error:
-                self._drop()
-                if isinstance(error, ServerBusy):
-                    pause_s = max(pause_s, error.retry_after_ms / 1e3)
-                # Clients that lost the same server must not all come back at the same moment.
-                pause_s = pause_s * random.uniform(0.5, 1.0)
-                if time.monotonic() + pause_s > give_up_s:
-                    raise
-            time.sleep(pause_s)
-            pause_s = min(4 * pause_s, _LONGEST_PAUSE_S)
+    def step(self, pieces: list[tuple[torch.Tensor, bool]]) -> Token:
+        """Sends tokens and gets the one that follows."""
+        head_ms = encode_ms = 0.0
+        uplink_bytes = 0
+        for piece, more in pieces:
+            made = self.device.run(piece)
+            head_ms, encode_ms = head_ms + made.head_ms, encode_ms + made.encode_ms
+            sent_bytes, sent_s = self.sequence.send((made.frame,), more=more), time.perf_counter()
+            uplink_bytes += sent_bytes
+        replies = self.sequence.wait()
+        wait_ms = (time.perf_counter() - sent_s) * 1e3
+        reply = replies[-1][0]
+        tail_s = time.perf_counter()
+        choice = self._choose(replies)
+        self.device.note(choice.token_id)
+        tail_ms = (time.perf_counter() - tail_s) * 1e3
+        cost = StepCost(
+            head_ms=head_ms,
+            encode_ms=encode_ms,
+            wait_ms=wait_ms,
+            uplink_bytes=uplink_bytes,
+            downlink_bytes=sum(num_bytes for _, num_bytes in replies),
+            server=reply.timing,
+            device_tail_ms=tail_ms if self.device.has_tail else 0.0,
+        )
+        self._observe(cost, pieces, sent_bytes)
+        return Token(
+            token_id=choice.token_id,
+            cost=cost,
+            num_recoveries=self.sequence.num_recoveries,
+            logprob=choice.logprob,
+            top_logprobs=choice.top_logprobs,
+        )
 
-    def close(self) -> None:
-        """Ends the stream, and with it the server's memory of the sequence."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+    def _choose(self, replies: Replies) -> Choice:
+        if self.device.has_tail:
+            return self.device.choose([frame for reply, _ in replies for frame in reply.frames], self.sampling)
+        reply = replies[-1][0]
+        if reply.token_id is None:
+            raise ProtocolError(f"the reply to step {reply.step} has no token; is the server of the same version?")
+        return Choice(reply.token_id, reply.logprob, reply.top_logprobs)
 
-    def _connect(self) -> None:
-        address = self.link.addresses[self._next_address % len(self.link.addresses)]
-        stream = ClientStream(GrpcTransport(address))
-        stream.greet(self.link.plan, self.link.timeout_s)
-        self._stream, self._num_steps, self._pending = stream, 0, []
-        stream.open_session(self.sampling)
-
-    def _replay(self) -> None:
-        for start in range(0, len(self._frames), _REPLAY_FRAMES):
-            end = start + _REPLAY_FRAMES
-            self._post(tuple(self._frames[start:end]), more=end < len(self._frames))
-
-    def _post(self, frames: tuple[bytes, ...], *, more: bool) -> int:
-        assert self._stream is not None
-        self._num_steps += 1
-        future, num_bytes = self._stream.post(Step(step=self._num_steps, frames=frames, more=more))
-        self._pending.append(future)
-        return num_bytes
-
-    def _collect(self) -> tuple[StepReply, int]:
-        """Replies in the order of their steps, so that the first failure is the true one."""
-        for future in self._pending:
-            try:
-                reply = future.result(self.link.step_timeout_s)
-            except TimeoutError:
-                raise DeadlineExceeded(f"no reply within {self.link.step_timeout_s} s; is the server alive?") from None
-        self._pending = []
-        return reply
-
-    def _drop(self) -> None:
-        self.close()
-        self._next_address += 1
+    def _observe(self, cost: StepCost, pieces: list[tuple[torch.Tensor, bool]], last_bytes: int) -> None:
+        if self.mover is None:
+            return
+        num_tokens, server = sum(piece.shape[1] for piece, _ in pieces), cost.server
+        self.mover.sent(cost.uplink_bytes, num_tokens)
+        self.mover.pace.observe(
+            Observed(
+                layer=self.device.layer,
+                num_tokens=num_tokens,
+                head_ms=cost.head_ms,
+                total_ms=cost.head_ms + cost.encode_ms + cost.wait_ms + cost.device_tail_ms,
+                last_tokens=pieces[-1][0].shape[1],
+                last_bytes=last_bytes,
+                wait_ms=cost.wait_ms,
+                server_ms=server.queue_ms + server.decode_ms + server.tail_ms,
+                tail_ms=server.tail_ms,
+            )
+        )

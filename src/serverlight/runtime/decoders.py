@@ -1,118 +1,215 @@
-"""Language models on the server: the tail of a loaded decoder, and the sequences that it goes on with."""
+"""Language models on the server: its part of a loaded decoder, and the sequences that it goes on with."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from serverlight.codec import decode
+from serverlight.codec import Codec, decode
 from serverlight.errors import ConfigError, ContextExceeded, CutNotFound, InputMismatch, ProtocolError
 from serverlight.generation import LoadedDecoder, layer_of
-from serverlight.partition.decoder import DecoderTail
-from serverlight.runtime.messages import InferReply, InferRequest, Step, StepReply, Timing
+from serverlight.partition.decoder import DecoderMiddle, DecoderTail
+from serverlight.partition.kv_cache import LayerSize
+from serverlight.plan import Plan
+from serverlight.runtime.layer_frames import read_layer
+from serverlight.runtime.messages import InferReply, InferRequest, MoveCut, OpenSession, Step, StepReply, Timing
 from serverlight.runtime.sessions import Session
-from serverlight.sampling import Sampling, choose_token
+from serverlight.sampling import Choice, choose_token
 
 __all__ = ["DecoderSession", "DecoderWorker", "LoadedDecoder"]
 
 
 class DecoderWorker:
-    """The tail of one language model at the cuts that are served; they share their parameters.
+    """The tail of one language model at the cuts that are served, or the middle; cuts share their parameters.
 
-    Raises :class:`ConfigError` where the part is no tail, :class:`CutNotFound` for a cut that it does not reach.
+    Raises :class:`ConfigError` where the part is a head, :class:`CutNotFound` for a cut that it does not reach.
     """
 
     def __init__(self, model: LoadedDecoder, cuts: Sequence[str], *, max_tokens: int, max_kv_bytes: int) -> None:
-        if not isinstance(model.part, DecoderTail):
-            raise ConfigError("model", f"a server runs the tail of a language model, got a {type(model.part).__name__}")
-        self._tail, self._name = model.part, model.name
-        self._layers = {cut: layer_of(cut) for cut in cuts}
-        for cut, layer in self._layers.items():
-            if not self._tail.first <= layer <= self._tail.num_layers:
-                raise CutNotFound(cut, tuple(f"layers.{i}" for i in (self._tail.first, self._tail.num_layers)))
-        self._token_bytes = {cut: self._measure(layer) for cut, layer in self._layers.items()}
-        context = self._tail.context_length or max_tokens
-        self._max_tokens = {
-            cut: min(max_tokens, context, max_kv_bytes // max(1, size)) for cut, size in self._token_bytes.items()
-        }
+        part = model.part
+        if not isinstance(part, DecoderTail | DecoderMiddle):
+            raise ConfigError(
+                "model", f"a server runs the tail or the middle of a language model, got a {type(part).__name__}"
+            )
+        for cut in cuts:
+            if not part.first <= layer_of(cut) <= part.last:
+                raise CutNotFound(cut, (f"layers.{part.first}", f"layers.{part.last}"))
+        self._part, self._name = part, model.name
+        most_tokens = min(max_tokens, part.context_length or max_tokens)
+        self._room = _Room(sizes=self._measure(), first=part.first, max_tokens=most_tokens, max_kv_bytes=max_kv_bytes)
 
     def run(self, cut: str, request: InferRequest, *, queue_ms: float) -> InferReply:
         """Refuses: a language model is run in sessions."""
         raise ProtocolError(f"{self._name!r} is a language model; open a session and send steps")
 
-    def open_session(self, cut: str, sampling: Sampling) -> Session:
-        """Begins a sequence."""
-        return DecoderSession(
-            self._tail,
-            self._layers[cut],
-            sampling,
-            max_tokens=self._max_tokens[cut],
-            token_bytes=self._token_bytes[cut],
-        )
+    def open_session(self, plan: Plan, opened: OpenSession) -> Session:
+        """Begins a sequence; raises :class:`ProtocolError` where a token is not of the vocabulary."""
+        if opened.seen and max(opened.seen) >= self._part.vocab_size:
+            raise ProtocolError(f"token {max(opened.seen)} of {self._part.vocab_size}; is it the same tokenizer?")
+        return DecoderSession(self._part, plan, opened, self._room)
 
-    def _measure(self, layer: int) -> int:
-        """Bytes that one token takes in the layers from ``layer``; a windowed layer takes no more."""
-        cache = self._tail.new_cache(first=layer)
+    def _measure(self) -> tuple[LayerSize, ...]:
+        cache = self._part.new_cache()
         with torch.inference_mode():
-            self._tail(torch.zeros(1, 1, self._tail.hidden_size, dtype=self._tail.dtype), cache)
-        return cache.num_bytes
+            self._part(torch.zeros(1, 1, self._part.hidden_size, dtype=self._part.dtype), cache)
+        return cache.layer_sizes()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Room:
+    """How much a sequence may hold, by the first layer that the server runs of it."""
+
+    sizes: tuple[LayerSize, ...]
+    first: int
+    max_tokens: int
+    max_kv_bytes: int
+
+    def num_bytes(self, layer: int, num_tokens: int) -> int:
+        """Keys and values from ``layer`` on, without regard for windows: a step may need all of them at once."""
+        return num_tokens * sum(size.num_bytes(1) for size in self.sizes[layer - self.first :])
+
+    def num_tokens(self, layer: int) -> int:
+        """The most tokens of a sequence."""
+        return min(self.max_tokens, self.max_kv_bytes // max(1, self.num_bytes(layer, 1)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answer:
+    choice: Choice | None = None
+    frames: tuple[bytes, ...] = ()
 
 
 class DecoderSession:
     """One sequence: keys and values, and the last answer, which is given again when its step comes again."""
 
-    def __init__(self, tail: DecoderTail, layer: int, sampling: Sampling, *, max_tokens: int, token_bytes: int) -> None:
-        self._tail, self._sampling = tail, sampling
-        self._cache = tail.new_cache(first=layer)
-        self._max_tokens, self._token_bytes = max_tokens, token_bytes
+    def __init__(self, part: DecoderTail | DecoderMiddle, plan: Plan, opened: OpenSession, room: _Room) -> None:
+        self._part, self._sampling, self._room = part, opened.sampling, room
+        self._seen = set(opened.seen)
+        self._cache = part.new_cache(first=layer_of(plan.cut))
+        self._codec = Codec(plan.codec)
         self._last: StepReply | None = None
 
-    def run(self, step: Step, reserve: Callable[[int], None], *, queue_ms: float) -> StepReply:
-        """Goes on by a step; one that fails leaves the sequence as it was.
+    def run(self, message: Step | MoveCut, reserve: Callable[[int], None], *, queue_ms: float) -> StepReply:
+        """Goes on by a step, or takes over a layer; what fails leaves the sequence as it was.
 
         Raises:
             ContextExceeded: more tokens than the server or the model takes.
+            CutNotFound: the layer is not on this server.
             FrameError: a frame is damaged.
-            InputMismatch: a frame holds no hidden state of this model.
-            ProtocolError: a step is missing before this one, or it is an old one.
+            InputMismatch: a frame holds no hidden state of this model, or no keys or values of this sequence.
+            ProtocolError: a step is missing before this one, it is an old one, or another layer's turn is first.
             ServerBusy: there is no memory for more keys and values.
         """
         done = 0 if self._last is None else self._last.step
-        if self._last is not None and step.step == done:
+        if self._last is not None and message.step == done:
             return self._last
-        if step.step != done + 1:
-            raise ProtocolError(f"step {step.step} came, step {done + 1} was expected; send the steps in order")
-        started_s, started_cpu_s = time.perf_counter(), time.thread_time()
+        if message.step != done + 1:
+            raise ProtocolError(f"step {message.step} came, step {done + 1} was expected; send the steps in order")
+        clock = _Clock(queue_ms)
         with torch.inference_mode():
-            hidden = self._decode(step.frames)
-            num_tokens = self._cache.num_tokens + hidden.shape[1]
-            reserve(num_tokens * self._token_bytes)
-            decoded_s = time.perf_counter()
-            logits = self._tail(hidden, self._cache, num_logits=1)[0, -1]
-            token = None if step.more else choose_token(logits.float().cpu().numpy(), self._sampling, num_tokens)
-        timing = Timing(
-            queue_ms=queue_ms,
-            decode_ms=(decoded_s - started_s) * 1e3,
-            tail_ms=(time.perf_counter() - decoded_s) * 1e3,
-            cpu_ms=(time.thread_time() - started_cpu_s) * 1e3,
-            process_cpu_ms=time.process_time() * 1e3,
-        )
-        self._last = StepReply(step=step.step, token_id=token, timing=timing)
+            if isinstance(message, MoveCut):
+                self._take_over(message, reserve, clock)
+                answer = _Answer()
+            else:
+                answer = self._go_on(message, reserve, clock)
+        timing = clock.timing()
+        self._last = _reply(message.step, answer, timing)
         return self._last
 
-    def _decode(self, frames: Sequence[bytes]) -> torch.Tensor:
-        left, parts = self._max_tokens - self._cache.num_tokens, []
+    def _go_on(self, step: Step, reserve: Callable[[int], None], clock: _Clock) -> _Answer:
+        parts = self._decode(step.frames)
+        num_tokens = self._cache.num_tokens + sum(part.shape[1] for part in parts)
+        reserve(self._room.num_bytes(self._cache.first, num_tokens))
+        clock.decoded()
+        hidden = torch.cat(parts, dim=1)
+        if isinstance(self._part, DecoderMiddle):
+            returned = self._part(hidden, self._cache).split([part.shape[1] for part in parts], dim=1)
+            return _Answer() if step.quiet else _Answer(frames=self._encode(returned))
+        logits = self._part(hidden, self._cache, num_logits=1)[0, -1]
+        if step.more:
+            return _Answer()
+        choice = choose_token(logits.float().cpu().numpy(), self._sampling, num_tokens, self._seen)
+        if self._sampling.weighs_repetition:
+            self._seen.add(choice.token_id)
+        return _Answer(choice=choice)
+
+    def _encode(self, returned: Sequence[torch.Tensor]) -> tuple[bytes, ...]:
+        try:
+            return tuple(self._codec.encode(part) for part in returned)
+        except BaseException:
+            self._cache.crop(sum(part.shape[1] for part in returned))
+            raise
+
+    def _take_over(self, move: MoveCut, reserve: Callable[[int], None], clock: _Clock) -> None:
+        first, num_tokens = self._cache.first, self._cache.num_tokens
+        if not num_tokens:
+            raise ProtocolError("a layer before the first token; open the session at the cut that it is to have")
+        if move.layer != first - 1:
+            raise ProtocolError(f"layer {move.layer} came, layer {first - 1} is next; move one layer after the other")
+        if move.layer < self._part.first:
+            raise CutNotFound(f"layers.{move.layer}", (f"layers.{self._part.first}",))
+        if num_tokens > (most := self._room.num_tokens(move.layer)):
+            raise ContextExceeded(num_tokens, most)
+        reserve(self._room.num_bytes(move.layer, num_tokens))
+        try:
+            size = self._room.sizes[move.layer - self._room.first]
+            state = read_layer(move, size, num_tokens, self._part.device)
+            clock.decoded()
+            self._cache.adopt(move.layer, first, [state])
+        except BaseException:
+            reserve(self._room.num_bytes(first, num_tokens))
+            raise
+
+    def _decode(self, frames: Sequence[bytes]) -> list[torch.Tensor]:
+        most = self._room.num_tokens(self._cache.first)
+        left, parts = most - self._cache.num_tokens, list[torch.Tensor]()
         for frame in frames:
             if left < 1:
-                raise ContextExceeded(self._max_tokens + 1, self._max_tokens)
-            tensor: torch.Tensor = decode(frame, max_elements=left * self._tail.hidden_size)
-            fits = tensor.ndim == 3 and tensor.shape[0] == 1 and tensor.shape[2] == self._tail.hidden_size
+                raise ContextExceeded(most + 1, most)
+            tensor: torch.Tensor = decode(frame, max_elements=left * self._part.hidden_size)
+            fits = tensor.ndim == 3 and tensor.shape[0] == 1 and tensor.shape[2] == self._part.hidden_size
             if not fits or not tensor.shape[1]:
                 raise InputMismatch(
-                    f"a frame of shape {list(tensor.shape)}; expected [1, tokens, {self._tail.hidden_size}]"
+                    f"a frame of shape {list(tensor.shape)}; expected [1, tokens, {self._part.hidden_size}]"
                 )
             parts.append(tensor)
             left -= tensor.shape[1]
-        return torch.cat(parts, dim=1)
+        return parts
+
+
+def _reply(step: int, answer: _Answer, timing: Timing) -> StepReply:
+    if (choice := answer.choice) is None:
+        return StepReply(step=step, token_id=None, frames=answer.frames, timing=timing)
+    return StepReply(
+        step=step,
+        token_id=choice.token_id,
+        logprob=choice.logprob,
+        top_logprobs=choice.top_logprobs,
+        timing=timing,
+    )
+
+
+class _Clock:
+    """Where the time of one step goes."""
+
+    def __init__(self, queue_ms: float) -> None:
+        self._queue_ms = queue_ms
+        self._started_s, self._started_cpu_s = time.perf_counter(), time.thread_time()
+        self._decoded_s = self._started_s
+
+    def decoded(self) -> None:
+        """The tensors are there."""
+        self._decoded_s = time.perf_counter()
+
+    def timing(self) -> Timing:
+        """All until now."""
+        return Timing(
+            queue_ms=self._queue_ms,
+            decode_ms=(self._decoded_s - self._started_s) * 1e3,
+            tail_ms=(time.perf_counter() - self._decoded_s) * 1e3,
+            cpu_ms=(time.thread_time() - self._started_cpu_s) * 1e3,
+            process_cpu_ms=time.process_time() * 1e3,
+        )

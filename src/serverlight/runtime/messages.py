@@ -17,6 +17,7 @@ __all__ = [
     "Image",
     "InferReply",
     "InferRequest",
+    "MoveCut",
     "OpenSession",
     "Payload",
     "RawTensor",
@@ -95,6 +96,9 @@ class Welcome:
     max_in_flight: int
     """Requests without a reply that the server reads from one stream; it leaves further ones unread."""
 
+    cuts: tuple[str, ...] = ()
+    """The cuts that the server serves; empty where it does not say."""
+
     protocol_version: int = PROTOCOL_VERSION
     """What the server speaks."""
 
@@ -165,6 +169,12 @@ class OpenSession:
     sampling: Sampling
     """How the server chooses tokens."""
 
+    cut: str = ""
+    """Where the sequence is cut; empty where the plan says."""
+
+    seen: tuple[int, ...] = ()
+    """Tokens that occurred in the sequence before the first that the server will choose; for a repetition penalty only."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
@@ -179,6 +189,9 @@ class Step:
     more: bool = False
     """Whether the prompt goes on, so that no token is wanted yet."""
 
+    quiet: bool = False
+    """Of a plan with a second cut: whether the hidden states there are not wanted back."""
+
     @property
     def request_id(self) -> int:
         """What a :class:`Failure` of this step is known by."""
@@ -187,6 +200,33 @@ class Step:
     @property
     def deadline_ms(self) -> None:
         """A step is never skipped: those after it build on it."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoveCut:
+    """The server takes over one layer, with the keys and values of all tokens so far; numbered with the steps."""
+
+    step: int
+    """The number after that of the step before."""
+
+    layer: int
+    """The layer before the session's first one."""
+
+    keys: bytes
+    """A frame ``[heads, kept tokens, head size]``."""
+
+    values: bytes
+    """Likewise."""
+
+    @property
+    def request_id(self) -> int:
+        """As :attr:`Step.request_id`."""
+        return self.step
+
+    @property
+    def deadline_ms(self) -> None:
+        """As :attr:`Step.deadline_ms`."""
         return None
 
 
@@ -203,10 +243,19 @@ class StepReply:
     """The step's."""
 
     token_id: int | None
-    """The token that follows, or ``None`` where the prompt goes on."""
+    """The token that follows, or ``None`` where the prompt goes on, a layer moved, or the device chooses."""
 
     timing: Timing
     """Where the server's time went."""
+
+    logprob: float | None = None
+    """Of the token, where the session asked: :attr:`serverlight.sampling.Choice.logprob`."""
+
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """Likewise."""
+
+    frames: tuple[bytes, ...] = ()
+    """Hidden states ``[1, tokens, hidden]`` at the plan's second cut, one for each frame of the step."""
 
     @property
     def request_id(self) -> int:
@@ -214,5 +263,5 @@ class StepReply:
         return self.step
 
 
-ClientMessage = Hello | InferRequest | OpenSession | Step | CloseSession
+ClientMessage = Hello | InferRequest | OpenSession | Step | MoveCut | CloseSession
 ServerMessage = Welcome | InferReply | StepReply | Failure

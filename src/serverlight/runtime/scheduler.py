@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serverlight.errors import ServerBusy
-from serverlight.runtime.messages import InferRequest, ServerMessage, Step
+from serverlight.runtime.messages import InferRequest, MoveCut, ServerMessage, Step
 from serverlight.runtime.sessions import Session
 
 __all__ = ["Job", "Scheduler"]
@@ -26,7 +26,7 @@ class Job:
     cut: str
     """Which tail it is for."""
 
-    request: InferRequest | Step
+    request: InferRequest | Step | MoveCut
     """What came."""
 
     reply: Callable[[ServerMessage], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import signal
 import threading
@@ -55,7 +56,8 @@ def make_core(
             raise ConfigError("bases", "sessions of language models take no frames under a basis yet; leave it away")
         warm_up()
         decoder = DecoderWorker(model, cuts, max_tokens=config.max_session_tokens, max_kv_bytes=config.max_kv_bytes)
-        return ServerCore(decoder, _plans(model, cuts), codec=codec, config=config)
+        plans = {cut: dataclasses.replace(p, return_cut=model.return_cut) for cut, p in _plans(model, cuts).items()}
+        return ServerCore(decoder, plans, codec=codec, config=config)
     parts = parts or partition(model.module, model.example_inputs)
     named = {parts.cut(cut).name: basis for cut, basis in (bases or {}).items()}
     cuts = [parts.cut(cut).name for cut in cuts]  # a cut may have aliases; the handshake compares its one name
@@ -77,7 +79,7 @@ class Server:
     A context manager for notebooks and tests; ``serve_until_stopped`` for a process of its own.
 
     Args:
-        model: what to serve; of a language model its tail.
+        model: what to serve; of a language model its tail, or the middle for devices with both ends.
         cuts: names of the cuts at which clients may have cut it.
         codec: if given, clients must use exactly these settings; otherwise each may choose its own.
         bases: the basis of each cut that has one; clients may send frames under it.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serverlight.errors import ServerBusy
-from serverlight.runtime.messages import Step, StepReply
+from serverlight.runtime.messages import MoveCut, Step, StepReply
 
 __all__ = ["Session", "SessionTable"]
 
@@ -15,8 +15,11 @@ __all__ = ["Session", "SessionTable"]
 class Session(Protocol):
     """One sequence of a language model; only the compute thread runs it."""
 
-    def run(self, step: Step, reserve: Callable[[int], None], *, queue_ms: float) -> StepReply:
-        """Goes on by a step. ``reserve`` is told the bytes that the sequence will hold, before any work, and may raise."""
+    def run(self, message: Step | MoveCut, reserve: Callable[[int], None], *, queue_ms: float) -> StepReply:
+        """Goes on by a step, or takes over a layer.
+
+        ``reserve`` is told the bytes that the sequence will hold, before any work, and may raise.
+        """
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,10 +11,12 @@ from serverlight.plan import Plan
 from serverlight.runtime import failure
 from serverlight.runtime.messages import (
     PROTOCOL_VERSION,
+    CloseSession,
     Failure,
     Hello,
     InferReply,
     InferRequest,
+    MoveCut,
     OpenSession,
     Payload,
     ServerMessage,
@@ -23,7 +25,6 @@ from serverlight.runtime.messages import (
     Welcome,
 )
 from serverlight.runtime.transport import Transport
-from serverlight.sampling import Sampling
 
 __all__ = ["ClientStream"]
 
@@ -82,11 +83,19 @@ class ClientStream:
                 self._waiting.pop(request_id, None)
         return reply, uplink_bytes, downlink_bytes
 
-    def open_session(self, sampling: Sampling) -> None:
+    def open_session(self, opened: OpenSession) -> None:
         """Begins a sequence; a refusal ends the stream."""
-        self._transport.send(OpenSession(sampling=sampling))
+        self._transport.send(opened)
 
-    def post(self, step: Step) -> tuple[Future[tuple[StepReply, int]], int]:
+    def reopen_session(self, opened: OpenSession) -> None:
+        """Ends the sequence and begins another at a cut of the server's; to be called when no step waits."""
+        with self._lock:
+            if self._error is not None:
+                raise _copy(self._error)
+        self._transport.send(CloseSession())
+        self._transport.send(opened)
+
+    def post(self, step: Step | MoveCut) -> tuple[Future[tuple[StepReply, int]], int]:
         """Sends a step without waiting; returns what will hold its reply and its bytes, and the bytes up."""
         future: Future[tuple[StepReply, int]] = Future()
         with self._lock:

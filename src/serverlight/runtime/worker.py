@@ -13,10 +13,10 @@ from serverlight.errors import InputMismatch, ProtocolError
 from serverlight.models import LoadedModel
 from serverlight.models.images import decode_image
 from serverlight.partition import CutPoint, Partition, TensorSpec
-from serverlight.runtime.messages import Frame, Image, InferReply, InferRequest, Payload, RawTensor, Timing
+from serverlight.plan import Plan
+from serverlight.runtime.messages import Frame, Image, InferReply, InferRequest, OpenSession, Payload, RawTensor, Timing
 from serverlight.runtime.sessions import Session
 from serverlight.runtime.tensors import from_raw, to_raw
-from serverlight.sampling import Sampling
 
 __all__ = ["Worker"]
 
@@ -64,7 +64,7 @@ class Worker:
         )
         return InferReply(request_id=request.request_id, outputs=outputs, timing=timing)
 
-    def open_session(self, cut: str, sampling: Sampling) -> Session:
+    def open_session(self, plan: Plan, opened: OpenSession) -> Session:
         """Refuses: sessions are for language models."""
         raise ProtocolError(f"{self._model.name!r} is no language model and has no sessions; send requests")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serverlight.apps.cut_options import CutOptions, takes_cut_options
 from serverlight.apps.options import DataOption, JsonOption, LimitOption, ModelArgument, ThreadsOption
 from serverlight.apps.terminal import (
     STDOUT,
@@ -36,22 +37,11 @@ EXAMPLE_REQUESTS = 10
 """Requests for a model without images of its own, unless --limit says otherwise."""
 
 
+@takes_cut_options
 def run(
     model: ModelArgument,
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where `serverlight serve` listens.")],
-    cut: Annotated[str | None, typer.Option(metavar="NAME", help="Where to cut.")] = None,
-    plan: Annotated[str | None, typer.Option(metavar="FILE", help="Cut and codec settings from a plan.")] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="Codec profile, like `slicer`, or `fp16` for plain halves.")
-    ] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Share of elements to drop, in [0, 1).")] = None,
-    groups: Annotated[int | None, typer.Option(help="Magnitude groups, 1 to 256.")] = None,
-    distortion: Annotated[float | None, typer.Option(help="Distortion budget.")] = None,
-    asymmetry: Annotated[float | None, typer.Option(help="Worth of a negative element.")] = None,
-    asymmetry_mode: Annotated[
-        str | None, typer.Option(help="What that weighs: the `score` of each, or the `budget` of all.")
-    ] = None,
-    basis: Annotated[str | None, typer.Option(metavar="FILE", help="The basis that features are sent in.")] = None,
+    where: CutOptions,
     data: DataOption = None,
     limit: LimitOption = None,
     threads: ThreadsOption = 1,
@@ -66,44 +56,20 @@ def run(
     """
     import torch
 
-    from serverlight.codec import Basis, CodecConfig
     from serverlight.models import load_model
     from serverlight.partition import partition
-    from serverlight.plan import Plan
     from serverlight.runtime import connect
 
     check_writable("json", json)
-    if bool(cut) == bool(plan):
-        raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; `serverlight cuts MODEL` lists the cuts")
-    knobs = {
-        "profile": profile,
-        "sparsity": sparsity,
-        "num_groups": groups,
-        "distortion": distortion,
-        "asymmetry": asymmetry,
-        "asymmetry_mode": asymmetry_mode,
-    }
-    config = CodecConfig.from_dict({name: value for name, value in knobs.items() if value is not None})
-    agreed = Plan.load(plan) if plan else None
+    planned = where.read()
     torch.set_num_threads(threads)
     loaded = load_model(model)
-    name = agreed.cut if agreed else cut or ""
-    turned = Basis.load(basis) if basis else None
-    ours = Plan(
-        model=loaded.name,
-        revision=loaded.revision,
-        cut=name,
-        codec=agreed.codec if agreed else config,
-        basis=turned.digest.hex() if turned else None,
-    )
-    if agreed:
-        ours.check_compatible(agreed)
-        agreed.check_basis(turned)
+    plan = planned.plan_for(loaded.name, loaded.revision)
     parts = partition(loaded.module, loaded.example_inputs)
     samples = _samples(loaded, data, limit)
-    with connect(server, plan=ours, model=parts, basis=turned) as client:
+    with connect(server, plan=plan, model=parts, basis=planned.basis) as client:
         results = _send(client, samples.inputs)
-    figures = _figures(client.plan, parts.cut(name), samples, results)
+    figures = _figures(client.plan, parts.cut(plan.cut), samples, results)
     if json:
         write_json(json, figures)
     if json != STDOUT:

@@ -1,0 +1,125 @@
+"""Where to cut and how to compress: options that every command of a device has, and the plan that they make."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serverlight.errors import ConfigError
+
+if TYPE_CHECKING:
+    from serverlight.codec import Basis, CodecConfig
+    from serverlight.plan import Plan
+
+__all__ = ["CutOptions", "PlannedCut", "check_cut_or_plan", "takes_cut_options"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutOptions:
+    """What the user wrote; ``None`` is not given."""
+
+    cut: Annotated[str | None, typer.Option(metavar="NAME", help="Where to cut.")] = None
+    plan: Annotated[str | None, typer.Option(metavar="FILE", help="Cut and codec settings from a plan.")] = None
+    profile: Annotated[str | None, typer.Option(help="Codec profile, like `slicer`, or `fp16` for plain halves.")] = (
+        None
+    )
+    sparsity: Annotated[float | None, typer.Option(help="Share of elements to drop, in [0, 1).")] = None
+    groups: Annotated[int | None, typer.Option(help="Magnitude groups, 1 to 256.")] = None
+    distortion: Annotated[float | None, typer.Option(help="Distortion budget.")] = None
+    asymmetry: Annotated[float | None, typer.Option(help="Worth of a negative element.")] = None
+    asymmetry_mode: Annotated[
+        str | None, typer.Option(help="What that weighs: the `score` of each, or the `budget` of all.")
+    ] = None
+    basis: Annotated[str | None, typer.Option(metavar="FILE", help="The basis that features are sent in.")] = None
+
+    def read(self) -> PlannedCut:
+        """Reads the files and checks the settings; raises :class:`ConfigError` before any model is loaded."""
+        from serverlight.codec import Basis, CodecConfig
+        from serverlight.plan import Plan
+
+        check_cut_or_plan(self.cut, self.plan)
+        knobs = {
+            "profile": self.profile,
+            "sparsity": self.sparsity,
+            "num_groups": self.groups,
+            "distortion": self.distortion,
+            "asymmetry": self.asymmetry,
+            "asymmetry_mode": self.asymmetry_mode,
+        }
+        config = CodecConfig.from_dict({name: value for name, value in knobs.items() if value is not None})
+        agreed = Plan.load(self.plan) if self.plan else None
+        return PlannedCut(
+            cut=agreed.cut if agreed else self.cut or "",
+            codec=agreed.codec if agreed else config,
+            basis=Basis.load(self.basis) if self.basis else None,
+            agreed=agreed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedCut:
+    """Cut and settings, for whichever model."""
+
+    cut: str
+    """Its name."""
+
+    codec: CodecConfig
+    """A plan's settings; without one, the options that were given, and defaults."""
+
+    basis: Basis | None
+    """What features are turned by."""
+
+    agreed: Plan | None
+    """The plan that was given."""
+
+    def plan_for(self, name: str, revision: str, return_cut: str | None = None) -> Plan:
+        """The plan for a model; raises :class:`PlanMismatch` where the one that was given is for another."""
+        from serverlight.plan import Plan
+
+        ours = Plan(
+            model=name,
+            revision=revision,
+            cut=self.cut,
+            codec=self.codec,
+            basis=self.basis.digest.hex() if self.basis else None,
+            return_cut=return_cut or (self.agreed.return_cut if self.agreed else None),
+        )
+        if self.agreed:
+            ours.check_compatible(self.agreed)
+            self.agreed.check_basis(self.basis)
+        return ours
+
+
+def check_cut_or_plan(cut: object, plan: object) -> None:
+    """Raises :class:`ConfigError` unless one of them is given, and not both."""
+    if bool(cut) == bool(plan):
+        raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; `serverlight cuts MODEL` lists the cuts")
+
+
+def takes_cut_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of :class:`CutOptions`; they reach it as its argument ``where``."""
+    names = [field.name for field in dataclasses.fields(CutOptions)]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = CutOptions(**{name: given.pop(name) for name in names})
+        command(**given, where=options)
+
+    ours, theirs = (inspect.signature(function).parameters for function in (CutOptions, command))
+    # Typer reads the signature and the annotations, and shows options in their order.
+    parameters: list[inspect.Parameter] = []
+    for parameter in theirs.values():
+        parameters.extend(ours.values() if parameter.name == "where" else [parameter])
+    hints = typing.get_type_hints(command, include_extras=True) | typing.get_type_hints(CutOptions, include_extras=True)
+    run.__annotations__ = {parameter.name: hints[parameter.name] for parameter in parameters}
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    )
+    return run

@@ -1,0 +1,178 @@
+"""The device's side of one sequence: the parts of the model that it has, and what they remember."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+
+import torch
+
+from serverlight.codec import Codec, decode
+from serverlight.errors import ProtocolError
+from serverlight.generation import CHUNK_TOKENS, layer_of
+from serverlight.partition.decoder import DecoderHead, DecoderTail
+from serverlight.partition.kv_cache import LayerSize, LayerState
+from serverlight.plan import Plan
+from serverlight.sampling import Choice, Sampling, choose_token
+
+__all__ = ["Device", "Footprint", "HeadRun"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadRun:
+    """What the head made of some tokens."""
+
+    frame: bytes
+    """Their hidden states, encoded."""
+
+    head_ms: float
+    """Running the head."""
+
+    encode_ms: float
+    """Encoding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """What keys and values take on the device."""
+
+    head: tuple[LayerSize, ...]
+    """One for each layer of the head."""
+
+    tail: tuple[LayerSize, ...] = ()
+    """One for each layer behind a second cut."""
+
+    @classmethod
+    def measure(cls, head: DecoderHead, tail: DecoderTail | None, plan: Plan) -> Footprint:
+        """Runs one token through the plan's parts."""
+        head_cache = head.new_cache(last=layer_of(plan.cut))
+        with torch.inference_mode():
+            head(torch.zeros(1, 1, dtype=torch.int64), head_cache)
+            if tail is None:
+                return cls(head=head_cache.layer_sizes())
+            tail_cache = tail.new_cache(first=layer_of(plan.return_cut or ""))
+            tail(torch.zeros(1, 1, tail.hidden_size, dtype=tail.dtype), tail_cache)
+        return cls(head=head_cache.layer_sizes(), tail=tail_cache.layer_sizes())
+
+    def num_bytes(self, layer: int, num_tokens: int) -> int:
+        """Keys and values of a sequence of so many tokens that is cut at ``layer``."""
+        return sum(size.num_bytes(num_tokens) for size in (*self.head[:layer], *self.tail))
+
+    def num_elements(self, first: int, last: int, num_tokens: int) -> int:
+        """Elements of keys and values in the head's layers from ``first`` up to ``last``."""
+        return sum(size.num_bytes(num_tokens) // size.dtype.itemsize for size in self.head[first:last])
+
+
+class Device:
+    """One sequence on the device; it remembers the token ids, from which everything can be made again."""
+
+    def __init__(self, plan: Plan, head: DecoderHead, tail: DecoderTail | None, prompt_ids: Sequence[int] = ()) -> None:
+        self._head, self._tail = head, tail
+        self._codec = Codec(plan.codec)
+        self._cache = head.new_cache(last=layer_of(plan.cut))
+        self._tail_cache = None if tail is None else tail.new_cache(first=layer_of(plan.return_cut or ""))
+        self._ids: list[int] = []
+        self._seen = set(prompt_ids)
+        self._sizes: list[int] = []
+
+    @property
+    def layer(self) -> int:
+        """How many layers the head runs."""
+        return self._cache.last
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the head has run."""
+        return len(self._ids)
+
+    @property
+    def seen(self) -> Set[int]:
+        """The tokens that occur in prompt and answer, also where they have not been run yet."""
+        return self._seen
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that hold them."""
+        return len(self._sizes)
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether hidden states come back, and the token is chosen here."""
+        return self._tail is not None
+
+    def run(self, piece: torch.Tensor) -> HeadRun:
+        """Goes on by some tokens, int64 ``[1, tokens]``."""
+        started_s = time.perf_counter()
+        with torch.inference_mode():
+            hidden = self._head(piece, self._cache)
+        head_done_s = time.perf_counter()
+        frame = self._codec.encode(hidden)
+        self._ids += piece[0].tolist()
+        self._sizes.append(piece.shape[1])
+        encode_ms = (time.perf_counter() - head_done_s) * 1e3
+        return HeadRun(frame=frame, head_ms=(head_done_s - started_s) * 1e3, encode_ms=encode_ms)
+
+    def choose(self, frames: Sequence[bytes], sampling: Sampling) -> Choice:
+        """The next token, from the hidden states of all tokens that the tail has not seen yet.
+
+        Raises:
+            FrameError: a frame is damaged, or claims too many elements.
+            ProtocolError: the frames hold other hidden states than those that were asked for.
+        """
+        assert self._tail is not None
+        assert self._tail_cache is not None
+        due = len(self._ids) - self._tail_cache.num_tokens
+        parts = [decode(frame, max_elements=due * self._tail.hidden_size) for frame in frames]
+        shapes = [tuple(part.shape) for part in parts]
+        wanted = self._sizes[-len(frames) :] if frames else []
+        if shapes != [(1, size, self._tail.hidden_size) for size in wanted] or sum(wanted) != due:
+            raise ProtocolError(
+                f"hidden states of shapes {shapes} came back, those of {due} tokens are due; "
+                "is the server of the same version?"
+            )
+        with torch.inference_mode():
+            for part in parts:
+                logits = self._tail(part, self._tail_cache, num_logits=1)[0, -1]
+        return choose_token(logits.float().cpu().numpy(), sampling, len(self._ids), self.seen)
+
+    def note(self, token_id: int) -> None:
+        """Counts a token of the answer as seen, before it is run: a cut that moves now must not forget it."""
+        self._seen.add(token_id)
+
+    def give(self, layer: int) -> tuple[LayerState, ...]:
+        """Moves the cut to ``layer``; returns what the layers behind it remember, and forgets it."""
+        return self._cache.release(layer, self._cache.last, stays_at_front=True)
+
+    def again(self) -> Iterator[tuple[bytes, ...]]:
+        """Runs the head over all tokens anew, at the cut where it is now; the frames of all tokens, some at a time.
+
+        A frame for each that there was, of the same tokens. To be read to the end: the cache is made anew too, so that
+        memory never holds it twice.
+        """
+        self._cache = self._head.new_cache(last=self._cache.last)
+        start = 0
+        for sizes in _batches(self._sizes, CHUNK_TOKENS):
+            piece = torch.tensor([self._ids[start : start + sum(sizes)]])
+            start += sum(sizes)
+            with torch.inference_mode():
+                hidden = self._head(piece, self._cache)
+            yield tuple(self._codec.encode(part) for part in hidden.split(sizes, dim=1))
+
+
+def _batches(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Sizes in order, as many at a time as sum to ``limit`` at most, but one at least.
+
+    >>> list(_batches([4, 1, 1, 1], limit=5))
+    [[4, 1], [1, 1]]
+    """
+    ends = itertools.accumulate(sizes)
+    batch, before = list[int](), 0
+    for size, end in zip(sizes, ends, strict=True):
+        if batch and end - before > limit:
+            yield batch
+            batch, before = [], end - size
+        batch.append(size)
+    if batch:
+        yield batch

@@ -1,0 +1,218 @@
+"""One sequence on its way: the stream that it is on, and the frames from which another server can go on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from serverlight.errors import (
+    CodecError,
+    ConnectTimeout,
+    DeadlineExceeded,
+    MessageTooLarge,
+    PeerUnavailable,
+    ServerBusy,
+)
+from serverlight.plan import Plan
+from serverlight.runtime.device import Device
+from serverlight.runtime.grpc_transport import GrpcTransport
+from serverlight.runtime.messages import MoveCut, OpenSession, Step, StepReply
+from serverlight.runtime.stream import ClientStream
+from serverlight.sampling import Sampling
+
+__all__ = ["Link", "RemoteSequence", "Replies"]
+
+_T = TypeVar("_T")
+
+Replies = list[tuple[StepReply, int]]
+"""Replies and their bytes, in the order of their steps."""
+
+_RECOVERABLE = (ConnectTimeout, DeadlineExceeded, PeerUnavailable, ServerBusy)
+_REPLAY_FRAMES = 32
+"""Frames in one step of a replay: few enough for the limit on messages, even where each is a chunk of a prompt."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where servers are, and how long to wait for them."""
+
+    addresses: Sequence[str]
+    timeout_s: float
+    step_timeout_s: float
+    recovery_s: float
+
+
+@dataclass(slots=True)
+class RemoteSequence:
+    """The frames of one sequence, and the stream that it is on; without one, the next wait finds one."""
+
+    link: Link
+    plan: Plan
+    """Its cut is the sequence's, which may move."""
+
+    sampling: Sampling
+    device: Device
+    """Makes the frames again that were dropped."""
+
+    num_recoveries: int = 0
+    cuts: tuple[str, ...] = ()
+    """What the server serves."""
+
+    _frames: list[bytes] = field(default_factory=list)
+    _has_dropped: bool = False
+    _num_taken: int = 0
+    _stream: ClientStream | None = None
+    _pending: list[Future[tuple[StepReply, int]]] = field(default_factory=list)
+    _num_steps: int = 0
+    _next_address: int = 0
+    _has_begun: bool = False
+
+    def begin(self) -> None:
+        """Connects to a server, so that it is known what it serves."""
+        self._begin()
+        if self._stream is None:
+            self._insist(lambda: None)
+
+    def send(self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False) -> int:
+        """Keeps the frames and sends them without waiting; returns the bytes on the wire, 0 where no server is there."""
+        self._frames.extend(frames)
+        try:
+            self._begin()
+            if self._stream is not None:
+                return self._post(frames, more=more, quiet=quiet)
+        except _RECOVERABLE:
+            self._drop()
+        return 0
+
+    def wait(self) -> Replies:
+        """The replies to all that was sent, from this server or another."""
+        replies = self._insist(self._collect)
+        self._num_taken = self.device.num_frames
+        return replies
+
+    def restart(self, cut: str) -> None:
+        """Begins again at another cut, on the same stream if there is one; all frames are to be sent again."""
+        self.plan = dataclasses.replace(self.plan, cut=cut)
+        self._frames, self._has_dropped = [], False
+        if self._stream is None:
+            return
+        try:
+            self._stream.reopen_session(self._opening(cut))
+            self._num_steps = 0
+        except _RECOVERABLE:
+            self._drop()
+
+    def ship(self, cut: str, layers: Iterable[tuple[int, bytes, bytes]]) -> int | None:
+        """Moves the cut by sending keys and values, the deepest layer first; returns bytes, or ``None`` where it failed.
+
+        After a failure the sequence is on no stream. After a success its frames so far are of no use any more, and are
+        dropped: should another server need them, the device makes those of the new cut.
+        """
+        if self._stream is None:
+            return None
+        try:
+            num_bytes = sum(self._post_layer(*layer) for layer in layers)
+            self._collect()
+        except _RECOVERABLE:
+            self._drop()
+            return None
+        except (CodecError, MessageTooLarge):  # this server is as good as before, shipping is not
+            self.close()
+            return None
+        self.plan = dataclasses.replace(self.plan, cut=cut)
+        self._frames, self._has_dropped = [], True
+        return num_bytes
+
+    def close(self) -> None:
+        """Ends the stream, and with it the server's memory of the sequence."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _begin(self) -> None:
+        if self._has_begun:
+            return
+        self._has_begun = True
+        try:
+            self._connect()
+        except _RECOVERABLE:
+            self._drop()
+
+    def _insist(self, act: Callable[[], _T]) -> _T:
+        """Does something on a stream, on another one where that breaks."""
+        give_up_s, pause_s = time.monotonic() + self.link.recovery_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                if self._stream is None:
+                    self._connect()
+                    self._replay()
+                    self.num_recoveries += 1
+                return act()
+            except _RECOVERABLE as error:
+                self._drop()
+                if isinstance(error, ServerBusy):
+                    pause_s = max(pause_s, error.retry_after_ms / 1e3)
+                # Clients that lost the same server must not all come back at the same moment.
+                pause_s = pause_s * random.uniform(0.5, 1.0)
+                if time.monotonic() + pause_s > give_up_s:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(4 * pause_s, _LONGEST_PAUSE_S)
+
+    def _connect(self) -> None:
+        address = self.link.addresses[self._next_address % len(self.link.addresses)]
+        stream = ClientStream(GrpcTransport(address))
+        welcome = stream.greet(self.plan, self.link.timeout_s)
+        self._stream, self._num_steps, self._pending = stream, 0, []
+        self.cuts = welcome.cuts
+        stream.open_session(self._opening())
+
+    def _opening(self, cut: str = "") -> OpenSession:
+        weighs = self.sampling.weighs_repetition
+        return OpenSession(sampling=self.sampling, cut=cut, seen=tuple(sorted(self.device.seen)) if weighs else ())
+
+    def _replay(self) -> None:
+        """Sends all frames: those whose replies were taken many at a time, each other one as it was sent first."""
+        if self._has_dropped:
+            self._frames = [frame for frames in self.device.again() for frame in frames]
+            self._has_dropped = False
+        taken, others = self._frames[: self._num_taken], self._frames[self._num_taken :]
+        for start in range(0, len(taken), _REPLAY_FRAMES):
+            self._post(tuple(taken[start : start + _REPLAY_FRAMES]), more=True, quiet=True)
+        for index, frame in enumerate(others, start=1):
+            self._post((frame,), more=index < len(others))
+
+    def _post(self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False) -> int:
+        return self._post_message(Step(step=self._num_steps + 1, frames=frames, more=more, quiet=quiet))
+
+    def _post_layer(self, layer: int, keys: bytes, values: bytes) -> int:
+        return self._post_message(MoveCut(step=self._num_steps + 1, layer=layer, keys=keys, values=values))
+
+    def _post_message(self, message: Step | MoveCut) -> int:
+        assert self._stream is not None
+        future, num_bytes = self._stream.post(message)
+        self._num_steps += 1
+        self._pending.append(future)
+        return num_bytes
+
+    def _collect(self) -> Replies:
+        """Replies in the order of their steps, so that the first failure is the true one."""
+        replies: Replies = []
+        for future in self._pending:
+            try:
+                replies.append(future.result(self.link.step_timeout_s))
+            except TimeoutError:
+                raise DeadlineExceeded(f"no reply within {self.link.step_timeout_s} s; is the server alive?") from None
+        self._pending = []
+        return replies
+
+    def _drop(self) -> None:
+        self.close()
+        self._next_address += 1

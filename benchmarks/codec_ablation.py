@@ -141,7 +141,8 @@ def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: boo
     per_unit = {0: 1, 1: (grid.rows + 1) // 2, 2: grid.rows * ((grid.columns + 1) // 2)}[int(layout)]
     index = np.empty(grid.units * per_unit, np.uint16)
     shape = (grid.planes, grid.rows, grid.columns)
-    cpu_writer.symbols_of(np.clip(high, -32767, 32767).astype(np.int16), int(layout), one_sided_kind, start, *shape, num_contexts, index)
+    narrow = np.clip(high, -32767, 32767).astype(np.int16)
+    cpu_writer.symbols_of(narrow, int(layout), one_sided_kind, start, *shape, num_contexts, index)
     histogram = cpu_writer.histogram_over(index, 2 * num_contexts)
     following, flips = tables.NEXT[kind], tables.FLIP_NEXT[kind]
     if not paired:

@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/serverlight demo $(ARGS)
+	$(if $(ARGS),,$(BIN)/serverlight demo demo-lm)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

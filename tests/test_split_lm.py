@@ -82,6 +82,7 @@ def remote(whole: Any) -> Iterator[sl.SplitCausalLM]:
         {"max_new_tokens": 12, "do_sample": True, "top_k": 1},
     ],
 )
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 def test_answers_are_those_of_the_whole_model(whole: Any, split: Any, options: dict[str, Any]) -> None:
     """Nearly lossless, a cut model answers as the whole one does, and reads the same options."""
     assert split.generate(PROMPT, **options).tolist() == whole.generate(PROMPT, **options).tolist()
@@ -255,7 +256,9 @@ CONVERSATION = [{"role": "user", "content": "who are you?"}]
 def test_pipelines(whole: Any, split: Any, tokenizer: Any, prompt: Any, record: Callable[[], list[str]]) -> None:
     """A pipeline takes the cut model for the whole one, with texts and with conversations, and has nothing to complain of."""
     answers = [
-        transformers.pipeline("text-generation", model=model, tokenizer=tokenizer, device=-1)(prompt, max_new_tokens=16)
+        transformers.pipeline("text-generation", model=model, tokenizer=tokenizer, device=-1)(
+            prompt, max_new_tokens=16, do_sample=False
+        )
         for model in (whole, split)
     ]
     assert answers[1] == answers[0]
@@ -321,7 +324,6 @@ def test_scores_are_those_that_tokens_are_chosen_by(whole: Any) -> None:
     """A text crosses as a prompt does, in the same chunks: the last logits choose the token that generate makes."""
     coarse = sl.SplitCausalLM.local(whole.folder, cut=CUT, codec=sl.CodecConfig(sparsity=0.5), dtype=torch.float32)
     ids = torch.arange(3, 93).repeat(2)[None, :127]
-    torch.manual_seed(0)
     for length in (5, 40, 127):
         assert (
             coarse.generate(ids[:, :length], max_new_tokens=1)[0, -1] == coarse(ids[:, :length]).logits[0, -1].argmax()

@@ -15,6 +15,7 @@ from serverlight.apps.commands.bench_codec import bench
 from serverlight.apps.commands.cuts import cuts
 from serverlight.apps.commands.demo import demo
 from serverlight.apps.commands.evaluate import evaluate
+from serverlight.apps.commands.generate import generate
 from serverlight.apps.commands.inspect_frame import inspect_frame
 from serverlight.apps.commands.run import run
 from serverlight.apps.commands.serve import serve
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(serve)
 app.command()(run)
+app.command()(generate)
 app.command()(cuts)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)

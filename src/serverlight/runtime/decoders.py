@@ -155,7 +155,8 @@ class DecoderSession:
             raise ContextExceeded(num_tokens, most)
         reserve(self._room.num_bytes(move.layer, num_tokens))
         try:
-            state = read_layer(move, self._room.sizes[move.layer - self._room.first], num_tokens)
+            size = self._room.sizes[move.layer - self._room.first]
+            state = read_layer(move, size, num_tokens, self._part.device)
             clock.decoded()
             self._cache.adopt(move.layer, first, [state])
         except BaseException:

@@ -20,6 +20,8 @@ __all__ = [
     "MoveCut",
     "OpenSession",
     "Payload",
+    "Ping",
+    "Pong",
     "RawTensor",
     "ServerMessage",
     "Step",
@@ -236,6 +238,16 @@ class CloseSession:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Ping:
+    """Asks whether the server is alive."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pong:
+    """It is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepReply:
     """What a step gave."""
 
@@ -263,5 +275,5 @@ class StepReply:
         return self.step
 
 
-ClientMessage = Hello | InferRequest | OpenSession | Step | MoveCut | CloseSession
-ServerMessage = Welcome | InferReply | StepReply | Failure
+ClientMessage = Hello | InferRequest | OpenSession | Step | MoveCut | CloseSession | Ping
+ServerMessage = Welcome | InferReply | StepReply | Failure | Pong

@@ -97,7 +97,11 @@ class DecoderSession:
         done = 0 if self._last is None else self._last.step
         num_tokens = self._cache.num_tokens + (len(message.frames) if isinstance(message, Step) else 0)
         # One that the sequence is too long for has another error, which comes with its turn.
-        if message.step <= done or isinstance(message, MoveCut) or num_tokens > self._room.num_tokens(self._cache.first):
+        if (
+            message.step <= done
+            or isinstance(message, MoveCut)
+            or num_tokens > self._room.num_tokens(self._cache.first)
+        ):
             return 0
         return self._room.num_bytes(self._cache.first, num_tokens)
 

@@ -27,6 +27,7 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "generation": BASE - {"link"},
     "loopback": BASE - {"link"},
     "runtime": BASE | {"generation"},
+    "split_lm": {"errors", "codec", "huggingface", "plan", "sampling", "generation", "runtime"},
     "evaluation": BASE | {"text", "generation", "loopback", "runtime"},
     "apps": BASE | {"text", "generation", "loopback", "runtime", "evaluation"},
 }

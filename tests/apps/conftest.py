@@ -77,8 +77,8 @@ def spawn(*words: str) -> subprocess.Popen[str]:
 Spawned = tuple[subprocess.Popen[str], dict[str, Any]]
 
 
-def spawn_server(*words: str) -> Spawned:
-    process = spawn("serve", "demo-vision", *words, "--port", "0", "--json", "-", "--until-eof")
+def spawn_server(*words: str, model: str = "demo-vision") -> Spawned:
+    process = spawn("serve", model, *words, "--port", "0", "--json", "-", "--until-eof")
     assert process.stdout
     assert process.stderr
     line = process.stdout.readline()
@@ -91,8 +91,8 @@ def start_server() -> Iterator[Callable[..., Spawned]]:
     """Starts ``serve`` on a free port and returns when it is ready, with what it then says."""
     with contextlib.ExitStack() as stack:
 
-        def start(*words: str) -> Spawned:
-            process, ready = spawn_server(*words)
+        def start(*words: str, model: str = "demo-vision") -> Spawned:
+            process, ready = spawn_server(*words, model=model)
             stack.enter_context(process)
             stack.callback(process.kill)
             return process, ready

@@ -129,17 +129,54 @@ def test_deadline_hands_the_rest_to_the_server(
     assert made.exits[0].way in ("shipped", "recomputed")
 
 
-@pytest.mark.parametrize("caps", [Caps(device_memory_bytes=memory_for(3, 15)), Caps(step_deadline_ms=1e-6)])
+@pytest.mark.parametrize(
+    "caps",
+    [Caps(device_memory_bytes=memory_for(3, 15)), Caps(step_deadline_ms=1e-6), Caps(device_memory_bytes=0)],
+)
 def test_stop(server: Server, head: LoadedDecoder, tail: LoadedDecoder, plan: Plan, caps: Caps) -> None:
     """Who would rather stop keeps the tokens that there are, with the reason."""
     expected = DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=NUM_TOKENS)
     client = DecoderClient([server.address], plan=plan, head=head, caps=dataclasses.replace(caps, on_limit="stop"))
     made = client.generate(PROMPT, max_new_tokens=NUM_TOKENS)
     (exit,) = made.exits
+    assert made.token_ids or caps.device_memory_bytes == 0
     assert exit.to_cut is None
     assert exit.token_index == len(made.token_ids) < NUM_TOKENS
     assert made.token_ids == expected[: len(made.token_ids)]
     assert "stopped" in str(exit)
+
+
+@pytest.mark.parametrize("way", ["shipped", "recomputed"])
+def test_windowed_layers(tmp_path: pathlib.Path, way: str) -> None:
+    """Layers that remember a window only move as well, when it is long past the first tokens."""
+    config = transformers.MistralConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, sliding_window=8,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        transformers.MistralForCausalLM(config).save_pretrained(tmp_path)
+    head = LoadedDecoder.head(str(tmp_path), "layers.3", dtype=torch.float32)
+    tail = LoadedDecoder.tail(str(tmp_path), "layers.0", dtype=torch.float32)
+    plan = Plan(model=head.name, revision=head.revision, cut="layers.3", codec=CodecConfig(profile="fp16"))
+    prompt = [1 + 7 * i % 90 for i in range(90)]
+    caps = Caps(step_deadline_ms=1e-6, on_limit="server", way=way)
+    with Server(tail, CUTS) as server:
+        made = DecoderClient([server.address], plan=plan, head=head, caps=caps).generate(prompt, max_new_tokens=20)
+    assert made.token_ids == DecoderLoopback(plan, head, tail).generate(prompt, max_new_tokens=20)
+    assert [exit.way for exit in made.exits] == [way]
+
+
+def test_bfloat16(tiny_llama: str) -> None:
+    """Halves hold what a model in bfloat16 computes, so that not a bit changes when keys and values are shipped."""
+    head = LoadedDecoder.head(tiny_llama, "layers.3", dtype=torch.bfloat16)
+    tail = LoadedDecoder.tail(tiny_llama, "layers.0", dtype=torch.bfloat16)
+    plan = Plan(model=head.name, revision=head.revision, cut="layers.3", codec=CodecConfig(profile="fp16"))
+    caps = Caps(device_memory_bytes=memory_for(3, 15) // 2, way="shipped")
+    with Server(tail, CUTS) as server:
+        made = DecoderClient([server.address], plan=plan, head=head, caps=caps).generate(PROMPT, max_new_tokens=35)
+    assert made.token_ids == DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=35)
+    assert [exit.token_index for exit in made.exits] == [9, 16]
 
 
 def test_prompt_too_long_for_the_cut(server: Server, head: LoadedDecoder, tail: LoadedDecoder, plan: Plan) -> None:
@@ -174,6 +211,20 @@ def test_recomputed_as_if_cut_there_from_the_start(
     before = list(made.token_ids[: exit.token_index])
     rest = at_new_cut.generate(PROMPT + before, max_new_tokens=16 - len(before), chunk_tokens=1)
     assert made.token_ids[exit.token_index :] == rest
+
+
+@pytest.mark.parametrize("way", ["shipped", "recomputed"])
+def test_moves_keep_what_was_seen(
+    server: Server, head: LoadedDecoder, tail: LoadedDecoder, plan: Plan, way: str
+) -> None:
+    """A repetition penalty counts every token before a move, the newest too, and chance goes on as it would have."""
+    for sampling in (Sampling(repetition_penalty=4.0), Sampling(temperature=0.8, repetition_penalty=1.5, seed=3)):
+        expected = DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=NUM_TOKENS, sampling=sampling)
+        caps = Caps(device_memory_bytes=memory_for(3, 15), way=way)
+        client = DecoderClient([server.address], plan=plan, head=head, caps=caps)
+        made = client.generate(PROMPT, max_new_tokens=NUM_TOKENS, sampling=sampling)
+        assert made.token_ids == expected
+        assert len(made.exits) == 3
 
 
 @pytest.mark.parametrize("error", [ServerBusy(1), None])

@@ -1,9 +1,10 @@
-"""The figure of ``serverlight bench codec``."""
+"""The figures of the benchmarks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from serverlight.evaluation.codec_bench import TaskReport
 from serverlight.evaluation.speed import SpeedRow
 
-__all__ = ["plot_codecs"]
+__all__ = ["plot_codecs", "plot_drift"]
 
 COLUMNS = 3
 PANEL_INCHES = (5.2, 3.9)
@@ -143,6 +144,93 @@ def _as_size(num_bytes: float) -> str:
             return f"{num_bytes:g} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:g} MB"
+
+
+# -- drift of language models ------------------------------------------------------------------------
+
+SHADES = {
+    "serverlight": ("#9ECAE1", "#4292C6", "#0072B2", "#08306B"),
+    "slicer": ("#FDBE85", "#E69F00", "#A6611A", "#543005"),
+}
+"""From few bits to many."""
+
+FRAMES = {1: ("-", "o"), 16: ("--", "s"), 128: (":", "^")}
+"""Dashes and markers by tokens a frame."""
+
+
+def plot_drift(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Draws the rows of ``benchmarks/lm_drift.py``: divergence over positions and over rate, and texts that part.
+
+    The name's end tells the format.
+    """
+    figure = Figure(figsize=(12.5, 9), layout="constrained", facecolor="white")
+    read, rates, parted, own = figure.subplots(2, 2).flat
+    coded = [row for row in rows if row["config"] and row["config"]["profile"] in SHADES]
+    single = [row for row in coded if row["chunk_tokens"] == 1]
+    for row, colour in zip(single, _shades(single), strict=True):
+        _draw_positions(read, row["positions"], row["title"], colour)
+        if written := row.get("drawn"):
+            _draw_positions(own, written["positions"], row["title"], colour)
+            _draw_parting(parted, written, row["title"], colour)
+    _draw_frames(rates, coded)
+    nats, place = "KL divergence from the uncut model, nats", "position, tokens"
+    for axes in (read, own):
+        axes.set(xscale="log", yscale="log")
+    _finish(read, "the same text read by both, frames of one token", place, nats)
+    _finish(rates, "the same, by bytes and by tokens of a frame", "bytes a token", nats)
+    _finish(parted, "texts drawn with the same luck, still equal", place, "share of texts")
+    _finish(own, "the cut model's own text, drawn", place, nats)
+    rates.xaxis.set_minor_formatter(NullFormatter())
+    rates.set_xticks(ticks := (16, 32, 64, 128, 256), [f"{tick}" for tick in ticks])
+    rates.legend(fontsize=8, frameon=False)
+    handles, labels = read.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _shades(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    profiles = [row["config"]["profile"] for row in rows]
+    return [SHADES[name][min(profiles[:i].count(name), len(SHADES[name]) - 1)] for i, name in enumerate(profiles)]
+
+
+def _draw_positions(axes: Axes, buckets: Sequence[Mapping[str, Any]], name: str, colour: str) -> None:
+    """Means over positions with their intervals, each in the middle of its bucket."""
+    x = [math.sqrt(bucket["first"] * bucket["last"]) for bucket in buckets]
+    low, high = zip(*(bucket["kl_interval"] for bucket in buckets), strict=True)
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(x, [bucket["kl"] for bucket in buckets], color=colour, marker="o", markersize=3, label=name)
+
+
+def _draw_frames(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Divergence against bytes, a line for each profile and length of a frame."""
+    for profile, shades in SHADES.items():
+        for chunk, (dashes, marker) in FRAMES.items():
+            points = sorted(
+                (row["bytes_per_token"], row["kl"])
+                for row in rows
+                if (row["config"]["profile"], row["chunk_tokens"]) == (profile, chunk)
+            )
+            if points:
+                label = f"{profile}, {chunk} token{'s' if chunk > 1 else ''}"
+                axes.plot(
+                    *zip(*points, strict=True),
+                    dashes,
+                    color=shades[2 if profile == "serverlight" else 1],
+                    marker=marker,
+                    markersize=4,
+                    label=label,
+                )
+    axes.set(xscale="log", yscale="log")
+
+
+def _draw_parting(axes: Axes, written: Mapping[str, Any], name: str, colour: str) -> None:
+    """Share of the texts that have not parted yet, as a staircase."""
+    firsts = sorted(place for place in written["first_difference"] if place is not None)
+    num_texts = len(written["first_difference"])
+    shares = [1 - i / num_texts for i in range(len(firsts) + 1)]
+    end = written["positions"][-1]["last"]
+    axes.step([1, *firsts, end], [*shares, shares[-1]], where="post", color=colour, label=name)
+    axes.set(xscale="log", ylim=(-0.03, 1.03))
 
 
 # -- parts -------------------------------------------------------------------------------------------

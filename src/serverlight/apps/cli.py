@@ -16,6 +16,7 @@ from serverlight.apps.commands.cuts import cuts
 from serverlight.apps.commands.demo import demo
 from serverlight.apps.commands.edge import edge
 from serverlight.apps.commands.evaluate import evaluate
+from serverlight.apps.commands.generate import generate
 from serverlight.apps.commands.inspect_frame import inspect_frame
 from serverlight.apps.commands.run import run
 from serverlight.apps.commands.serve import serve
@@ -54,6 +55,7 @@ app.command()(demo)
 app.command()(serve)
 app.command()(run)
 app.command()(edge)
+app.command()(generate)
 app.command()(cuts)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)

@@ -79,12 +79,18 @@ class PlannedCut:
     agreed: Plan | None
     """The plan that was given."""
 
-    def plan_for(self, name: str, revision: str) -> Plan:
+    def plan_for(self, name: str, revision: str, return_cut: str | None = None) -> Plan:
         """The plan for a model; raises :class:`PlanMismatch` where the one that was given is for another."""
         from serverlight.plan import Plan
 
-        digest = self.basis.digest.hex() if self.basis else None
-        ours = Plan(model=name, revision=revision, cut=self.cut, codec=self.codec, basis=digest)
+        ours = Plan(
+            model=name,
+            revision=revision,
+            cut=self.cut,
+            codec=self.codec,
+            basis=self.basis.digest.hex() if self.basis else None,
+            return_cut=return_cut or (self.agreed.return_cut if self.agreed else None),
+        )
         if self.agreed:
             ours.check_compatible(self.agreed)
             self.agreed.check_basis(self.basis)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from serverlight.errors import ConfigError
 
-__all__ = ["DataOption", "JsonOption", "LimitOption", "ModelArgument", "ThreadsOption", "parse_list"]
+__all__ = [
+    "DataOption",
+    "DtypeOption",
+    "JsonOption",
+    "LimitOption",
+    "ModelArgument",
+    "ReturnCutOption",
+    "ThreadsOption",
+    "parse_list",
+    "read_dtype",
+]
 
 _T = TypeVar("_T")
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="`demo-vision` (shipped), a Hugging Face id or folder, a CIFAR ResNet's `.safetensors` file, "
+        help="`demo-vision` or `demo-lm` (shipped), a Hugging Face id or folder, a CIFAR ResNet's `.safetensors` file, "
         "or `package.module:function`.",
     ),
 ]
@@ -40,6 +52,28 @@ DataOption = Annotated[
 LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Use the first N images only.")]
 
 ThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads that PyTorch may use.")]
+
+DtypeOption = Annotated[
+    str,
+    typer.Option(help="Numbers of a language model's weights: `auto` as stored, `float32`, `bfloat16`, `float16`."),
+]
+
+ReturnCutOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Second cut of a language model: the layers behind it run on the device again, so that no token leaves it.",
+    ),
+]
+
+
+def read_dtype(name: str) -> Any:
+    """The torch dtype of that name, or ``None`` for ``auto``; raises :class:`ConfigError`."""
+    import torch
+
+    if name not in DTYPES:
+        raise ConfigError("dtype", f"must be one of {', '.join(DTYPES)}, got {name!r}")
+    return None if name == "auto" else getattr(torch, name)
 
 
 def parse_list(field: str, text: str, kind: Callable[[str], _T]) -> list[_T]:

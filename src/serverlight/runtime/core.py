@@ -33,6 +33,8 @@ from serverlight.runtime.messages import (
     InferRequest,
     MoveCut,
     OpenSession,
+    Ping,
+    Pong,
     ServerMessage,
     Step,
     StepReply,
@@ -329,6 +331,8 @@ class _Connection:
             match message:
                 case Hello():
                     self._greet(message)
+                case Ping():
+                    self._reply(Pong())
                 case OpenSession():
                     self._open(message)
                 case CloseSession():

@@ -127,11 +127,13 @@ class DecoderSession:
         hidden = torch.cat(parts, dim=1)
         if isinstance(self._part, DecoderMiddle):
             returned = self._part(hidden, self._cache).split([part.shape[1] for part in parts], dim=1)
+            clock.computed()
             return _Answer() if step.quiet else _Answer(frames=self._encode(returned))
-        logits = self._part(hidden, self._cache, num_logits=1)[0, -1]
+        logits = self._part(hidden, self._cache, num_logits=1)[0, -1].float().cpu().numpy()
+        clock.computed()
         if step.more:
             return _Answer()
-        choice = choose_token(logits.float().cpu().numpy(), self._sampling, num_tokens, self._seen)
+        choice = choose_token(logits, self._sampling, num_tokens, self._seen)
         if self._sampling.weighs_repetition:
             self._seen.add(choice.token_id)
         return _Answer(choice=choice)
@@ -155,7 +157,8 @@ class DecoderSession:
             raise ContextExceeded(num_tokens, most)
         reserve(self._room.num_bytes(move.layer, num_tokens))
         try:
-            state = read_layer(move, self._room.sizes[move.layer - self._room.first], num_tokens)
+            size = self._room.sizes[move.layer - self._room.first]
+            state = read_layer(move, size, num_tokens, self._part.device)
             clock.decoded()
             self._cache.adopt(move.layer, first, [state])
         except BaseException:
@@ -198,17 +201,25 @@ class _Clock:
         self._queue_ms = queue_ms
         self._started_s, self._started_cpu_s = time.perf_counter(), time.thread_time()
         self._decoded_s = self._started_s
+        self._computed_s: float | None = None
 
     def decoded(self) -> None:
         """The tensors are there."""
         self._decoded_s = time.perf_counter()
 
+    def computed(self) -> None:
+        """The layers have run."""
+        self._computed_s = time.perf_counter()
+
     def timing(self) -> Timing:
         """All until now."""
+        now_s = time.perf_counter()
+        computed_s = now_s if self._computed_s is None else self._computed_s
         return Timing(
             queue_ms=self._queue_ms,
             decode_ms=(self._decoded_s - self._started_s) * 1e3,
-            tail_ms=(time.perf_counter() - self._decoded_s) * 1e3,
+            tail_ms=(computed_s - self._decoded_s) * 1e3,
+            sample_ms=(now_s - computed_s) * 1e3,
             cpu_ms=(time.thread_time() - self._started_cpu_s) * 1e3,
             process_cpu_ms=time.process_time() * 1e3,
         )

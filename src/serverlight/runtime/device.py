@@ -74,7 +74,7 @@ class Device:
         self._cache = head.new_cache(last=layer_of(plan.cut))
         self._tail_cache = None if tail is None else tail.new_cache(first=layer_of(plan.return_cut or ""))
         self._ids: list[int] = []
-        self._prompt_ids = frozenset(prompt_ids)
+        self._seen = set(prompt_ids)
         self._sizes: list[int] = []
 
     @property
@@ -89,8 +89,8 @@ class Device:
 
     @property
     def seen(self) -> Set[int]:
-        """The tokens that occur in the prompt, also where it has not been run yet, and in the answer."""
-        return self._prompt_ids.union(self._ids)
+        """The tokens that occur in prompt and answer, also where they have not been run yet."""
+        return self._seen
 
     @property
     def num_frames(self) -> int:
@@ -136,6 +136,10 @@ class Device:
             for part in parts:
                 logits = self._tail(part, self._tail_cache, num_logits=1)[0, -1]
         return choose_token(logits.float().cpu().numpy(), sampling, len(self._ids), self.seen)
+
+    def note(self, token_id: int) -> None:
+        """Counts a token of the answer as seen, before it is run: a cut that moves now must not forget it."""
+        self._seen.add(token_id)
 
     def give(self, layer: int) -> tuple[LayerState, ...]:
         """Moves the cut to ``layer``; returns what the layers behind it remember, and forgets it."""

@@ -20,8 +20,8 @@ def write_layer(state: LayerState, codec: Codec) -> tuple[bytes, bytes]:
     return codec.encode(state.keys[0]), codec.encode(state.values[0])
 
 
-def read_layer(move: MoveCut, size: LayerSize, num_tokens: int) -> LayerState:
-    """The state in a message from a stranger; ``size`` is what the layer remembers here, in a sequence of ``num_tokens``.
+def read_layer(move: MoveCut, size: LayerSize, num_tokens: int, device: torch.device) -> LayerState:
+    """The state in a message from a stranger, on ``device``; ``size`` is what the layer remembers here of ``num_tokens``.
 
     Raises:
         FrameError: a frame is damaged, or claims more elements than the layer can have.
@@ -29,7 +29,7 @@ def read_layer(move: MoveCut, size: LayerSize, num_tokens: int) -> LayerState:
     """
     keys = _read("keys", move.keys, size, size.key_size, num_tokens)
     values = _read("values", move.values, size, size.value_size, num_tokens)
-    return LayerState(index=move.layer, num_tokens=num_tokens, keys=keys, values=values)
+    return LayerState(index=move.layer, num_tokens=num_tokens, keys=keys.to(device), values=values.to(device))
 
 
 def _read(name: str, frame: bytes, size: LayerSize, head_size: int, num_tokens: int) -> torch.Tensor:

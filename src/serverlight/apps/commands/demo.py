@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serverlight.apps.commands.demo_writing import NUM_TOKENS, demo_writing
 from serverlight.apps.options import DataOption, JsonOption, LimitOption, ModelArgument
 from serverlight.apps.terminal import STDOUT, check_writable, print_lines, print_table, progress_bar, write_json
+from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
     from serverlight.apps.demo.measure import DemoSetup
@@ -31,12 +33,17 @@ def demo(
     plot: Annotated[
         str | None, typer.Option(metavar="PATH", help="Save the table as a figure, PATH.png and PATH.svg.")
     ] = None,
+    tokens: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Tokens to write after each prompt; language models only.")
+    ] = NUM_TOKENS,
     json: JsonOption = None,
 ) -> None:
     """Show what cutting a model saves and costs: a real server, several devices, real images, one table.
 
     Compares sending the image, fp16 features, frames of SLICER and of our own codec, and doing all on the device. The server
     and the devices are processes of this machine; one request at a time from each device, one image a request.
+
+    With a language model, such as `demo-lm`, one device writes greedily with servers that have all of the model or its tail.
 
     Example: `serverlight demo --link 10mbit,20ms --plot demo --json demo.json`
     """
@@ -46,11 +53,17 @@ def demo(
     from serverlight.apps.demo.report import COLUMNS, make_rows, summary, table_cells
     from serverlight.codec import warm_up
     from serverlight.link import LinkConfig
+    from serverlight.models.loader import is_language_model
 
     check_writable("json", json)
     check_writable("plot", plot)
     parsed_link = LinkConfig.parse(link) if link else None
     torch.set_num_threads(1)
+    if is_language_model(model):
+        if data or plot:
+            raise ConfigError("data" if data else "plot", f"is for images, and {model!r} writes text; leave it away")
+        demo_writing(model, cut or [], limit, tokens, parsed_link, json)
+        return
     setup, labels = _prepare(model, cut or [], data, limit, clients, parsed_link)
     with progress_bar("compiling the codec (once)", len(setup.modes) * setup.num_images) as (bar, task):
         warm_up()  # else server and devices would all compile at once

@@ -9,13 +9,25 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serverlight.apps.options import JsonOption, ModelArgument, ThreadsOption
+from serverlight.apps.cut_options import check_cut_or_plan
+from serverlight.apps.options import (
+    DtypeOption,
+    JsonOption,
+    ModelArgument,
+    ReturnCutOption,
+    ThreadsOption,
+    read_dtype,
+)
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
 from serverlight.errors import ConfigError
+
+if TYPE_CHECKING:
+    from serverlight.generation import LoadedDecoder
+    from serverlight.models import LoadedModel
 
 __all__ = ["serve"]
 
@@ -33,6 +45,12 @@ def serve(
     basis: Annotated[
         str | None, typer.Option(metavar="FILE", help="A basis that clients of all these cuts may send features in.")
     ] = None,
+    return_cut: ReturnCutOption = None,
+    max_sessions: Annotated[int, typer.Option(min=1, help="Sequences of a language model at a time.")] = 64,
+    kv_memory: Annotated[
+        float, typer.Option(metavar="MIB", min=1, help="Keys and values of all of them together, in MiB.")
+    ] = 1024,
+    dtype: DtypeOption = "auto",
     threads: ThreadsOption = 1,
     until_eof: Annotated[
         bool, typer.Option("--until-eof", help="Stop also when standard input ends: when a parent process is gone.")
@@ -44,37 +62,57 @@ def serve(
     Stops on SIGTERM or Ctrl-C, after the requests that were accepted. With --json the address, model and cuts are
     written when clients can connect.
 
+    A language model's tail serves sequences, and has only the layers behind the first of its cuts.
+
     Example: `serverlight serve demo-vision --cut layer2.2 --port 50051`
     """
     import torch
 
     from serverlight.codec import Basis
-    from serverlight.models import load_model
     from serverlight.plan import Plan
     from serverlight.runtime import Server
+    from serverlight.runtime.core import ServerConfig
 
     check_writable("json", json)
-    if bool(cut) == bool(plan):
-        raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; `serverlight cuts MODEL` lists the cuts")
+    check_cut_or_plan(cut, plan)
+    config = ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20))
+    numbers = read_dtype(dtype)
     agreed = Plan.load(plan) if plan else None
     stopping = threading.Event()
     if until_eof:
         threading.Thread(target=_stop_at_eof, args=(stopping,), name="serverlight-stdin", daemon=True).start()
     torch.set_num_threads(threads)
-    loaded = load_model(model)
+    cuts = [agreed.cut] if agreed else list(cut or ())
+    loaded = _load(model, cuts, return_cut or (agreed.return_cut if agreed else None), numbers)
     if agreed:
         dataclasses.replace(agreed, model=loaded.name, revision=loaded.revision).check_compatible(agreed)
-    cuts = [agreed.cut] if agreed else list(cut or ())
     codec = agreed.codec if agreed else None
     turned = Basis.load(basis) if basis else None
     if agreed:
         agreed.check_basis(turned)
     bases = dict.fromkeys(cuts, turned) if turned else {}
-    with _set_by_signals(stopping), Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port) as server:
+    server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config)
+    with _set_by_signals(stopping), server:
         _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
         stopping.wait()
         given_up = server.drain()
     print(f"stopped; {given_up} requests were given up", file=sys.stderr)
+
+
+def _load(spec: str, cuts: list[str], return_cut: str | None, dtype: Any) -> LoadedModel | LoadedDecoder:
+    from serverlight.models import is_language_model, load_model
+
+    if not is_language_model(spec):
+        for name, value in {"return_cut": return_cut, "dtype": dtype}.items():
+            if value is not None:
+                raise ConfigError(name, f"is for language models, and {spec!r} is none; leave it away")
+        return load_model(spec)
+    from serverlight.generation import LoadedDecoder, layer_of  # brings transformers, which takes seconds
+
+    first = min(cuts, key=layer_of)
+    if return_cut:
+        return LoadedDecoder.middle(spec, first, return_cut, dtype=dtype)
+    return LoadedDecoder.tail(spec, first, dtype=dtype)
 
 
 def _announce(facts: dict[str, Any], json: str | None) -> None:

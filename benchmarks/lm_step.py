@@ -4,7 +4,7 @@
     python benchmarks/lm_step.py --json step.json --markdown step.md
 
 The model is a Llama of random weights with the hidden size asked for, two layers on each side, and everything else small: narrow
-attention and MLP, 512 tokens. Head and tail are therefore not those of any true model; what lies between them is.
+attention and MLP, 128 tokens. Head and tail are therefore not those of any true model; what lies between them is.
 
 After each step an empty echo crosses a bare gRPC stream to a third process: as many bytes up and down as the step's messages had,
 answered at once. It is the link's own time, and taking it beside each step makes the difference paired. `ours` is the step's whole
@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import pathlib
 import queue
 import socket
@@ -43,6 +44,7 @@ from serverlight.generation import LoadedDecoder
 from serverlight.plan import Plan
 from serverlight.runtime.decoder_client import DecoderClient, Token
 from serverlight.runtime.device import Device
+from serverlight.runtime.heartbeat import Heartbeat
 from serverlight.runtime.sequence import Link, RemoteSequence
 from serverlight.runtime.server import Server
 from serverlight.sampling import Sampling
@@ -66,7 +68,12 @@ TOLD = {
 QUIET_S = 0.3
 ECHO = "/benchmark.Echo/Connect"
 BUDGET_MS, BUDGET_BYTES = 1.0, 64
-PARTS = ("head", "encode", "wire", "queue", "decode", "tail", "sample", "rest")
+PARTS = {
+    **{name: name for name in ("head", "encode", "wire", "queue", "decode", "tail", "sample", "rest")},
+    "total": "the whole step",
+    "link": "an empty echo over gRPC",
+    "ours": "all but head, tail and the echo",
+}
 
 
 def main() -> int:
@@ -100,8 +107,8 @@ def main() -> int:
 def make_model(path: pathlib.Path, hidden: int, num_tokens: int) -> str:
     """A Llama of random weights whose layers are narrow."""
     config = transformers.LlamaConfig(
-        vocab_size=512, hidden_size=hidden, intermediate_size=256, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=num_tokens + 1,
+        vocab_size=128, hidden_size=hidden, intermediate_size=32, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=num_tokens + 1,
     )  # fmt: skip
     torch.manual_seed(3)
     transformers.LlamaForCausalLM(config).save_pretrained(path)
@@ -181,12 +188,24 @@ def measure(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         steps = measure_steps(DecoderClient([address], plan=plan, head=head), Echo(echo_address), args)
         counted = count_bytes(Relay(address), plan, head, args.steps)
     medians = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
+    least = {name: min(step[name] for step in steps) for name in steps[0]}
+    # Of a difference the least would be that of the luckiest step: here it is the difference of the least.
+    least["ours"] = min(step["ours"] + step["link"] for step in steps) - least["link"]
     holds = {
         "time": medians["ours"] < BUDGET_MS,
+        "least time": least["ours"] < BUDGET_MS,
         "bytes": max(counted[way]["DATA"] for way in ("up", "down")) <= BUDGET_BYTES,
     }
     settings = {name: getattr(args, name) for name in ("hidden", "steps", "warm_up", "profile")}
-    return {**describe_environment(), "settings": settings, "median_ms": medians, "bytes": counted, "holds": holds}
+    return {
+        **describe_environment(),
+        "settings": settings,
+        "load": os.getloadavg()[0],
+        "median_ms": medians,
+        "least_ms": least,
+        "bytes": counted,
+        "holds": holds,
+    }
 
 
 def measure_steps(client: DecoderClient, echo: Echo, args: argparse.Namespace) -> list[dict[str, float]]:
@@ -223,7 +242,7 @@ def split(token: Token, total_ms: float, link_ms: float) -> dict[str, float]:
 
 def count_bytes(relay: Relay, plan: Plan, head: LoadedDecoder, num_steps: int) -> dict[str, Any]:
     """Means over all steps of what crossed the sockets; a prompt comes before."""
-    link = Link([relay.address], timeout_s=60.0, step_timeout_s=60.0, recovery_s=60.0)
+    link = Link([relay.address], timeout_s=60.0, step_timeout_s=60.0, recovery_s=60.0, heartbeat=Heartbeat())
     device = Device(plan, head.part, None)  # type: ignore[arg-type]
     sequence = RemoteSequence(link, plan, SAMPLING, device)
     token_ids, frame_bytes, skipped = PROMPT, 0, (0, 0)
@@ -286,17 +305,15 @@ def by_kind(data: bytearray, *, payload: int = 0) -> dict[str, int]:
 
 def table(result: dict[str, Any]) -> str:
     """Markdown."""
-    medians, counted, settings = result["median_ms"], result["bytes"], result["settings"]
+    medians, least = result["median_ms"], result["least_ms"]
+    counted, settings = result["bytes"], result["settings"]
     lines = [
         f"Hidden size {settings['hidden']}, profile {settings['profile']}, medians of {settings['steps']} steps; "
-        f"{result['cpu']}, {result['date']}.",
+        f"{result['cpu']}, {result['cores']} cores, load {result['load']:.1f}, {result['date']}.",
         "",
-        "| part of a step | ms |",
-        "| --- | --- |",
-        *(f"| {name} | {medians[name]:.3f} |" for name in PARTS),
-        f"| the whole step | {medians['total']:.3f} |",
-        f"| an empty echo over gRPC | {medians['link']:.3f} |",
-        f"| all but head, tail and the echo | {medians['ours']:.3f} |",
+        "| part of a step | median ms | least ms |",
+        "| --- | --- | --- |",
+        *(f"| {told} | {medians[name]:.3f} | {least[name]:.3f} |" for name, told in PARTS.items()),
         "",
         f"Bytes on the socket a step, beside {counted['frame']:.0f} of the frame:",
         "",

@@ -72,7 +72,7 @@ class SplitCausalLM(GenerativeModel):
 
     def __init__(self, generator: DecoderClient | DecoderLoopback, *, model: str | None = None) -> None:
         config = copy.deepcopy(generator.head.model.config)
-        super().__init__(config)  # type: ignore[no-untyped-call]
+        super().__init__(config)
         self.generation_config = generation_config(model or generator.plan.model, config)
         self.loss_type = "ForCausalLM"
         self.generator = generator
@@ -124,7 +124,7 @@ class SplitCausalLM(GenerativeModel):
         """Element type of the head's weights."""
         return self.generator.head.dtype
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: Tensor | None = None,
         generation_config: Any = None,

@@ -92,6 +92,19 @@ class DecoderSession:
         self._codec = Codec(plan.codec)
         self._last: StepReply | None = None
 
+    def least_bytes(self, message: Step | MoveCut) -> int:
+        """A frame has a token at least; how many, and what a layer brings, is found out when its turn comes."""
+        done = 0 if self._last is None else self._last.step
+        num_tokens = self._cache.num_tokens + (len(message.frames) if isinstance(message, Step) else 0)
+        # One that the sequence is too long for has another error, which comes with its turn.
+        if (
+            message.step <= done
+            or isinstance(message, MoveCut)
+            or num_tokens > self._room.num_tokens(self._cache.first)
+        ):
+            return 0
+        return self._room.num_bytes(self._cache.first, num_tokens)
+
     def run(self, message: Step | MoveCut, reserve: Callable[[int], None], *, queue_ms: float) -> StepReply:
         """Goes on by a step, or takes over a layer; what fails leaves the sequence as it was.
 

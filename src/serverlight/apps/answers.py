@@ -44,7 +44,7 @@ class TokenNote:
     """Its own text; a replacement character where it is only part of one."""
 
     offset: int
-    """Characters of the answer before it."""
+    """Characters of the answer before it; behind a character that is not complete yet, those before that one."""
 
     logprob: float
     """Natural logarithm of its probability."""

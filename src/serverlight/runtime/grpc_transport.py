@@ -282,8 +282,8 @@ class _ServerStream:
         self._outbox.put_nowait((data, message))
 
     def end(self) -> None:
-        """Ends the stream after what is queued."""
-        self._outbox.put_nowait(None)
+        """Ends the stream after what is queued, also where that is still on its way to the loop."""
+        self._loop.call_soon(self._outbox.put_nowait, None)
 
     async def write(self) -> None:
         """Writes replies until the stream ends."""

@@ -247,7 +247,7 @@ def stop_ids(spec: str, tokenizer: Any) -> frozenset[int]:
 # -- generation ------------------------------------------------------------------------------------
 
 
-class GenerativeModel(transformers.PreTrainedModel, transformers.GenerationMixin):  # type: ignore[misc, no-untyped-call]
+class GenerativeModel(transformers.PreTrainedModel, transformers.GenerationMixin):  # type: ignore[no-untyped-call]
     """A model without parameters, whose subclass says how it generates; anything that takes a model of transformers takes it."""
 
     config_class = transformers.PreTrainedConfig
@@ -297,7 +297,8 @@ def stopping_criteria(settings: Any, more: Sequence[Any], tokenizer: Any) -> Any
 
 def generate_output(sequences: torch.Tensor) -> Any:
     """What ``generate(return_dict_in_generate=True)`` returns."""
-    return transformers.generation.GenerateDecoderOnlyOutput(sequences=sequences)
+    made: Any = transformers.generation  # its names are found at run time
+    return made.GenerateDecoderOnlyOutput(sequences=sequences)
 
 
 def causal_lm_output(logits: torch.Tensor, loss: torch.Tensor | None) -> Any:

@@ -77,7 +77,7 @@ class SplitCausalLM(GenerativeModel):
         self.loss_type = "ForCausalLM"
         self.generator = generator
         """What makes the tokens."""
-        self.eval()
+        self.eval()  # type: ignore[no-untyped-call]
 
     @classmethod
     def connect(
@@ -163,7 +163,8 @@ class SplitCausalLM(GenerativeModel):
             for settings in (generation_config, self.generation_config)
         )
         has_max_length |= options.get("max_length") is not None
-        settings, rest = self._prepare_generation_config(generation_config, **options)
+        model: Any = self  # transformers annotates its own method with a protocol of its own
+        settings, rest = model._prepare_generation_config(generation_config, **options)
         _check_options(settings, rest)
         inputs = _inputs(inputs, settings)
         prompts = _prompts(inputs, attention_mask, settings)

@@ -54,10 +54,10 @@ LEAST_BITS = {"serverlight": 1, "slicer": 2}
 """SLICER's bitmap alone takes one bit."""
 
 SLICER_GRID = [(groups, distortion) for groups in (1, 2) for distortion in (0.03, 0.06, 0.12, 0.25)]
-SPARSITY_STEPS = 10
-"""Bisections; the last one moves the sparsity by a thousandth."""
+SPARSITY_STEPS = 8
+"""Bisections; the last one moves the sparsity by less than half a hundredth."""
 
-SEARCH_WINDOWS, PROMPT_TOKENS, TEMPERATURE = 2, 24, 1.0
+SEARCH_WINDOWS, SEARCH_TOKENS, PROMPT_TOKENS, TEMPERATURE = 2, 384, 24, 1.0
 RAW_BYTES = 2
 """Of a token id that goes to a full server."""
 
@@ -141,7 +141,7 @@ class Texts:
             sys.exit(f"{needed} texts of {tokens} tokens wanted, {len(every)} are there; ask for fewer or shorter ones")
         chosen = every[order[:needed]]
         windows, prompts, search = chosen.split([num_windows, num_prompts, SEARCH_WINDOWS])
-        return cls(windows=windows, prompts=prompts[:, :PROMPT_TOKENS], search=search)
+        return cls(windows=windows, prompts=prompts[:, :PROMPT_TOKENS], search=search[:, :SEARCH_TOKENS])
 
 
 def read_text(path: pathlib.Path) -> str:

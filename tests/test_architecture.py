@@ -40,6 +40,10 @@ ONLY_IN = {  # package -> the files that may import it
     "matplotlib": {"apps/plots.py", "apps/bench_plots.py"},
     "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py"},
     "triton": {"codec/backends/gpu_kernels.py", "codec/backends/gpu_writer_kernels.py"},
+    "fastapi": {"apps/openai_api.py"},
+    "starlette": {"apps/openai_api.py"},
+    "pydantic": set(),
+    "uvicorn": {"apps/commands/edge.py"},
     "sklearn": set(),
     "psutil": set(),
 }

@@ -53,12 +53,14 @@ class LoadedDecoder:
     @classmethod
     def head(cls, spec: str, cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
         """The device's part for a cut such as ``layers.8``; errors are those of :func:`load_head`."""
-        return cls(name=spec, revision=checkpoint_digest(spec), part=load_head(spec, layers=layer_of(cut), dtype=dtype))
+        part = load_head(spec, layers=layer_of(cut), dtype=dtype)
+        return cls(name=spec, revision=checkpoint_digest(spec), part=part)
 
     @classmethod
     def tail(cls, spec: str, cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
         """The server's part, for this cut and all deeper ones; errors are those of :func:`load_tail`."""
-        return cls(name=spec, revision=checkpoint_digest(spec), part=load_tail(spec, layers=layer_of(cut), dtype=dtype))
+        part = load_tail(spec, layers=layer_of(cut), dtype=dtype)
+        return cls(name=spec, revision=checkpoint_digest(spec), part=part)
 
     @classmethod
     def middle(cls, spec: str, cut: str, return_cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:

@@ -247,7 +247,12 @@ def stop_ids(spec: str, tokenizer: Any) -> frozenset[int]:
 # -- generation ------------------------------------------------------------------------------------
 
 
-class GenerativeModel(transformers.PreTrainedModel, transformers.GenerationMixin):  # type: ignore[no-untyped-call]
+# Their methods have few types, and which ones differs from version to version.
+_PreTrainedModel: Any = transformers.PreTrainedModel
+_GenerationMixin: Any = transformers.GenerationMixin
+
+
+class GenerativeModel(_PreTrainedModel, _GenerationMixin):  # type: ignore[misc]
     """A model without parameters, whose subclass says how it generates; anything that takes a model of transformers takes it."""
 
     config_class = transformers.PreTrainedConfig
@@ -297,8 +302,8 @@ def stopping_criteria(settings: Any, more: Sequence[Any], tokenizer: Any) -> Any
 
 def generate_output(sequences: torch.Tensor) -> Any:
     """What ``generate(return_dict_in_generate=True)`` returns."""
-    made: Any = transformers.generation  # its names are found at run time
-    return made.GenerateDecoderOnlyOutput(sequences=sequences)
+    generation: Any = transformers.generation
+    return generation.GenerateDecoderOnlyOutput(sequences=sequences)
 
 
 def causal_lm_output(logits: torch.Tensor, loss: torch.Tensor | None) -> Any:

@@ -72,12 +72,12 @@ class SplitCausalLM(GenerativeModel):
 
     def __init__(self, generator: DecoderClient | DecoderLoopback, *, model: str | None = None) -> None:
         config = copy.deepcopy(generator.head.model.config)
-        super().__init__(config)  # type: ignore[no-untyped-call]
+        super().__init__(config)
         self.generation_config = generation_config(model or generator.plan.model, config)
         self.loss_type = "ForCausalLM"
         self.generator = generator
         """What makes the tokens."""
-        self.eval()  # type: ignore[no-untyped-call]
+        self.eval()
 
     @classmethod
     def connect(
@@ -124,7 +124,7 @@ class SplitCausalLM(GenerativeModel):
         """Element type of the head's weights."""
         return self.generator.head.dtype
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: Tensor | None = None,
         generation_config: Any = None,
@@ -163,8 +163,7 @@ class SplitCausalLM(GenerativeModel):
             for settings in (generation_config, self.generation_config)
         )
         has_max_length |= options.get("max_length") is not None
-        model: Any = self  # transformers annotates its own method with a protocol of its own
-        settings, rest = model._prepare_generation_config(generation_config, **options)
+        settings, rest = self._prepare_generation_config(generation_config, **options)
         _check_options(settings, rest)
         inputs = _inputs(inputs, settings)
         prompts = _prompts(inputs, attention_mask, settings)

@@ -226,7 +226,7 @@ def test_overhead_of_a_step() -> None:
     """Fields and framing beside the frame are at most 64 bytes a step, either way, also late in a long sequence."""
     frame = bytes(1500)
     assert wire_bytes(len(encode_client(Step(step=100_000, frames=(frame,))))) - len(frame) <= 64
-    timing = Timing(queue_ms=1.1, decode_ms=1.1, tail_ms=1.1, cpu_ms=1.1, process_cpu_ms=1e7)
+    timing = Timing(queue_ms=1.1, decode_ms=1.1, tail_ms=1.1, cpu_ms=1.1, process_cpu_ms=1e7, sample_ms=1.1)
     assert wire_bytes(len(encode_server(StepReply(step=100_000, token_id=200_000, timing=timing)))) <= 64
 
 

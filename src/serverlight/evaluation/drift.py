@@ -15,6 +15,7 @@ from typing import Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -132,7 +133,7 @@ def teacher_forced(
     sizes = [0] * len(crossings)
     for i, window in enumerate(windows):
         states = model.states(window[None])
-        base = model.logits(states)[0]
+        base = _log_softmax(model.logits(states)[0])
         for j, crossing in enumerate(crossings):
             received, size = crossing.send(states)
             kl[j, i], agrees[j, i] = _compare(model.logits(received)[0], base)
@@ -167,7 +168,7 @@ def free_running(
         states = model.head(ids, front)
         received, sizes = zip(*map(crossing.send, states.split(1)), strict=True)
         logits = model.tail(torch.cat(received), back, num_logits=1)[:, -1]
-        kl[:, i], agrees[:, i] = _compare(logits, model.tail(states, uncut, num_logits=1)[:, -1])
+        kl[:, i], agrees[:, i] = _compare(logits, _log_softmax(model.tail(states, uncut, num_logits=1)[:, -1]))
         chosen = _choose(logits, temperature, luck)
         tokens[:, i], size, ids = chosen.numpy(), size + sum(sizes), chosen[:, None]
     num_sent = len(prompts) * (prompts.shape[1] + num_tokens - 1)
@@ -196,11 +197,14 @@ def _bucket(drift: Drift, first: int, last: int) -> Bucket:
     )
 
 
-def _compare(logits: Tensor, base: Tensor) -> tuple[Floats, Flags]:
-    """KL divergence from the base, and whether the first choices are the same, over the last axis."""
-    log_p, log_q = base.double().log_softmax(-1), logits.double().log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)  # rounding may leave -1e-17
-    return kl.numpy(), (logits.argmax(-1) == base.argmax(-1)).numpy()
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.double().log_softmax(-1)
+
+
+def _compare(logits: Tensor, log_p: Tensor) -> tuple[Floats, Flags]:
+    """KL divergence from the base's log-probabilities, and whether the first choices are the same, over the last axis."""
+    kl = F.kl_div(_log_softmax(logits), log_p, reduction="none", log_target=True).sum(-1).clamp(min=0)
+    return kl.numpy(), (logits.argmax(-1) == log_p.argmax(-1)).numpy()  # rounding may leave a KL of -1e-17
 
 
 def _choose(logits: Tensor, temperature: float, luck: torch.Generator) -> Tensor:

@@ -288,6 +288,7 @@ def _timing_from_pb(timing: pb.Timing) -> Timing:
         tail_ms=timing.tail_ms,
         cpu_ms=timing.cpu_ms,
         process_cpu_ms=timing.process_cpu_ms,
+        sample_ms=timing.sample_ms,
     )
 
 
@@ -298,6 +299,7 @@ def _timing_to_pb(timing: Timing) -> pb.Timing:
         tail_ms=timing.tail_ms,
         cpu_ms=timing.cpu_ms,
         process_cpu_ms=timing.process_cpu_ms,
+        sample_ms=timing.sample_ms,
     )
 
 

@@ -226,6 +226,9 @@ class ServerCore:
         with self._changed:
             if self._is_draining:
                 raise _shutting_down()
+            if job.session is not None and isinstance(job.request, Step | MoveCut):
+                least_bytes = job.session.least_bytes(job.request)
+                self._sessions.check(job.owner, least_bytes, self._scheduler.retry_after_ms)
             self._scheduler.admit(job)
             self._changed.notify_all()
 

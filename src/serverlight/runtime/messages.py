@@ -130,13 +130,16 @@ class Timing:
     """From payloads to tensors."""
 
     tail_ms: float
-    """From tensors to outputs."""
+    """From tensors to outputs; of a step, to the logits."""
 
     cpu_ms: float
     """CPU time of the compute thread for this request."""
 
     process_cpu_ms: float
     """CPU time of the whole server process since it started."""
+
+    sample_ms: float = 0.0
+    """Of a step: choosing the token, or encoding what goes back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -243,6 +243,17 @@ def test_step_without_frames() -> None:
     assert answer.request_id == 7
 
 
+def test_a_refused_session_is_told_why(tail: LoadedDecoder, plan: Plan, open_stream: Any) -> None:
+    """The reason arrives before the stream ends, though nothing else is under way."""
+    with Server(tail, [CUT], config=ServerConfig(max_sessions=1)) as server:
+        open_session(open_stream, server.address, plan)
+        wait = open_stream(GrpcTransport(server.address))
+        wait.greet(plan)
+        refused = wait.ask(OpenSession(sampling=Sampling()))
+        assert isinstance(refused, Failure)
+        assert isinstance(refused.error, ServerBusy)
+
+
 def test_table_of_sessions() -> None:
     """Sessions are limited in number, and one without steps is idle."""
     table = SessionTable(max_sessions=1, max_kv_bytes=10, idle_s=5)

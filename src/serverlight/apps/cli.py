@@ -54,8 +54,6 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(serve)
 app.command()(run)
-app.command()(edge)
-app.command()(generate)
 app.command()(generate)
 app.command()(edge)
 app.command()(cuts)

@@ -141,7 +141,8 @@ def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: boo
     per_unit = {0: 1, 1: (grid.rows + 1) // 2, 2: grid.rows * ((grid.columns + 1) // 2)}[int(layout)]
     index = np.empty(grid.units * per_unit, np.uint16)
     shape = (grid.planes, grid.rows, grid.columns)
-    cpu_writer.symbols_of(high.astype(np.int32), int(layout), one_sided_kind, start, *shape, num_contexts, index)
+    narrow = np.clip(high, -32767, 32767).astype(np.int16)
+    cpu_writer.symbols_of(narrow, int(layout), one_sided_kind, start, *shape, num_contexts, index)
     histogram = cpu_writer.histogram_over(index, 2 * num_contexts)
     following, flips = tables.NEXT[kind], tables.FLIP_NEXT[kind]
     if not paired:
@@ -154,7 +155,7 @@ def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: boo
         present, corrections = np.zeros_like(present), np.zeros_like(corrections)
     levels = cpu_model.levels_of(defaults, offsets, corrections)
     frequencies = cpu_model.build_tables(levels, following, flips, one_sided_kind, True, half_escapes)
-    room = np.empty((2 * num_contexts * 256, 2), np.uint64)
+    room = np.empty(2 * num_contexts * 1024, np.uint32)
     bits, _ = cpu_model.encoder_tables(frequencies, histogram, tables.COST_OF_FREQUENCY, room)
     packed = cpu_model.pack_model(offsets, present, corrections, one_sided_kind, np.zeros(400, np.uint8))
     return float(bits + 8 * packed)

@@ -19,6 +19,7 @@ PUBLIC = [
     "Plan",
     "Server",
     "ServerlightError",
+    "SplitCausalLM",
     "calibrate",
     "calibrate_basis",
     "connect",

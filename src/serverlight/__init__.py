@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from serverlight.partition.weights import load_head, load_part, load_tail
     from serverlight.plan import Plan
     from serverlight.runtime import Client, Server, connect
+    from serverlight.split_lm import SplitCausalLM
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _HOMES = {  # public name -> the module it lives in
     "Plan": "serverlight.plan",
     "Server": "serverlight.runtime",
     "ServerlightError": "serverlight.errors",
+    "SplitCausalLM": "serverlight.split_lm",
     "calibrate": "serverlight.calibration",
     "calibrate_basis": "serverlight.codec",
     "connect": "serverlight.runtime",
@@ -59,6 +61,7 @@ __all__ = [
     "Plan",
     "Server",
     "ServerlightError",
+    "SplitCausalLM",
     "calibrate",
     "calibrate_basis",
     "connect",

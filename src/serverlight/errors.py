@@ -39,6 +39,7 @@
     │  ├─ AddressInUse                       the port to listen on is taken
     │  ├─ GenerationInterrupted              a sequence could not go on; token_ids holds what there is
     │  └─ RemoteError                        the server failed on its own account
+    ├─ LogitsNotSent                         logits were asked for where only tokens come back
     └─ MissingDependency                     an optional package is needed for this
 """
 
@@ -63,6 +64,7 @@ __all__ = [
     "GenerationInterrupted",
     "InconsistentFrame",
     "InputMismatch",
+    "LogitsNotSent",
     "MessageTooLarge",
     "MissingDependency",
     "ModelError",
@@ -242,6 +244,10 @@ class PlanMismatch(ServerlightError):
             "start both with the same plan"
         )
         self.field, self.ours, self.theirs = field, ours, theirs
+
+
+class LogitsNotSent(ServerlightError, NotImplementedError):
+    """Logits were asked for, but a server answers with tokens."""
 
 
 class TransportError(ServerlightError):

@@ -12,6 +12,7 @@ from serverlight.codec import Codec, CodecConfig, decode
 from serverlight.errors import ConfigError, ContextExceeded, CutNotFound, PlanMismatch
 from serverlight.models.checkpoint import checkpoint_digest
 from serverlight.partition.decoder import DecoderHead, DecoderMiddle, DecoderPart, DecoderTail
+from serverlight.partition.kv_cache import KVCache
 from serverlight.partition.weights import load_head, load_part, load_tail
 from serverlight.plan import Plan
 from serverlight.sampling import Sampling, choose_token
@@ -57,12 +58,14 @@ class LoadedDecoder:
     @classmethod
     def head(cls, spec: str, cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
         """The device's part for a cut such as ``layers.8``; errors are those of :func:`load_head`."""
-        return cls(name=spec, revision=checkpoint_digest(spec), part=load_head(spec, layers=layer_of(cut), dtype=dtype))
+        part = load_head(spec, layers=layer_of(cut), dtype=dtype)
+        return cls(name=spec, revision=checkpoint_digest(spec), part=part)
 
     @classmethod
     def tail(cls, spec: str, cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
         """The server's part, for this cut and all deeper ones; errors are those of :func:`load_tail`."""
-        return cls(name=spec, revision=checkpoint_digest(spec), part=load_tail(spec, layers=layer_of(cut), dtype=dtype))
+        part = load_tail(spec, layers=layer_of(cut), dtype=dtype)
+        return cls(name=spec, revision=checkpoint_digest(spec), part=part)
 
     @classmethod
     def middle(cls, spec: str, cut: str, return_cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
@@ -149,6 +152,11 @@ class DecoderLoopback:
         self._layers = layer_of(plan.cut), layer_of(plan.return_cut or plan.cut)
         self._codec = Codec(plan.codec)
 
+    @property
+    def head(self) -> DecoderHead:
+        """The device's part."""
+        return self._head
+
     def generate(
         self,
         token_ids: list[int],
@@ -181,21 +189,14 @@ class DecoderLoopback:
         """The tokens that follow the prompt, one by one; a stop token is the last."""
         check_length(self._head, token_ids, max_new_tokens)
         sampling, seen, num_made, token_id = sampling or Sampling(), set(token_ids), 0, -1
-        first, last = self._layers
-        caches = self._head.new_cache(last=first), self._tail.new_cache(first=last)
-        between = self._middle.new_cache(first, last) if self._middle else None
-        pieces = list(chunks(token_ids, chunk_tokens))
+        caches, pieces = self._new_caches(), list(chunks(token_ids, chunk_tokens))
         while num_made < max_new_tokens and token_id not in stop_ids:
             frame_bytes, tail_s = 0, 0.0
-            with torch.inference_mode():
-                for piece, _ in pieces:
-                    frame = self._codec.encode(self._head(piece, caches[0]))
-                    frame_bytes, started_s = frame_bytes + len(frame), time.perf_counter()
-                    if self._middle is not None:
-                        frame = self._codec.encode(self._middle(decode(frame), between))
-                    logits = self._tail(decode(frame), caches[1], num_logits=1)[0, -1]
-                    tail_s += time.perf_counter() - started_s
-            choice = choose_token(logits.float().cpu().numpy(), sampling, caches[1].num_tokens, seen)
+            for piece, _ in pieces:
+                crossed = self._cross(piece, caches, num_logits=1)
+                frame_bytes, tail_s = frame_bytes + crossed.frame_bytes, tail_s + crossed.tail_s
+            logits = crossed.logits[0, -1]
+            choice = choose_token(logits.float().cpu().numpy(), sampling, caches.tail.num_tokens, seen)
             token_id, num_made = choice.token_id, num_made + 1
             seen.add(token_id)
             yield LoopbackToken(
@@ -206,3 +207,48 @@ class DecoderLoopback:
                 top_logprobs=choice.top_logprobs,
             )
             pieces = [(torch.tensor([[token_id]]), False)]
+
+    def score(self, token_ids: list[int], *, chunk_tokens: int = CHUNK_TOKENS) -> torch.Tensor:
+        """Logits ``[tokens, vocabulary]`` after each token of a given text, which crosses as a prompt does.
+
+        Raises :class:`ConfigError` for an empty text, and :class:`ContextExceeded` for one that is too long.
+        """
+        check_length(self._head, token_ids, max_new_tokens=1)
+        caches = self._new_caches()
+        pieces = [self._cross(piece, caches).logits[0] for piece, _ in chunks(token_ids, chunk_tokens)]
+        return torch.cat(pieces)
+
+    def _new_caches(self) -> _Caches:
+        first, last = self._layers
+        return _Caches(
+            head=self._head.new_cache(last=first),
+            middle=self._middle.new_cache(first, last) if self._middle else None,
+            tail=self._tail.new_cache(first=last),
+        )
+
+    @torch.inference_mode()
+    def _cross(self, piece: torch.Tensor, caches: _Caches, num_logits: int | None = None) -> _Crossed:
+        frame = self._codec.encode(self._head(piece, caches.head))
+        num_bytes, started_s = len(frame), time.perf_counter()
+        if self._middle is not None:
+            frame = self._codec.encode(self._middle(decode(frame), caches.middle))
+        logits = self._tail(decode(frame), caches.tail, num_logits=num_logits)
+        return _Crossed(logits, num_bytes, time.perf_counter() - started_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Caches:
+    """What the parts remember of one sequence."""
+
+    head: KVCache
+    middle: KVCache | None
+    tail: KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class _Crossed:
+    """What came of some tokens."""
+
+    logits: torch.Tensor
+    frame_bytes: int
+    tail_s: float

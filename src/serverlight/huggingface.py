@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from serverlight.errors import MissingDependency, ModelError, NotPartitionable
+from serverlight.errors import ConfigError, MissingDependency, ModelError, NotPartitionable
 
 try:
     import transformers
@@ -37,8 +37,12 @@ __all__ = [
     "SHIPPED",
     "TOKENIZER_FILES",
     "WEIGHT_FILES",
+    "GenerativeModel",
     "causal_lm_class",
+    "causal_lm_output",
     "find_folder",
+    "generate_output",
+    "generation_config",
     "is_generative",
     "load_tokenizer",
     "load_weights",
@@ -47,9 +51,11 @@ __all__ = [
     "quiet",
     "read_config",
     "read_json",
+    "register_causal_lm",
     "set_token_count",
     "sliding_window",
     "stop_ids",
+    "stopping_criteria",
 ]
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -236,6 +242,73 @@ def stop_ids(spec: str, tokenizer: Any) -> frozenset[int]:
         if named is not None:
             return frozenset([named] if isinstance(named, int) else named)
     return frozenset() if tokenizer.eos_token_id is None else frozenset([tokenizer.eos_token_id])
+
+
+# -- generation ------------------------------------------------------------------------------------
+
+
+# Their methods have few types, and which ones differs from version to version.
+_PreTrainedModel: Any = transformers.PreTrainedModel
+_GenerationMixin: Any = transformers.GenerationMixin
+
+
+class GenerativeModel(_PreTrainedModel, _GenerationMixin):  # type: ignore[misc]
+    """A model without parameters, whose subclass says how it generates; anything that takes a model of transformers takes it."""
+
+    config_class = transformers.PreTrainedConfig
+    # Attention is the business of the parts; without these the config of a part would be refused.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether it has a ``generation_config``."""
+        return True
+
+
+def register_causal_lm(model_class: type[GenerativeModel]) -> None:
+    """Makes pipelines know a class as a causal language model; they complain of any other."""
+    transformers.AutoModelForCausalLM.register(transformers.PreTrainedConfig, model_class, exist_ok=True)
+
+
+def generation_config(spec: str, config: Any) -> Any:
+    """How a model wants to generate: its generation_config.json, else what its config says.
+
+    Raises :class:`ModelError` where the folder is not found, and where the file cannot be read.
+    """
+    folder = find_folder(spec, [GENERATION_FILE, "config.json"])
+    if not (folder / GENERATION_FILE).is_file():
+        return transformers.GenerationConfig.from_model_config(config)
+    try:
+        return transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"cannot read {GENERATION_FILE} of {spec!r}: {exc}; correct or delete it") from exc
+
+
+def stopping_criteria(settings: Any, more: Sequence[Any], tokenizer: Any) -> Any:
+    """Decides after each token whether an answer ends: by the time limit and stop strings of a generation config, and ``more``.
+
+    Called with ids ``[1, tokens]`` and scores, it gives a bool tensor ``[1]``. Raises :class:`ConfigError` where stop strings
+    have no tokenizer.
+    """
+    criteria = transformers.StoppingCriteriaList(more)
+    if settings.max_time is not None:
+        criteria.append(transformers.MaxTimeCriteria(max_time=settings.max_time))
+    if settings.stop_strings is not None:
+        if tokenizer is None:
+            raise ConfigError("stop_strings", "they are found in text; give the tokenizer too: generate(tokenizer=...)")
+        criteria.append(transformers.StopStringCriteria(stop_strings=settings.stop_strings, tokenizer=tokenizer))
+    return criteria
+
+
+def generate_output(sequences: torch.Tensor) -> Any:
+    """What ``generate(return_dict_in_generate=True)`` returns."""
+    generation: Any = transformers.generation
+    return generation.GenerateDecoderOnlyOutput(sequences=sequences)
+
+
+def causal_lm_output(logits: torch.Tensor, loss: torch.Tensor | None) -> Any:
+    """What ``forward`` of a causal language model returns."""
+    return transformers.modeling_outputs.CausalLMOutputWithPast(logits=logits, loss=loss)
 
 
 # -- caches ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from serverlight.codec.basis import Basis
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import ConfigError, PlanMismatch
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "same_revision"]
 
 DIGEST = re.compile("[0-9a-f]{16}")
 
@@ -121,6 +121,8 @@ class Plan:
         """
         for name in ("model", "revision", "cut", "return_cut"):
             ours, other = getattr(self, name), getattr(theirs, name)
+            if name == "revision" and same_revision(ours, other):
+                continue
             # Where a model's files lie is each side's own business; that they are the same, the revision tells.
             if ours != other and (name != "model" or _last_part(ours) != _last_part(other)):
                 raise PlanMismatch(name, ours, other)
@@ -134,6 +136,22 @@ class Plan:
             raise ConfigError(
                 "basis", f"the plan names {self.basis}, given was {digest}; load the file beside the plan"
             )
+
+
+def same_revision(ours: str, theirs: str) -> bool:
+    """Whether two revisions differ in nothing that both sides have.
+
+    That of a checkpoint in several files tells of each, or has a dash where a side does not hold it
+    (:func:`serverlight.models.checkpoint.checkpoint_digest`).
+
+    >>> same_revision("0f3a:aa,-,cc", "0f3a:aa,bb,-"), same_revision("0f3a:aa,-,cc", "0f3a:aa,bb,dd")
+    (True, False)
+    """
+    (our_front, _, our_files), (their_front, _, their_files) = ours.partition(":"), theirs.partition(":")
+    if our_front != their_front or our_files.count(",") != their_files.count(","):
+        return False
+    pairs = zip(our_files.split(","), their_files.split(","), strict=True)
+    return all(one == other or "-" in (one, other) for one, other in pairs)
 
 
 def _last_part(model: str) -> str:

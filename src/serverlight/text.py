@@ -65,6 +65,13 @@ class Tokenizer:
         text: str = self.raw.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
+    def token_text(self, token_id: int) -> str:
+        """Text of one token within a text, special ones by their names; part of a character is a replacement character."""
+        # Many tokenizers drop the space before the first token, so that the second one is the true one.
+        once, twice = (self.raw.decode([token_id] * n, clean_up_tokenization_spaces=False) for n in (1, 2))
+        text: str = twice[len(once) :]
+        return text
+
     def stream(self, prompt_ids: Sequence[int], stops: Sequence[str] = ()) -> TextStream:
         """Where the tokens that follow a prompt become text."""
         return TextStream(self.decode, prompt_ids, stops)
@@ -94,8 +101,15 @@ class TextStream:
             len(self._ids),
         )  # where the context begins, and where what is not given out yet does
         self._held = ""
+        self.num_given = 0
+        """Characters that were given out."""
         self.is_stopped = False
         """Whether a stop string was met; what comes later is not read."""
+
+    @property
+    def num_characters(self) -> int:
+        """Length of the text so far, with what is still kept."""
+        return self.num_given + len(self._held)
 
     def push(self, token_id: int) -> str:
         """The text that is certain with one token more; may be empty."""
@@ -109,6 +123,7 @@ class TextStream:
     def finish(self) -> str:
         """The text that was still kept, where no more tokens come."""
         rest = self._release(self._unread())
+        self.num_given += len(self._held)
         rest, self._held = rest + self._held, ""
         self._first = self._read = len(self._ids)
         return rest
@@ -124,9 +139,11 @@ class TextStream:
         found = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
         if found >= 0:
             self.is_stopped, self._held = True, ""
+            self.num_given += found
             return text[:found]
         num_held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - num_held :]
+        self.num_given += len(text) - num_held
         return text[: len(text) - num_held]
 
 

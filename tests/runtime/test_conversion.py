@@ -27,7 +27,7 @@ from serverlight.runtime.messages import (
     Welcome,
 )
 
-TIMING = Timing(queue_ms=0.5, decode_ms=1.25, tail_ms=2.5, cpu_ms=3.75, process_cpu_ms=123456.789)
+TIMING = Timing(queue_ms=0.5, decode_ms=1.25, tail_ms=2.5, cpu_ms=3.75, process_cpu_ms=123456.789, sample_ms=0.125)
 RAW = RawTensor(dtype="int64", shape=(1, 2), data=bytes(16))
 
 

@@ -226,7 +226,7 @@ def test_overhead_of_a_step() -> None:
     """Fields and framing beside the frame are at most 64 bytes a step, either way, also late in a long sequence."""
     frame = bytes(1500)
     assert wire_bytes(len(encode_client(Step(step=100_000, frames=(frame,))))) - len(frame) <= 64
-    timing = Timing(queue_ms=1.1, decode_ms=1.1, tail_ms=1.1, cpu_ms=1.1, process_cpu_ms=1e7)
+    timing = Timing(queue_ms=1.1, decode_ms=1.1, tail_ms=1.1, cpu_ms=1.1, process_cpu_ms=1e7, sample_ms=1.1)
     assert wire_bytes(len(encode_server(StepReply(step=100_000, token_id=200_000, timing=timing)))) <= 64
 
 
@@ -241,6 +241,17 @@ def test_step_without_frames() -> None:
     answer = decode_client(encode_client(Step(step=7, frames=())))
     assert isinstance(answer, Failure)
     assert answer.request_id == 7
+
+
+def test_a_refused_session_is_told_why(tail: LoadedDecoder, plan: Plan, open_stream: Any) -> None:
+    """The reason arrives before the stream ends, though nothing else is under way."""
+    with Server(tail, [CUT], config=ServerConfig(max_sessions=1)) as server:
+        open_session(open_stream, server.address, plan)
+        wait = open_stream(GrpcTransport(server.address))
+        wait.greet(plan)
+        refused = wait.ask(OpenSession(sampling=Sampling()))
+        assert isinstance(refused, Failure)
+        assert isinstance(refused.error, ServerBusy)
 
 
 def test_table_of_sessions() -> None:

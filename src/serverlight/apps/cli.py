@@ -14,6 +14,7 @@ from serverlight import __version__
 from serverlight.apps.commands.bench_codec import bench
 from serverlight.apps.commands.cuts import cuts
 from serverlight.apps.commands.demo import demo
+from serverlight.apps.commands.edge import edge
 from serverlight.apps.commands.evaluate import evaluate
 from serverlight.apps.commands.generate import generate
 from serverlight.apps.commands.inspect_frame import inspect_frame
@@ -36,6 +37,9 @@ EXTRA_OF_PACKAGE = {
     "google": "grpc",
     "transformers": "hf",
     "huggingface_hub": "hf",
+    "fastapi": "edge",
+    "starlette": "edge",
+    "uvicorn": "edge",
     "matplotlib": "plot",
 }
 """Package that a command may miss -> the extra that brings it."""
@@ -51,6 +55,7 @@ app.command()(demo)
 app.command()(serve)
 app.command()(run)
 app.command()(generate)
+app.command()(edge)
 app.command()(cuts)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)

@@ -214,13 +214,11 @@ def decode_batch(
         if fault is not None:
             raise _in_batch(*fault) from fault[1]
         return there.view(shape)
-    on_host, values = backends.load(backend), np.empty((len(frames), header.num_elements), np.float32)
-    for index, (reader, own) in enumerate(readers):
-        try:
-            _read_values(reader, own, on_host, values[index], basis)
-        except FrameError as error:
-            raise _in_batch(index, error) from error
-    x = from_float32(values.reshape(-1), shape, header.dtype, like)
+    values = np.empty(len(frames) * header.num_elements, np.float32)
+    fault = _read_batch(readers, backends.load(backend), values, basis)
+    if fault is not None:
+        raise _in_batch(*fault) from fault[1]
+    x = from_float32(values, shape, header.dtype, like)
     return x if device is None else x.to(device)  # type: ignore[union-attr]
 
 
@@ -264,6 +262,21 @@ def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out:
         survivors = slicer.read(reader, header)
         reader.finish()
         out[:] = kernels.decode_slicer(survivors, header.num_elements)
+
+
+def _read_batch(
+    readers: Sequence[tuple[Reader, Header]], kernels: backends.Kernels, out: Float32, basis: Basis | None
+) -> tuple[int, FrameError] | None:
+    """Reads frames of one shape and dtype; returns the first that breaks a rule, and how."""
+    if all(header.profile == "serverlight" and not header.basis for _, header in readers):
+        sections = [reader.rest("sections") for reader, _ in readers]
+        return kernels.decode_contextuals(sections, readers[0][1], out)
+    for index, ((reader, header), values) in enumerate(zip(readers, out.reshape(len(readers), -1), strict=True)):
+        try:
+            _read_values(reader, header, kernels, values, basis)
+        except FrameError as error:
+            return index, error
+    return None
 
 
 def _read_turned(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, basis: Basis) -> None:

@@ -77,7 +77,7 @@ def from_float32(values: Float32, shape: tuple[int, ...], dtype: str, like: Like
     if like == "torch":
         import torch
 
-        tensor = torch.from_numpy(rounded).view(shape)
+        tensor = torch.from_numpy(rounded.reshape(shape))
         return tensor if dtype == "float32" else tensor.to(getattr(torch, dtype))
     raise ConfigError("like", f"must be 'torch' or 'numpy', got {like!r}")
 

@@ -22,6 +22,8 @@ from serverlight.runtime.messages import (
     MoveCut,
     OpenSession,
     Payload,
+    Ping,
+    Pong,
     RawTensor,
     ServerMessage,
     Step,
@@ -80,6 +82,8 @@ def encode_client(message: ClientMessage) -> bytes:
             return pb.ClientMessage(move=move).SerializeToString()
         case CloseSession():
             return pb.ClientMessage(close=pb.CloseSession()).SerializeToString()
+        case Ping():
+            return pb.ClientMessage(ping=pb.Ping()).SerializeToString()
 
 
 def decode_client(data: bytes) -> ClientMessage | Failure:
@@ -102,6 +106,8 @@ def decode_client(data: bytes) -> ClientMessage | Failure:
             return _move_from_pb(message.move)
         case "close":
             return CloseSession()
+        case "ping":
+            return Ping()
     raise ProtocolError("an empty message, or one of a newer protocol; update the older side")
 
 
@@ -213,6 +219,8 @@ def encode_server(message: ServerMessage) -> bytes:
             code, text, attributes_json = failure.describe(message.error)
             error = pb.Error(request_id=message.request_id, code=code, message=text, attributes_json=attributes_json)
             return pb.ServerMessage(error=error).SerializeToString()
+        case Pong():
+            return pb.ServerMessage(pong=pb.Pong()).SerializeToString()
 
 
 def decode_server(data: bytes) -> ServerMessage:
@@ -228,6 +236,8 @@ def decode_server(data: bytes) -> ServerMessage:
         case "error":
             error = failure.rebuild(message.error.code, message.error.message, message.error.attributes_json)
             return Failure(request_id=message.error.request_id, error=error)
+        case "pong":
+            return Pong()
     raise ProtocolError("an empty message, or one of a newer protocol; update the older side")
 
 
@@ -278,6 +288,7 @@ def _timing_from_pb(timing: pb.Timing) -> Timing:
         tail_ms=timing.tail_ms,
         cpu_ms=timing.cpu_ms,
         process_cpu_ms=timing.process_cpu_ms,
+        sample_ms=timing.sample_ms,
     )
 
 
@@ -288,6 +299,7 @@ def _timing_to_pb(timing: Timing) -> pb.Timing:
         tail_ms=timing.tail_ms,
         cpu_ms=timing.cpu_ms,
         process_cpu_ms=timing.process_cpu_ms,
+        sample_ms=timing.sample_ms,
     )
 
 

@@ -33,6 +33,8 @@ from serverlight.runtime.messages import (
     InferRequest,
     MoveCut,
     OpenSession,
+    Ping,
+    Pong,
     ServerMessage,
     Step,
     StepReply,
@@ -224,6 +226,9 @@ class ServerCore:
         with self._changed:
             if self._is_draining:
                 raise _shutting_down()
+            if job.session is not None and isinstance(job.request, Step | MoveCut):
+                least_bytes = job.session.least_bytes(job.request)
+                self._sessions.check(job.owner, least_bytes, self._scheduler.retry_after_ms)
             self._scheduler.admit(job)
             self._changed.notify_all()
 
@@ -329,6 +334,8 @@ class _Connection:
             match message:
                 case Hello():
                     self._greet(message)
+                case Ping():
+                    self._reply(Pong())
                 case OpenSession():
                     self._open(message)
                 case CloseSession():

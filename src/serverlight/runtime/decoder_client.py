@@ -16,6 +16,7 @@ from serverlight.partition.decoder import DecoderHead, DecoderTail
 from serverlight.plan import Plan
 from serverlight.runtime.device import Device, Footprint
 from serverlight.runtime.exits import Caps, Exit
+from serverlight.runtime.heartbeat import Heartbeat
 from serverlight.runtime.messages import Timing
 from serverlight.runtime.moving import Mover
 from serverlight.runtime.pace import Observed
@@ -97,7 +98,8 @@ class DecoderClient:
         head: the front of the plan's model.
         timeout_s: how long connecting may take, each time.
         step_timeout_s: how long a step may take before its server counts as lost.
-        recovery_s: how long to look for a server before giving up.
+        recovery_s: how long to look for a server in mid-sequence before giving up; at the start each is tried once.
+        heartbeat: how long a server may be silent before it counts as lost.
         caps: what the device can spare; when that is not enough, the cut moves in mid-sequence, or the answer stops.
         tail: of a plan with a second cut the rest of the model, which makes the device choose the tokens: then neither
             prompt nor answer leaves it.
@@ -116,6 +118,7 @@ class DecoderClient:
         timeout_s: float = 5.0,
         step_timeout_s: float = 60.0,
         recovery_s: float = 30.0,
+        heartbeat: Heartbeat | None = None,
         caps: Caps | None = None,
         tail: LoadedDecoder | None = None,
     ) -> None:
@@ -134,7 +137,12 @@ class DecoderClient:
         self.plan, self._caps, self._head, self._tail = plan, caps, head.part, tail_part
         self._new_device()  # a part that is too short is found out now
         self._footprint = Footprint.measure(self._head, self._tail, plan) if caps else Footprint(head=())
-        self._link = Link(addresses, timeout_s, step_timeout_s, recovery_s)
+        self._link = Link(addresses, timeout_s, step_timeout_s, recovery_s, heartbeat or Heartbeat())
+
+    @property
+    def head(self) -> DecoderHead:
+        """The device's front part."""
+        return self._head
 
     def generate(
         self,
@@ -304,7 +312,7 @@ class _Run:
                 last_tokens=pieces[-1][0].shape[1],
                 last_bytes=last_bytes,
                 wait_ms=cost.wait_ms,
-                server_ms=server.queue_ms + server.decode_ms + server.tail_ms,
+                server_ms=server.queue_ms + server.decode_ms + server.tail_ms + server.sample_ms,
                 tail_ms=server.tail_ms,
             )
         )

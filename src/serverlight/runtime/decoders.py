@@ -92,6 +92,19 @@ class DecoderSession:
         self._codec = Codec(plan.codec)
         self._last: StepReply | None = None
 
+    def least_bytes(self, message: Step | MoveCut) -> int:
+        """A frame has a token at least; how many, and what a layer brings, is found out when its turn comes."""
+        done = 0 if self._last is None else self._last.step
+        num_tokens = self._cache.num_tokens + (len(message.frames) if isinstance(message, Step) else 0)
+        # One that the sequence is too long for has another error, which comes with its turn.
+        if (
+            message.step <= done
+            or isinstance(message, MoveCut)
+            or num_tokens > self._room.num_tokens(self._cache.first)
+        ):
+            return 0
+        return self._room.num_bytes(self._cache.first, num_tokens)
+
     def run(self, message: Step | MoveCut, reserve: Callable[[int], None], *, queue_ms: float) -> StepReply:
         """Goes on by a step, or takes over a layer; what fails leaves the sequence as it was.
 
@@ -127,11 +140,13 @@ class DecoderSession:
         hidden = torch.cat(parts, dim=1)
         if isinstance(self._part, DecoderMiddle):
             returned = self._part(hidden, self._cache).split([part.shape[1] for part in parts], dim=1)
+            clock.computed()
             return _Answer() if step.quiet else _Answer(frames=self._encode(returned))
-        logits = self._part(hidden, self._cache, num_logits=1)[0, -1]
+        logits = self._part(hidden, self._cache, num_logits=1)[0, -1].float().cpu().numpy()
+        clock.computed()
         if step.more:
             return _Answer()
-        choice = choose_token(logits.float().cpu().numpy(), self._sampling, num_tokens, self._seen)
+        choice = choose_token(logits, self._sampling, num_tokens, self._seen)
         if self._sampling.weighs_repetition:
             self._seen.add(choice.token_id)
         return _Answer(choice=choice)
@@ -199,17 +214,25 @@ class _Clock:
         self._queue_ms = queue_ms
         self._started_s, self._started_cpu_s = time.perf_counter(), time.thread_time()
         self._decoded_s = self._started_s
+        self._computed_s: float | None = None
 
     def decoded(self) -> None:
         """The tensors are there."""
         self._decoded_s = time.perf_counter()
 
+    def computed(self) -> None:
+        """The layers have run."""
+        self._computed_s = time.perf_counter()
+
     def timing(self) -> Timing:
         """All until now."""
+        now_s = time.perf_counter()
+        computed_s = now_s if self._computed_s is None else self._computed_s
         return Timing(
             queue_ms=self._queue_ms,
             decode_ms=(self._decoded_s - self._started_s) * 1e3,
-            tail_ms=(time.perf_counter() - self._decoded_s) * 1e3,
+            tail_ms=(computed_s - self._decoded_s) * 1e3,
+            sample_ms=(now_s - computed_s) * 1e3,
             cpu_ms=(time.thread_time() - self._started_cpu_s) * 1e3,
             process_cpu_ms=time.process_time() * 1e3,
         )

@@ -26,7 +26,16 @@ from serverlight.errors import (
     TransportError,
 )
 from serverlight.runtime.conversion import decode_client, decode_server, encode_client, encode_server
-from serverlight.runtime.messages import ClientMessage, Failure, ServerMessage, Welcome
+from serverlight.runtime.messages import (
+    ClientMessage,
+    CloseSession,
+    Failure,
+    OpenSession,
+    Ping,
+    Pong,
+    ServerMessage,
+    Welcome,
+)
 from serverlight.runtime.transport import (
     DEFAULT_MAX_MESSAGE_BYTES,
     Connection,
@@ -238,36 +247,54 @@ class GrpcServer:
             await asyncio.gather(reading, return_exceptions=True)
 
 
+_UNANSWERED = OpenSession, CloseSession, Ping
+"""Messages that are not answered, or not by what a client could let pile up."""
+
+
 class _ServerStream:
-    """Reads at most so many messages ahead of the replies, so that a client cannot pile up work or unread replies."""
+    """Takes at most so many requests ahead of the replies, so that a client cannot pile up work or unread replies.
+
+    One message more is read, and waits where it is a request: a ping is answered however many are under way.
+    """
 
     def __init__(self, context: Any, max_in_flight: int, max_message_bytes: int) -> None:
         self._context, self._max_in_flight, self._max_message_bytes = context, max_in_flight, max_message_bytes
         self._loop = asyncio.get_running_loop()
-        self._outbox: asyncio.Queue[tuple[bytes, bool] | None] = asyncio.Queue()
+        self._outbox: asyncio.Queue[tuple[bytes, ServerMessage] | None] = asyncio.Queue()
+        self._owes_pong = False
         self._slots = asyncio.Semaphore(max_in_flight)
 
     def reply(self, message: ServerMessage) -> None:
         """Queues a reply; called from any thread."""
         data = encode_server(message)
-        if len(data) > self._max_message_bytes and not isinstance(message, Welcome):
+        if len(data) > self._max_message_bytes and not isinstance(message, Welcome | Pong):
             error = _too_large(len(data), self._max_message_bytes)
-            data = encode_server(Failure(request_id=message.request_id, error=error))
-        is_last = isinstance(message, Failure) and message.request_id == 0
+            message = Failure(request_id=message.request_id, error=error)
+            data = encode_server(message)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
-            self._loop.call_soon_threadsafe(self._outbox.put_nowait, (data, is_last))
+            self._loop.call_soon_threadsafe(self._queue, data, message)
+
+    def _queue(self, data: bytes, message: ServerMessage) -> None:
+        if isinstance(message, Pong):
+            if self._owes_pong:  # one answers all pings of a client that does not read
+                return
+            self._owes_pong = True
+        self._outbox.put_nowait((data, message))
 
     def end(self) -> None:
-        """Ends the stream after what is queued."""
-        self._outbox.put_nowait(None)
+        """Ends the stream after what is queued, also where that is still on its way to the loop."""
+        self._loop.call_soon(self._outbox.put_nowait, None)
 
     async def write(self) -> None:
         """Writes replies until the stream ends."""
         while (item := await self._outbox.get()) is not None:
-            data, is_last = item
+            data, message = item
             await self._context.write(data)
+            if isinstance(message, Pong):
+                self._owes_pong = False
+                continue
             self._slots.release()
-            if is_last:
+            if isinstance(message, Failure) and message.request_id == 0:
                 return
 
     async def read(self, connection: Connection, hello_timeout_s: float) -> None:
@@ -283,13 +310,14 @@ class _ServerStream:
             self.end()
 
     async def _read_one(self, connection: Connection, timeout_s: float | None) -> bool:
-        await self._slots.acquire()
         try:
             data = await asyncio.wait_for(self._context.read(), timeout_s)
             if data is grpc.aio.EOF:  # type: ignore[attr-defined]
-                self._slots.release()
                 return False
-            connection.receive(decode_client(data))
+            message = decode_client(data)
+            if not isinstance(message, _UNANSWERED):
+                await self._slots.acquire()
+            connection.receive(message)
         except TimeoutError:
             connection.fail(ProtocolError(f"no Hello within {timeout_s} s"))
         except ProtocolError as error:

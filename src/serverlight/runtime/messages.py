@@ -20,6 +20,8 @@ __all__ = [
     "MoveCut",
     "OpenSession",
     "Payload",
+    "Ping",
+    "Pong",
     "RawTensor",
     "ServerMessage",
     "Step",
@@ -128,13 +130,16 @@ class Timing:
     """From payloads to tensors."""
 
     tail_ms: float
-    """From tensors to outputs."""
+    """From tensors to outputs; of a step, to the logits."""
 
     cpu_ms: float
     """CPU time of the compute thread for this request."""
 
     process_cpu_ms: float
     """CPU time of the whole server process since it started."""
+
+    sample_ms: float = 0.0
+    """Of a step: choosing the token, or encoding what goes back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +241,16 @@ class CloseSession:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Ping:
+    """Asks whether the server is alive."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pong:
+    """It is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepReply:
     """What a step gave."""
 
@@ -263,5 +278,5 @@ class StepReply:
         return self.step
 
 
-ClientMessage = Hello | InferRequest | OpenSession | Step | MoveCut | CloseSession
-ServerMessage = Welcome | InferReply | StepReply | Failure
+ClientMessage = Hello | InferRequest | OpenSession | Step | MoveCut | CloseSession | Ping
+ServerMessage = Welcome | InferReply | StepReply | Failure | Pong

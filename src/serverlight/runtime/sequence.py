@@ -21,6 +21,7 @@ from serverlight.errors import (
 from serverlight.plan import Plan
 from serverlight.runtime.device import Device
 from serverlight.runtime.grpc_transport import GrpcTransport
+from serverlight.runtime.heartbeat import Heartbeat
 from serverlight.runtime.messages import MoveCut, OpenSession, Step, StepReply
 from serverlight.runtime.stream import ClientStream
 from serverlight.sampling import Sampling
@@ -47,6 +48,7 @@ class Link:
     timeout_s: float
     step_timeout_s: float
     recovery_s: float
+    heartbeat: Heartbeat
 
 
 @dataclass(slots=True)
@@ -69,13 +71,14 @@ class RemoteSequence:
     _has_dropped: bool = False
     _num_taken: int = 0
     _stream: ClientStream | None = None
-    _pending: list[Future[tuple[StepReply, int]]] = field(default_factory=list)
+    _pending: list[tuple[Future[tuple[StepReply, int]], int]] = field(default_factory=list)
+    _max_in_flight: int = 1
     _num_steps: int = 0
     _next_address: int = 0
     _has_begun: bool = False
 
     def begin(self) -> None:
-        """Connects to a server, so that it is known what it serves."""
+        """Connects to a server, so that it is known what it serves; raises :class:`PeerUnavailable` where none is there."""
         self._begin()
         if self._stream is None:
             self._insist(lambda: None)
@@ -83,8 +86,8 @@ class RemoteSequence:
     def send(self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False) -> int:
         """Keeps the frames and sends them without waiting; returns the bytes on the wire, 0 where no server is there."""
         self._frames.extend(frames)
+        self._begin()
         try:
-            self._begin()
             if self._stream is not None:
                 return self._post(frames, more=more, quiet=quiet)
         except _RECOVERABLE:
@@ -140,10 +143,16 @@ class RemoteSequence:
         if self._has_begun:
             return
         self._has_begun = True
-        try:
-            self._connect()
-        except _RECOVERABLE:
-            self._drop()
+        reasons = []
+        for address in self.link.addresses:
+            try:
+                return self._connect()
+            except _RECOVERABLE as error:
+                self._drop()
+                if isinstance(error, ServerBusy):  # somebody is there, and says when to come back
+                    return None
+                reasons.append(f"{address}: {error}")
+        raise PeerUnavailable(f"no server is there to begin with ({'; '.join(reasons)})")
 
     def _insist(self, act: Callable[[], _T]) -> _T:
         """Does something on a stream, on another one where that breaks."""
@@ -171,7 +180,7 @@ class RemoteSequence:
         stream = ClientStream(GrpcTransport(address))
         welcome = stream.greet(self.plan, self.link.timeout_s)
         self._stream, self._num_steps, self._pending = stream, 0, []
-        self.cuts = welcome.cuts
+        self.cuts, self._max_in_flight = welcome.cuts, max(1, welcome.max_in_flight)
         stream.open_session(self._opening())
 
     def _opening(self, cut: str = "") -> OpenSession:
@@ -197,19 +206,23 @@ class RemoteSequence:
 
     def _post_message(self, message: Step | MoveCut) -> int:
         assert self._stream is not None
+        if len(self._pending) >= self._max_in_flight:  # more would lie unread, with the pings behind them
+            self._wait_for(len(self._pending) - self._max_in_flight)
         future, num_bytes = self._stream.post(message)
         self._num_steps += 1
-        self._pending.append(future)
+        self._pending.append((future, num_bytes))
         return num_bytes
+
+    def _wait_for(self, index: int) -> tuple[StepReply, int]:
+        """The reply to a step that is pending."""
+        assert self._stream is not None
+        num_bytes = sum(size for future, size in self._pending if not future.done())
+        future = self._pending[index][0]
+        return self._stream.wait_for(future, self.link.step_timeout_s, self.link.heartbeat, num_bytes)
 
     def _collect(self) -> Replies:
         """Replies in the order of their steps, so that the first failure is the true one."""
-        replies: Replies = []
-        for future in self._pending:
-            try:
-                replies.append(future.result(self.link.step_timeout_s))
-            except TimeoutError:
-                raise DeadlineExceeded(f"no reply within {self.link.step_timeout_s} s; is the server alive?") from None
+        replies = [self._wait_for(index) for index in range(len(self._pending))]
         self._pending = []
         return replies
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11serverlight.proto\x12\x0eserverlight.v1\"\xa5\x02\n\rClientMessage\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.serverlight.v1.HelloH\x00\x12-\n\x05infer\x18\x02 \x01(\x0b\x32\x1c.serverlight.v1.InferRequestH\x00\x12+\n\x04open\x18\x03 \x01(\x0b\x32\x1b.serverlight.v1.OpenSessionH\x00\x12$\n\x04step\x18\x04 \x01(\x0b\x32\x14.serverlight.v1.StepH\x00\x12-\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x1c.serverlight.v1.CloseSessionH\x00\x12\'\n\x04move\x18\x07 \x01(\x0b\x32\x17.serverlight.v1.MoveCutH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x06\x10\x07J\x04\x08\x08\x10\t\"\xc9\x01\n\rServerMessage\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.serverlight.v1.WelcomeH\x00\x12+\n\x05infer\x18\x02 \x01(\x0b\x32\x1a.serverlight.v1.InferReplyH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.serverlight.v1.ErrorH\x00\x12)\n\x04step\x18\x04 \x01(\x0b\x32\x19.serverlight.v1.StepReplyH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x05\x10\t\"4\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tplan_json\x18\x02 \x01(\t\"v\n\x07Welcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\x12\x11\n\tmax_batch\x18\x03 \x01(\r\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x0c\n\x04\x63uts\x18\x05 \x03(\t\"b\n\x0cInferRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12)\n\x08payloads\x18\x02 \x03(\x0b\x32\x17.serverlight.v1.Payload\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\"]\n\x07Payload\x12\x0f\n\x05\x66rame\x18\x01 \x01(\x0cH\x00\x12%\n\x03raw\x18\x02 \x01(\x0b\x32\x16.serverlight.v1.TensorH\x00\x12\x0f\n\x05image\x18\x03 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"B\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04name\x18\x04 \x01(\t\"q\n\nInferReply\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\'\n\x07outputs\x18\x02 \x03(\x0b\x32\x16.serverlight.v1.Tensor\x12&\n\x06timing\x18\x03 \x01(\x0b\x32\x16.serverlight.v1.Timing\"T\n\x0bOpenSession\x12*\n\x08sampling\x18\x01 \x01(\x0b\x32\x18.serverlight.v1.Sampling\x12\x0b\n\x03\x63ut\x18\x02 \x01(\t\x12\x0c\n\x04seen\x18\x03 \x03(\r\"\x9a\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x15\n\x08logprobs\x18\x07 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_logprobs\"A\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0e\n\x06\x66rames\x18\x02 \x03(\x0c\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\r\n\x05quiet\x18\x04 \x01(\x08\"D\n\x07MoveCut\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\x12\x0e\n\x06values\x18\x04 \x01(\x0c\"\x0e\n\x0c\x43loseSession\"\xa1\x01\n\tStepReply\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x15\n\x08token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12&\n\x06timing\x18\x03 \x01(\x0b\x32\x16.serverlight.v1.Timing\x12*\n\x08logprobs\x18\x04 \x01(\x0b\x32\x18.serverlight.v1.Logprobs\x12\x0e\n\x06\x66rames\x18\x05 \x03(\x0c\x42\x0b\n\t_token_id\"7\n\x08Logprobs\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\x02\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\x0e\n\x06values\x18\x03 \x03(\x02\"f\n\x06Timing\x12\x10\n\x08queue_ms\x18\x01 \x01(\x02\x12\x11\n\tdecode_ms\x18\x02 \x01(\x02\x12\x0f\n\x07tail_ms\x18\x03 \x01(\x02\x12\x0e\n\x06\x63pu_ms\x18\x04 \x01(\x02\x12\x16\n\x0eprocess_cpu_ms\x18\x05 \x01(\x01\"S\n\x05\x45rror\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x17\n\x0f\x61ttributes_json\x18\x04 \x01(\t2S\n\x04Tail\x12K\n\x07\x43onnect\x12\x1d.serverlight.v1.ClientMessage\x1a\x1d.serverlight.v1.ServerMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11serverlight.proto\x12\x0eserverlight.v1\"\xc5\x02\n\rClientMessage\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.serverlight.v1.HelloH\x00\x12-\n\x05infer\x18\x02 \x01(\x0b\x32\x1c.serverlight.v1.InferRequestH\x00\x12+\n\x04open\x18\x03 \x01(\x0b\x32\x1b.serverlight.v1.OpenSessionH\x00\x12$\n\x04step\x18\x04 \x01(\x0b\x32\x14.serverlight.v1.StepH\x00\x12-\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x1c.serverlight.v1.CloseSessionH\x00\x12$\n\x04ping\x18\x06 \x01(\x0b\x32\x14.serverlight.v1.PingH\x00\x12\'\n\x04move\x18\x07 \x01(\x0b\x32\x17.serverlight.v1.MoveCutH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x08\x10\t\"\xef\x01\n\rServerMessage\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.serverlight.v1.WelcomeH\x00\x12+\n\x05infer\x18\x02 \x01(\x0b\x32\x1a.serverlight.v1.InferReplyH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.serverlight.v1.ErrorH\x00\x12)\n\x04step\x18\x04 \x01(\x0b\x32\x19.serverlight.v1.StepReplyH\x00\x12$\n\x04pong\x18\x05 \x01(\x0b\x32\x14.serverlight.v1.PongH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x06\x10\t\"4\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tplan_json\x18\x02 \x01(\t\"v\n\x07Welcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\x12\x11\n\tmax_batch\x18\x03 \x01(\r\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x0c\n\x04\x63uts\x18\x05 \x03(\t\"b\n\x0cInferRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12)\n\x08payloads\x18\x02 \x03(\x0b\x32\x17.serverlight.v1.Payload\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\"]\n\x07Payload\x12\x0f\n\x05\x66rame\x18\x01 \x01(\x0cH\x00\x12%\n\x03raw\x18\x02 \x01(\x0b\x32\x16.serverlight.v1.TensorH\x00\x12\x0f\n\x05image\x18\x03 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"B\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04name\x18\x04 \x01(\t\"q\n\nInferReply\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\'\n\x07outputs\x18\x02 \x03(\x0b\x32\x16.serverlight.v1.Tensor\x12&\n\x06timing\x18\x03 \x01(\x0b\x32\x16.serverlight.v1.Timing\"T\n\x0bOpenSession\x12*\n\x08sampling\x18\x01 \x01(\x0b\x32\x18.serverlight.v1.Sampling\x12\x0b\n\x03\x63ut\x18\x02 \x01(\t\x12\x0c\n\x04seen\x18\x03 \x03(\r\"\x9a\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x15\n\x08logprobs\x18\x07 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_logprobs\"A\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0e\n\x06\x66rames\x18\x02 \x03(\x0c\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\r\n\x05quiet\x18\x04 \x01(\x08\"D\n\x07MoveCut\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\x12\x0e\n\x06values\x18\x04 \x01(\x0c\"\x0e\n\x0c\x43loseSession\"\x06\n\x04Ping\"\x06\n\x04Pong\"\xa1\x01\n\tStepReply\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x15\n\x08token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12&\n\x06timing\x18\x03 \x01(\x0b\x32\x16.serverlight.v1.Timing\x12*\n\x08logprobs\x18\x04 \x01(\x0b\x32\x18.serverlight.v1.Logprobs\x12\x0e\n\x06\x66rames\x18\x05 \x03(\x0c\x42\x0b\n\t_token_id\"7\n\x08Logprobs\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\x02\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\x0e\n\x06values\x18\x03 \x03(\x02\"y\n\x06Timing\x12\x10\n\x08queue_ms\x18\x01 \x01(\x02\x12\x11\n\tdecode_ms\x18\x02 \x01(\x02\x12\x0f\n\x07tail_ms\x18\x03 \x01(\x02\x12\x0e\n\x06\x63pu_ms\x18\x04 \x01(\x02\x12\x16\n\x0eprocess_cpu_ms\x18\x05 \x01(\x01\x12\x11\n\tsample_ms\x18\x06 \x01(\x02\"S\n\x05\x45rror\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x17\n\x0f\x61ttributes_json\x18\x04 \x01(\t2S\n\x04Tail\x12K\n\x07\x43onnect\x12\x1d.serverlight.v1.ClientMessage\x1a\x1d.serverlight.v1.ServerMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,39 +32,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serverlight_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLIENTMESSAGE']._serialized_start=38
-  _globals['_CLIENTMESSAGE']._serialized_end=331
-  _globals['_SERVERMESSAGE']._serialized_start=334
-  _globals['_SERVERMESSAGE']._serialized_end=535
-  _globals['_HELLO']._serialized_start=537
-  _globals['_HELLO']._serialized_end=589
-  _globals['_WELCOME']._serialized_start=591
-  _globals['_WELCOME']._serialized_end=709
-  _globals['_INFERREQUEST']._serialized_start=711
-  _globals['_INFERREQUEST']._serialized_end=809
-  _globals['_PAYLOAD']._serialized_start=811
-  _globals['_PAYLOAD']._serialized_end=904
-  _globals['_TENSOR']._serialized_start=906
-  _globals['_TENSOR']._serialized_end=972
-  _globals['_INFERREPLY']._serialized_start=974
-  _globals['_INFERREPLY']._serialized_end=1087
-  _globals['_OPENSESSION']._serialized_start=1089
-  _globals['_OPENSESSION']._serialized_end=1173
-  _globals['_SAMPLING']._serialized_start=1176
-  _globals['_SAMPLING']._serialized_end=1330
-  _globals['_STEP']._serialized_start=1332
-  _globals['_STEP']._serialized_end=1397
-  _globals['_MOVECUT']._serialized_start=1399
-  _globals['_MOVECUT']._serialized_end=1467
-  _globals['_CLOSESESSION']._serialized_start=1469
-  _globals['_CLOSESESSION']._serialized_end=1483
-  _globals['_STEPREPLY']._serialized_start=1486
-  _globals['_STEPREPLY']._serialized_end=1647
-  _globals['_LOGPROBS']._serialized_start=1649
-  _globals['_LOGPROBS']._serialized_end=1704
-  _globals['_TIMING']._serialized_start=1706
-  _globals['_TIMING']._serialized_end=1808
-  _globals['_ERROR']._serialized_start=1810
-  _globals['_ERROR']._serialized_end=1893
-  _globals['_TAIL']._serialized_start=1895
-  _globals['_TAIL']._serialized_end=1978
+  _globals['_CLIENTMESSAGE']._serialized_end=363
+  _globals['_SERVERMESSAGE']._serialized_start=366
+  _globals['_SERVERMESSAGE']._serialized_end=605
+  _globals['_HELLO']._serialized_start=607
+  _globals['_HELLO']._serialized_end=659
+  _globals['_WELCOME']._serialized_start=661
+  _globals['_WELCOME']._serialized_end=779
+  _globals['_INFERREQUEST']._serialized_start=781
+  _globals['_INFERREQUEST']._serialized_end=879
+  _globals['_PAYLOAD']._serialized_start=881
+  _globals['_PAYLOAD']._serialized_end=974
+  _globals['_TENSOR']._serialized_start=976
+  _globals['_TENSOR']._serialized_end=1042
+  _globals['_INFERREPLY']._serialized_start=1044
+  _globals['_INFERREPLY']._serialized_end=1157
+  _globals['_OPENSESSION']._serialized_start=1159
+  _globals['_OPENSESSION']._serialized_end=1243
+  _globals['_SAMPLING']._serialized_start=1246
+  _globals['_SAMPLING']._serialized_end=1400
+  _globals['_STEP']._serialized_start=1402
+  _globals['_STEP']._serialized_end=1467
+  _globals['_MOVECUT']._serialized_start=1469
+  _globals['_MOVECUT']._serialized_end=1537
+  _globals['_CLOSESESSION']._serialized_start=1539
+  _globals['_CLOSESESSION']._serialized_end=1553
+  _globals['_PING']._serialized_start=1555
+  _globals['_PING']._serialized_end=1561
+  _globals['_PONG']._serialized_start=1563
+  _globals['_PONG']._serialized_end=1569
+  _globals['_STEPREPLY']._serialized_start=1572
+  _globals['_STEPREPLY']._serialized_end=1733
+  _globals['_LOGPROBS']._serialized_start=1735
+  _globals['_LOGPROBS']._serialized_end=1790
+  _globals['_TIMING']._serialized_start=1792
+  _globals['_TIMING']._serialized_end=1913
+  _globals['_ERROR']._serialized_start=1915
+  _globals['_ERROR']._serialized_end=1998
+  _globals['_TAIL']._serialized_start=2000
+  _globals['_TAIL']._serialized_end=2083
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,9 @@ __all__ = ["Session", "SessionTable"]
 class Session(Protocol):
     """One sequence of a language model; only the compute thread runs it."""
 
+    def least_bytes(self, message: Step | MoveCut) -> int:
+        """What the sequence will hold at least when the message has run; 0 where it is not to be refused. Any thread."""
+
     def run(self, message: Step | MoveCut, reserve: Callable[[int], None], *, queue_ms: float) -> StepReply:
         """Goes on by a step, or takes over a layer.
 
@@ -66,11 +69,14 @@ class SessionTable:
 
         For an owner that is gone nothing is counted: what it holds is about to be freed.
         """
-        if (entry := self._entries.get(owner)) is None:
-            return
-        if self.kv_bytes - entry.kv_bytes + num_bytes > self._max_kv_bytes:
+        self.check(owner, num_bytes, retry_after_ms)
+        if entry := self._entries.get(owner):
+            entry.kv_bytes = num_bytes
+
+    def check(self, owner: object, num_bytes: int, retry_after_ms: int) -> None:
+        """Raises :class:`ServerBusy` where :meth:`reserve` would; reserves nothing."""
+        if (entry := self._entries.get(owner)) and self.kv_bytes - entry.kv_bytes + num_bytes > self._max_kv_bytes:
             raise ServerBusy(retry_after_ms)
-        entry.kv_bytes = num_bytes
 
     def remove(self, owner: object) -> None:
         """The session is over; nothing happens where there is none."""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any
 
-from serverlight.errors import ConnectTimeout, DeadlineExceeded, ProtocolError, ServerlightError, TransportError
+from serverlight.errors import (
+    ConnectTimeout,
+    DeadlineExceeded,
+    PeerUnavailable,
+    ProtocolError,
+    ServerlightError,
+    TransportError,
+)
 from serverlight.plan import Plan
 from serverlight.runtime import failure
+from serverlight.runtime.heartbeat import Heartbeat
 from serverlight.runtime.messages import (
     PROTOCOL_VERSION,
     CloseSession,
@@ -19,6 +28,7 @@ from serverlight.runtime.messages import (
     MoveCut,
     OpenSession,
     Payload,
+    Ping,
     ServerMessage,
     Step,
     StepReply,
@@ -39,6 +49,7 @@ class ClientStream:
         self._waiting: dict[int, Future[tuple[Any, int]]] = {}
         self._error: ServerlightError | None = None
         self._welcome: Future[Welcome] = Future()
+        self._heard_s = 0.0
 
     def greet(self, plan: Plan, timeout_s: float) -> Welcome:
         """Opens the stream and agrees on the plan."""
@@ -104,6 +115,36 @@ class ClientStream:
             self._waiting[step.step] = future
             return future, self._transport.send(step)
 
+    def wait_for(
+        self, future: Future[tuple[StepReply, int]], timeout_s: float, heartbeat: Heartbeat, num_bytes: int = 0
+    ) -> tuple[StepReply, int]:
+        """The reply to a step; where it is long in coming, asks whether the server is alive.
+
+        Args:
+            future: what :meth:`post` returned.
+            timeout_s: how long a server may work on it.
+            heartbeat: how long it may be silent.
+            num_bytes: what was sent and has no answer, and so may lie in the way of a ping.
+
+        Raises:
+            DeadlineExceeded: the server lives, but gave no reply in time.
+            PeerUnavailable: it is silent, or the stream is broken.
+            ServerlightError: the step was refused.
+        """
+        began_s, patience_s = time.monotonic(), heartbeat.patience_s(num_bytes)
+        while True:
+            left_s = began_s + timeout_s - time.monotonic()
+            try:
+                return future.result(min(heartbeat.interval_s, max(left_s, 0.0)))
+            except TimeoutError:
+                now_s = time.monotonic()
+            silent_s = now_s - max(began_s, self._heard_s)
+            if silent_s >= patience_s:
+                raise PeerUnavailable(f"the server has been silent for {silent_s:.1f} s; it hangs, or the link is down")
+            if now_s - began_s >= timeout_s:
+                raise DeadlineExceeded(f"no reply within {timeout_s} s, though the server is alive; allow more time")
+            self._transport.send(Ping())
+
     @property
     def num_waiting(self) -> int:
         """Requests that have no reply yet."""
@@ -115,6 +156,7 @@ class ClientStream:
 
     def on_message(self, message: ServerMessage, num_bytes: int) -> None:
         """Hands a message to the thread that waits for it; what nobody waits for any more is dropped."""
+        self._heard_s = time.monotonic()
         match message:
             case Welcome():
                 if not self._welcome.done():

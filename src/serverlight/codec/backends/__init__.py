@@ -71,6 +71,15 @@ class Kernels(Protocol):
         """
         ...
 
+    def decode_contextuals(
+        self, sections: Sequence[memoryview], header: Header, out: Float32
+    ) -> tuple[int, FrameError] | None:
+        """The same for frames with one header, into ``out`` one after the other, of shape (frames * n,).
+
+        Returns the first frame that breaks a rule, and how; ``out`` has no meaning then.
+        """
+        ...
+
 
 class DeviceKernels(Kernels, Protocol):
     """Kernels that also take and give torch tensors on a device of their own."""

@@ -7,9 +7,10 @@ and reading are one compiled function each, which hold no lock.
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from serverlight.codec import contextual
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends.cpu_kernels import entry_point
 from serverlight.codec.backends.cpu_model import fit_model, frequencies_of
-from serverlight.codec.backends.cpu_reader import BAD_ESCAPES, BAD_RAW, BAD_WORDS, GOOD, LEFT_ESCAPES, read_section
+from serverlight.codec.backends.cpu_reader import BAD_ESCAPES, BAD_RAW, BAD_WORDS, GOOD, LEFT_ESCAPES, read_sections
 from serverlight.codec.backends.cpu_writer import write_section
 from serverlight.codec.backends.slicer import SlicerKernels, budgets_by_sign
 from serverlight.codec.config import CodecConfig
@@ -26,7 +27,7 @@ from serverlight.codec.layout import grid_of, natural_layout
 from serverlight.codec.tables import Bytes
 from serverlight.codec.tensors import LARGEST, check_finite
 from serverlight.codec.wire import Header, Reader
-from serverlight.errors import InconsistentFrame
+from serverlight.errors import FrameError, InconsistentFrame
 
 __all__ = ["NumbaKernels"]
 
@@ -58,14 +59,34 @@ class NumbaKernels(SlicerKernels):
 
     def decode_contextual(self, section: memoryview, header: Header, out: Float32) -> None:
         """Reconstructs, bit for bit what the reference gives."""
-        data = np.frombuffer(section.toreadonly(), np.uint8)
         rows, columns = (1, 1, *header.shape)[-2:]
-        status = READ(data, rows, columns, LARGEST[header.dtype], out)
+        status = READ(np.frombuffer(section.toreadonly(), np.uint8), NO_ENDS, rows, columns, LARGEST[header.dtype], out)
         if status != GOOD:
-            reader = Reader(section)
-            contextual.read(reader, header)
-            reader.finish()
-            raise InconsistentFrame(FAULTS.get(status, "the sections contradict each other"))
+            raise _fault_of(section, header, status)
+
+    def decode_contextuals(
+        self, sections: Sequence[memoryview], header: Header, out: Float32
+    ) -> tuple[int, FrameError] | None:
+        """The same for many frames, in one call."""
+        data, rows, columns = np.frombuffer(b"".join(sections), np.uint8), *(1, 1, *header.shape)[-2:]
+        ends = np.fromiter(itertools.accumulate(map(len, sections)), np.int64, len(sections))
+        status = READ(data, ends, rows, columns, LARGEST[header.dtype], out)
+        return None if status == GOOD else (status >> 3, _fault_of(sections[status >> 3], header, status & 7))
+
+
+NO_ENDS = np.empty(0, np.int64)
+"""Stands for a single frame."""
+
+
+def _fault_of(section: memoryview, header: Header, status: int) -> FrameError:
+    """What is wrong with a frame that was refused."""
+    reader = Reader(section)
+    try:
+        contextual.read(reader, header)
+        reader.finish()
+    except FrameError as error:
+        return error
+    return InconsistentFrame(FAULTS.get(status, "the sections contradict each other"))
 
 
 @functools.lru_cache(maxsize=256)
@@ -97,9 +118,9 @@ def _compiled(sources: int) -> tuple[Callable[..., Any], ...]:
         return write_section(values, num_kept, num_positive, weight, budget, layout, planes, rows, columns)
 
     @entry_point
-    def read(data, rows, columns, largest, out):  # type: ignore[no-untyped-def]
+    def read(data, ends, rows, columns, largest, out):  # type: ignore[no-untyped-def]
         _ = sources
-        return read_section(data, rows, columns, np.float32(largest), out)
+        return read_sections(data, ends, rows, columns, np.float32(largest), out)
 
     @entry_point
     def fit(histogram, kind, with_tail, half_escapes):  # type: ignore[no-untyped-def]

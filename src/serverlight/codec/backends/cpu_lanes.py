@@ -1,4 +1,4 @@
-"""Compiled loops of profile ``serverlight``: the range coder's reader, for pairs that lie in lines.
+"""Compiled loops of profile ``serverlight``: the range coder's reader, and what it needs beside words.
 
 The definition of what is computed is in ``reference.py``. Groups of lanes are written out, so that their states stay in
 registers; what is left over at an end goes through a loop over an array of states.
@@ -13,12 +13,10 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec.backends.cpu_kernels import inlined, njit
-from serverlight.codec.backends.cpu_symbols import token_contexts, token_learn
 
 U = np.uint64
 LEAST = U(1 << 15)
 LARGEST_NUMBER = 1 << 28
-LARGEST_NARROW = 1 << 24
 BITS, LARGEST, RAW, HALF = range(4)
 """What ``progress`` holds: bits of escapes read, -1 if they are broken; the largest magnitude among them; raw bits read; and
 whether the frame has half escapes."""
@@ -81,15 +79,15 @@ def get_number(whole, one_sided, escapes, progress):
 
 
 @inlined
-def get(state, slot, entry, word, at):
-    """The state after a symbol, which takes ``word`` in if it has become too small."""
-    state = (entry & U(0xFFFF)) * (state >> U(12)) + slot - (entry >> U(16))
-    short = state < LEAST
-    return state << U(16) | word if short else state, at + U(short)
+def get(state, entry, words, at):
+    """The state after a symbol, which takes a word in if it has become too small, and the position in ``words``."""
+    state = U(entry & np.uint32(4095)) * (state >> U(12)) + U((entry >> np.uint32(12)) & np.uint32(4095))
+    short, longer = state < LEAST, state << U(16) | U(words[at])
+    return longer if short else state, at + U(short)
 
 
 @njit
-def get_eights(rows_of, groups, states, words, size, at, symbols, entries, into):
+def get_eights(rows_of, groups, states, words, size, at, table, into):
     """Reads ``groups`` groups of eight pairs that lie side by side, one a lane; returns the position in ``words``."""
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
@@ -97,202 +95,97 @@ def get_eights(rows_of, groups, states, words, size, at, symbols, entries, into)
         if at > size:
             break
         o = U(8 * group)
-        row, slot = U(rows_of[o]), x0 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x0, at = get(x0, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o] = symbol
-        row, slot = U(rows_of[o + U(1)]), x1 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x1, at = get(x1, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(1)] = symbol
-        row, slot = U(rows_of[o + U(2)]), x2 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x2, at = get(x2, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(2)] = symbol
-        row, slot = U(rows_of[o + U(3)]), x3 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x3, at = get(x3, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(3)] = symbol
-        row, slot = U(rows_of[o + U(4)]), x4 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x4, at = get(x4, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(4)] = symbol
-        row, slot = U(rows_of[o + U(5)]), x5 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x5, at = get(x5, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(5)] = symbol
-        row, slot = U(rows_of[o + U(6)]), x6 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x6, at = get(x6, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(6)] = symbol
-        row, slot = U(rows_of[o + U(7)]), x7 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x7, at = get(x7, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(7)] = symbol
+        entry = table[U(rows_of[o]) << U(12) | (x0 & U(4095))]
+        x0, at = get(x0, entry, words, at)
+        into[o] = np.uint8(entry >> np.uint32(24))
+        entry = table[U(rows_of[o + U(1)]) << U(12) | (x1 & U(4095))]
+        x1, at = get(x1, entry, words, at)
+        into[o + U(1)] = np.uint8(entry >> np.uint32(24))
+        entry = table[U(rows_of[o + U(2)]) << U(12) | (x2 & U(4095))]
+        x2, at = get(x2, entry, words, at)
+        into[o + U(2)] = np.uint8(entry >> np.uint32(24))
+        entry = table[U(rows_of[o + U(3)]) << U(12) | (x3 & U(4095))]
+        x3, at = get(x3, entry, words, at)
+        into[o + U(3)] = np.uint8(entry >> np.uint32(24))
+        entry = table[U(rows_of[o + U(4)]) << U(12) | (x4 & U(4095))]
+        x4, at = get(x4, entry, words, at)
+        into[o + U(4)] = np.uint8(entry >> np.uint32(24))
+        entry = table[U(rows_of[o + U(5)]) << U(12) | (x5 & U(4095))]
+        x5, at = get(x5, entry, words, at)
+        into[o + U(5)] = np.uint8(entry >> np.uint32(24))
+        entry = table[U(rows_of[o + U(6)]) << U(12) | (x6 & U(4095))]
+        x6, at = get(x6, entry, words, at)
+        into[o + U(6)] = np.uint8(entry >> np.uint32(24))
+        entry = table[U(rows_of[o + U(7)]) << U(12) | (x7 & U(4095))]
+        x7, at = get(x7, entry, words, at)
+        into[o + U(7)] = np.uint8(entry >> np.uint32(24))
     states[0], states[1], states[2], states[3] = x0, x1, x2, x3
     states[4], states[5], states[6], states[7] = x4, x5, x6, x7
     return at
 
 
 @njit
-def get_fours(rows_of, groups, states, words, size, at, symbols, entries, into):
+def get_fours(rows_of, groups, states, words, size, at, table, into):
     """Reads ``groups`` groups of four pairs that lie side by side, one a lane; returns the position in ``words``."""
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     for group in range(groups):
         if at > size:
             break
         o = U(4 * group)
-        row, slot = U(rows_of[o]), x0 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x0, at = get(x0, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o] = symbol
-        row, slot = U(rows_of[o + U(1)]), x1 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x1, at = get(x1, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(1)] = symbol
-        row, slot = U(rows_of[o + U(2)]), x2 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x2, at = get(x2, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(2)] = symbol
-        row, slot = U(rows_of[o + U(3)]), x3 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x3, at = get(x3, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(3)] = symbol
+        entry = table[U(rows_of[o]) << U(12) | (x0 & U(4095))]
+        x0, at = get(x0, entry, words, at)
+        into[o] = np.uint8(entry >> np.uint32(24))
+        entry = table[U(rows_of[o + U(1)]) << U(12) | (x1 & U(4095))]
+        x1, at = get(x1, entry, words, at)
+        into[o + U(1)] = np.uint8(entry >> np.uint32(24))
+        entry = table[U(rows_of[o + U(2)]) << U(12) | (x2 & U(4095))]
+        x2, at = get(x2, entry, words, at)
+        into[o + U(2)] = np.uint8(entry >> np.uint32(24))
+        entry = table[U(rows_of[o + U(3)]) << U(12) | (x3 & U(4095))]
+        x3, at = get(x3, entry, words, at)
+        into[o + U(3)] = np.uint8(entry >> np.uint32(24))
     states[0], states[1], states[2], states[3] = x0, x1, x2, x3
     return at
 
 
 @njit
-def get_twos(rows_of, groups, states, words, size, at, symbols, entries, into):
-    """Reads ``groups`` groups of two pairs that lie side by side, one a lane; returns the position in ``words``."""
-    x0, x1 = states[0], states[1]
-    for group in range(groups):
-        if at > size:
-            break
-        o = U(2 * group)
-        row, slot = U(rows_of[o]), x0 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x0, at = get(x0, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o] = symbol
-        row, slot = U(rows_of[o + U(1)]), x1 & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        x1, at = get(x1, slot, U(entries[row << U(8) | symbol]), U(words[at]), at)
-        into[o + U(1)] = symbol
-    states[0], states[1] = x0, x1
-    return at
-
-
-@njit
-def get_run(rows_of, count, states, words, size, at, symbols, entries, into):
+def get_run(rows_of, count, states, words, size, at, table, into):
     """Reads the symbols of a run of pairs, lane after lane, from their rows of the tables; returns the position in ``words``."""
-    lanes = states.size
-    groups = count // lanes if lanes > 1 else 0
+    lanes, done = states.size, 0
     if lanes == 8:
-        at = get_eights(rows_of, groups, states, words, size, at, symbols, entries, into)
+        done = count & ~7
+        at = get_eights(rows_of, count >> 3, states, words, size, at, table, into)
     elif lanes == 4:
-        at = get_fours(rows_of, groups, states, words, size, at, symbols, entries, into)
-    elif lanes == 2:
-        at = get_twos(rows_of, groups, states, words, size, at, symbols, entries, into)
-    lane = 0
-    for i in range(lanes * groups, count):
-        row, slot = U(rows_of[i]), states[lane] & U(4095)
-        symbol = U(symbols[row << U(12) | slot])
-        entry, word = U(entries[row << U(8) | symbol]), U(words[min(at, size)])
-        states[lane], at = get(states[lane], slot, entry, word, at)
-        into[i] = symbol
-        lane = lane + 1 if lane + 1 < lanes else 0
-    return at
-
-
-# -- lines of tokens ---------------------------------------------------------------------------------------------
-
-
-@njit
-def numbers_of(line, turned, upper, lower):
-    """The numbers of a line's pairs; returns whether one has escapes."""
-    one, large, any_escaped = np.int32(1), np.int32(15), np.int32(0)
-    for i in range(upper.size):
-        symbol = np.int32(line[i])
-        a, b = np.int32(symbol >> np.int32(4)), np.int32(symbol & large)
-        any_escaped |= np.int32(max(a, b) == large)
-        first, second = np.int32((a + one) >> one), np.int32((b + one) >> one)
-        flip = np.int32(turned[i])
-        upper[i] = first if (a & one) ^ flip else np.int32(-first)
-        lower[i] = second if (b & one) ^ flip else np.int32(-second)
-    return any_escaped != 0
-
-
-@njit
-def get_line_escapes(line, upper, lower, is_single, escapes, progress):
-    """Reads the escaped numbers of a line's pairs."""
-    for i in range(upper.size):
-        whole = line[i] == 255 and are_whole(escapes, progress)
-        if line[i] >= 0xF0:
-            upper[i] = get_number(whole, False, escapes, progress)
-        if line[i] & 0x0F == 0x0F and not is_single:
-            lower[i] = get_number(whole, False, escapes, progress)
-
-
-@njit
-def get_tokens(
-    rows,
-    columns,
-    first,
-    last,
-    start,
-    borders,
-    num_contexts,
-    states,
-    words,
-    size,
-    at,
-    symbols,
-    entries,
-    high,
-    escapes,
-    progress,
-):
-    """Reads a segment of channels into ``high``; returns the position in ``words``."""
-    width = last - first
-    busy, lean = np.full(width, start, np.int32), np.zeros(width, np.int32)
-    contexts, turned, line = np.empty(width, np.uint8), np.empty(width, np.uint8), np.empty(width, np.uint8)
-    nothing = np.empty(width, np.int32)
-    for row in range(0, rows, 2):
-        is_single = row + 1 >= rows
-        token_contexts(busy, lean, borders, contexts, turned)
-        if is_single:
-            contexts += np.uint8(num_contexts)
-        base = row * columns + first
-        upper = high[base : base + width]
-        lower = nothing if is_single else high[base + columns : base + columns + width]
-        at = get_run(contexts, width, states, words, size, at, symbols, entries, line)
+        done = count & ~3
+        at = get_fours(rows_of, count >> 2, states, words, size, at, table, into)
+    lane = U(0)
+    for i in range(U(done), U(count)):
         if at > size:
             break
-        if numbers_of(line, turned, upper, lower):
-            get_line_escapes(line, upper, lower, is_single, escapes, progress)
-        if not is_single:
-            pair = row // 2
-            token_learn(upper, lower, np.int32(1 if pair == 0 else (2 if pair < 3 else 3)), busy, lean)
+        entry = table[U(rows_of[i]) << U(12) | (states[lane] & U(4095))]
+        states[lane], at = get(states[lane], entry, words, at)
+        into[i] = np.uint8(entry >> np.uint32(24))
+        lane = lane + U(1) if lane + U(1) < U(lanes) else U(0)
     return at
 
 
+# -- raw bits ----------------------------------------------------------------------------------------------------
+
+
 @njit
-def get_flat(first, last, states, words, size, at, symbols, entries, high, escapes, progress):
-    """The same for a flat run of pairs."""
-    count = last - first
-    rows_of, line = np.zeros(count, np.uint8), np.empty(count, np.uint8)
-    is_single = 2 * last > high.size
-    rows_of[count - 1] = is_single
-    at = get_run(rows_of, count, states, words, size, at, symbols, entries, line)
-    upper, lower = np.empty(count, np.int32), np.empty(count, np.int32)
-    rows_of[count - 1] = 0
-    if at <= size and numbers_of(line, rows_of, upper, lower):
-        whole = count - is_single
-        get_line_escapes(line[:whole], upper[:whole], lower[:whole], False, escapes, progress)
-        get_line_escapes(line[whole:], upper[whole:], lower[whole:], True, escapes, progress)
-    part = high[2 * first : 2 * last]
-    for i in range(part.size // 2):
-        part[2 * i], part[2 * i + 1] = upper[i], lower[i]
-    if is_single:
-        part[part.size - 1] = upper[count - 1]
+def join_raw(high, raw, raw_bits, at, numbers):
+    """Joins high parts and raw bits, read from bit ``at``; returns the bit after them, -1 past the end."""
+    mask = (1 << raw_bits) - 1
+    for x in range(high.size):
+        number = np.int64(high[x])
+        if number:
+            if at < 0 or at + raw_bits > 8 * raw.size:
+                return -1
+            low, start = 0, at >> 3
+            for i in range(min(5, raw.size - start)):
+                low |= np.int64(raw[start + i]) << (8 * i)
+            magnitude = ((abs(number) - 1) << raw_bits) + ((low >> (at & 7)) & mask) + 1
+            number = -magnitude if number < 0 else magnitude
+            at += raw_bits
+        numbers[x] = number
     return at

@@ -185,7 +185,7 @@ def _reciprocals() -> np.ndarray[Any, np.dtype[np.uint64]]:
     """By frequency: the reciprocal that divides a state below 2^31 by it, and the shift that goes with it, in the top byte.
 
     Such a quotient is exact (Alverson 1991, as rANS coders use it). That of a frequency of 1 is one too small, which the bias in
-    :func:`entry_of` makes up for.
+    :func:`set_entry` makes up for.
     """
     table = np.zeros(4097, np.uint64)
     table[1] = 0xFFFFFFFF | 32 << 56
@@ -201,15 +201,14 @@ RECIPROCALS = _reciprocals()
 
 @njit
 def encoder_tables(frequencies, histogram, costs, table):
-    """Fills the writer's table: frequency, start and shift in one number, and the reciprocal.
+    """Fills the writer's table, four numbers for each entry that occurs: see :func:`set_entry`.
 
-    A pair that must be escaped has its row's entry for escapes, and a mark in the top byte; half escapes have another mark.
+    A pair that must be escaped has its row's entry for escapes, and a mark; half escapes have another mark.
     Returns the bits that the symbols will take, and the number of pairs with a mark.
     """
     total, escaped = 0, 0
     for row in range(frequencies.shape[0]):
         start, e = np.int32(0), np.int32(frequencies[row, 255])
-        escape, by_escape = entry_of(e, np.int32(4096) - e)
         for symbol in range(256):
             times, frequency = histogram[row, symbol], frequencies[row, symbol]
             if times:
@@ -217,47 +216,57 @@ def encoder_tables(frequencies, histogram, costs, table):
                 if frequency == 0 or symbol == 255:
                     escaped += times
                     total += times * costs[e]
-                    table[at, 0], table[at, 1] = escape | ESCAPED, by_escape
+                    set_entry(table, at, e, np.int32(4096) - e, ESCAPED)
                 else:
-                    packed, table[at, 1] = entry_of(frequency, start)
+                    is_half = symbol >> 4 == 15 or symbol & 15 == 15
+                    escaped += times if is_half else 0
                     total += times * costs[frequency]
-                    if symbol >> 4 == 15 or symbol & 15 == 15:
-                        escaped += times
-                        packed |= HALF
-                    table[at, 0] = packed
+                    set_entry(table, at, frequency, start, HALF if is_half else np.uint32(0))
             start += frequency
     return total >> 8, escaped
 
 
-ESCAPED, HALF = U(1 << 56), U(2 << 56)
-"""Marks of the writer's entries for pairs that have the escape symbol, or one of their own but a number too large for a nibble."""
+HALF, ESCAPED = np.uint32(1 << 24), np.uint32(2 << 24)
+"""Marks of the writer's entries for pairs that have a symbol but a number too large for a nibble, or the escape symbol."""
 
 
 @inlined
-def entry_of(frequency, start):
-    """The writer's two numbers for a symbol."""
+def set_entry(table, at, frequency, start, mark):
+    """The writer's four numbers: from which state on a word is written, the reciprocal, the start, and what a quotient is worth.
+
+    The last one has the shift that goes with the reciprocal in its upper half, and the mark above it.
+    """
     reciprocal = RECIPROCALS[frequency]
-    bias = start + np.int32(4095) if frequency == 1 else start
-    packed = U(frequency) | U(bias) << U(16) | (reciprocal >> U(56)) << U(32)
-    return packed, reciprocal & U((1 << 56) - 1)
+    i = 4 * at
+    table[i] = np.uint32(frequency) << np.uint32(19)
+    table[i + 1] = np.uint32(reciprocal & U(0xFFFFFFFF))
+    table[i + 2] = np.uint32(start + np.int32(4095) if frequency == 1 else start)
+    table[i + 3] = np.uint32(np.int32(4096) - frequency) | np.uint32(reciprocal >> U(56)) << np.uint32(16) | mark
+
+
+@inlined
+def mark_of(table, entry):
+    """The mark of an entry, in its place."""
+    return table[U(4) * U(entry) + U(3)] & (HALF | ESCAPED)
 
 
 @njit
-def decoder_tables(frequencies):
-    """The symbol of each slot; and of each symbol frequency and start in one number.
+def decoder_table(frequencies):
+    """By row and slot: the symbol's frequency, the slot's place among those of the symbol, and the symbol, in 12, 12 and 8 bits.
 
-    There are 16 places more than slots: runs are written in sixteens, and the next run overwrites what is too much.
+    No symbol has all slots. There are 16 places more than slots: runs are written in sixteens, and the next run overwrites what
+    is too much.
     """
     num_rows, at = frequencies.shape[0], U(0)
-    symbols, entries = np.empty(num_rows * 4096 + 16, np.uint8), np.empty(num_rows * 256, np.uint32)
+    table = np.empty(num_rows * 4096 + 16, np.uint32)
     for row in range(num_rows):
         for symbol in range(256):
-            frequency = U(frequencies[row, symbol])
-            entries[U(256 * row + symbol)] = np.uint32(frequency | (at & U(4095)) << U(16))
-            end = at + frequency
+            frequency = frequencies[row, symbol]
+            entry, end = np.uint32(frequency) | np.uint32(symbol) << np.uint32(24), at + U(frequency)
             while at < end:
                 for i in range(16):
-                    symbols[at + U(i)] = np.uint8(symbol)
+                    table[at + U(i)] = np.uint32(entry + np.uint32(np.uint32(i) << np.uint32(12)))
                 at += U(16)
+                entry = np.uint32(entry + np.uint32(16 << 12))
             at = end
-    return symbols, entries
+    return table

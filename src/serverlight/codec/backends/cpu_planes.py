@@ -1,4 +1,4 @@
-"""Compiled loops of profile ``serverlight``: the range coder's reader for planes, where what was read chooses what is read next.
+"""Compiled loops of profile ``serverlight``: the reader for planes, where what was read chooses what is read next.
 
 The definition of what is computed is in ``reference.py``; why no index leaves its array, in ``cpu_lanes.py``.
 """
@@ -9,312 +9,261 @@ from typing import Any
 
 import numpy as np
 
-from serverlight.codec.backends.cpu_kernels import njit
-from serverlight.codec.backends.cpu_lanes import are_whole, get, get_number
-from serverlight.codec.backends.reference_symbols import number_of
+from serverlight.codec import tables
+from serverlight.codec.backends.cpu_kernels import inlined, njit
+from serverlight.codec.backends.cpu_lanes import RAW, are_whole, get, get_number, join_raw
+from serverlight.codec.backends.cpu_reconstruct import (
+    one_sided_lifts,
+    place_large_values,
+    place_values,
+    signed_lifts,
+    wide_lifts,
+)
+from serverlight.codec.backends.reference_symbols import nibble_of, number_of
 
 U = np.uint64
-ESCAPED, BOTH, FIRST, SECOND = np.int32(1 << 15), np.int32(1 << 14), np.int32(1 << 13), np.int32(1 << 12)
+ESCAPED = 1 << 16
+ONE_SIDED_PLANES, SIGNED_PLANES, NUM_CONTEXTS = tables.ONE_SIDED_PLANES, tables.SIGNED_PLANES, tables.NUM_CONTEXTS
+NARROW = 4095
+"""The largest magnitude with which a sum of four neighbours surely fits 16 bits."""
 
 
-def _facts_of(one_sided: bool) -> np.ndarray[Any, np.dtype[np.int32]]:
+def _facts_of(one_sided: bool) -> np.ndarray[Any, np.dtype[np.int64]]:
     """What a symbol of a plane tells its neighbours, by ``512 single + 256 turned + symbol``.
 
     The low byte is three times the class of the first number plus the second's, as the row below adds it to its place; the upper
-    half is nine times the second's, less the middle of all places where numbers have signs, as the next pair does. Bit 15 marks
-    escapes, bit 14 the escape symbol, bits 13 and 12 which ones are sent.
+    half is nine times the second's, less the middle of all places where numbers have signs, as the next pair does. The second
+    byte is the symbol of the pair as it is, not turned around; above it is a mark for escapes.
     """
-    facts = np.zeros(1024, np.int32)
+    facts = np.zeros(1024, np.int64)
     for single in (0, 1):
         for turned in (0, 1):
             for symbol in range(256):
-                pair = [number_of(nibble, 1 - 2 * turned, one_sided) for nibble in (symbol >> 4, symbol & 15)]
+                nibbles = symbol >> 4, symbol & 15
+                pair = [number_of(nibble, 1 - 2 * turned, one_sided) for nibble in nibbles]
                 up, beside = (min(n, 2) if one_sided else (n > 0) - (n < 0) + 1 for n in pair)
                 beside = up if single else beside
-                left = 9 * beside - (0 if one_sided else 13)
-                marks = [*(nibble == 15 for nibble in (symbol >> 4, symbol & 15)), symbol == 255]
-                escapes = any(marks) << 15 | marks[2] << 14 | marks[0] << 13 | (marks[1] and not single) << 12
-                facts[512 * single + 256 * turned + symbol] = left << 16 | escapes | 3 * up + beside
+                marks = [nibble == 15 for nibble in nibbles]
+                fact = (9 * beside - (0 if one_sided else 13)) << 32 | 3 * up + beside
+                upright = [15 if mark else nibble_of(n, 1, one_sided) for mark, n in zip(marks, pair, strict=True)]
+                fact |= (16 * upright[0] + upright[1]) << 8 | (ESCAPED if any(marks) else 0)
+                facts[512 * single + 256 * turned + symbol] = fact
     return facts
 
 
-def _pair_of(one_sided: bool) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The two numbers of a symbol, by ``256 turned + symbol``, as neighbours in memory."""
-    numbers = [
-        number_of(nibble, flip, one_sided) for flip in (1, -1) for s in range(256) for nibble in (s >> 4, s & 15)
-    ]
-    return np.array(numbers, np.int32).view(np.int64)
-
-
 FACTS_OF = (_facts_of(False), _facts_of(True))
-PAIR_OF = (_pair_of(False), _pair_of(True))
-OUTSIDE = (4 | -4 << 16, 0)
+OUTSIDE = (4 | -4 << 32, 0)
 """What lies outside a plane tells its neighbours: that it is zero."""
 
 
-# -- escapes -----------------------------------------------------------------------------------------------------
+# -- symbols -----------------------------------------------------------------------------------------------------
+
+
+def reader_of(one_sided: bool) -> Any:
+    """The compiled function that reads planes of one kind: what differs is left out of its loop."""
+    facts_of, outside = FACTS_OF[one_sided], np.int64(OUTSIDE[one_sided])
+
+    @njit
+    def get_planes(count, rows, columns, states, words, size, at, table, block, escapes, progress, places, numbers):  # type: ignore[no-untyped-def]
+        pairs, found, o, flat, plane = (columns + 1) // 2, 0, U(0), block.reshape(-1), U(block.shape[1])
+        above, lefts = np.full(8 * pairs, outside & 255, np.uint8), np.empty(8, np.int64)
+        for row in range(rows):
+            lefts[:] = outside >> 32
+            for pair in range(pairs):
+                if at > size:
+                    return at, found
+                is_single = 2 * pair + 1 >= columns
+                if is_single:
+                    at, marks = get_ends(count, pair, states, words, at, table, one_sided, above, lefts, flat, o, plane)
+                else:
+                    marks, a, into = np.int64(0), U(8 * pair), o
+                    for lane in range(U(count)):
+                        state, context = states[lane], lefts[lane] + np.int64(above[a + lane])
+                        if one_sided:
+                            entry = table[U(context) << U(12) | (state & U(4095))]
+                            fact = facts_of[U(entry >> np.uint32(24))]
+                            flat[into] = np.uint8(entry >> np.uint32(24))
+                        else:
+                            turned = context >> 63
+                            entry = table[U((context ^ turned) - turned) << U(12) | (state & U(4095))]
+                            fact = facts_of[U(entry >> np.uint32(24)) | (U(turned) & U(256))]
+                            flat[into] = np.uint8(fact >> 8)
+                        states[lane], at = get(state, entry, words, at)
+                        above[a + lane], lefts[lane] = np.uint8(fact), fact >> 32
+                        into += plane
+                        marks |= fact
+                if marks & ESCAPED:
+                    first, size_of_plane = row * columns + 2 * pair, rows * columns
+                    for lane in range(count):
+                        symbol = block[lane, o]
+                        if symbol >= 0xF0 or symbol & 0x0F == 0x0F:
+                            begin = found
+                            found = get_escapes(
+                                symbol, one_sided, is_single, escapes, progress, first, places, numbers, found
+                            )
+                            sent = numbers[begin:found]
+                            above[8 * pair + lane], lefts[lane] = told_by(symbol, one_sided, is_single, sent)
+                            for i in range(begin, found):
+                                places[i] += lane * size_of_plane
+                o += U(1)
+        return at, found
+
+    return get_planes
 
 
 @njit
-def get_plane_escapes(facts, count, row, pair, is_single, outside, block, above, lefts, escapes, progress):
-    """Reads the escaped numbers of ``count`` planes' pairs, and tells their neighbours."""
-    one_sided, numbers = outside == 0, block.view(np.int32)
+def get_ends(count, pair, states, words, at, table, one_sided, above, lefts, flat, o, plane):
+    """Reads the single elements at the ends of odd lines, one a lane; returns the position in ``words``, and marks."""
+    facts_of = FACTS_OF[1 if one_sided else 0]
+    tail, marks = NUM_CONTEXTS[ONE_SIDED_PLANES if one_sided else SIGNED_PLANES], np.int64(0)
     for lane in range(count):
-        if facts[lane] & ESCAPED:
-            whole = facts[lane] & BOTH != 0 and are_whole(escapes, progress)
-            line, place = numbers[lane, row + 1], 2 * pair + 2
-            if facts[lane] & FIRST:
-                line[place] = get_number(whole, one_sided, escapes, progress)
-            if facts[lane] & SECOND:
-                line[place + 1] = get_number(whole, one_sided, escapes, progress)
-            first, second = line[place], np.int32(0) if is_single else line[place + 1]
-            line[place + 1] = second
-            up = neighbour_class(first, one_sided)
-            beside = up if is_single else neighbour_class(second, one_sided)
-            above[8 * pair + lane] = 3 * up + beside
-            lefts[lane] = 9 * beside - (0 if one_sided else 13)
+        context = lefts[lane] + np.int64(above[8 * pair + lane])
+        entry = table[U(abs(context) + tail) << U(12) | (states[lane] & U(4095))]
+        states[lane], at = get(states[lane], entry, words, at)
+        fact = facts_of[U(entry >> np.uint32(24)) | U(768 if context < 0 else 512)]
+        flat[o + U(lane) * plane] = np.uint8(fact >> 8)
+        above[8 * pair + lane], lefts[lane] = np.uint8(fact), fact >> 32
+        marks |= fact
+    return at, marks
 
 
 @njit
+def get_escapes(symbol, one_sided, is_single, escapes, progress, first, places, numbers, found):
+    """Reads the escaped numbers of a pair; returns how many have been found."""
+    whole = symbol == 255 and are_whole(escapes, progress)
+    if symbol >= 0xF0 and found < places.size:
+        places[found], numbers[found] = first, get_number(whole, one_sided, escapes, progress)
+        found += 1
+    if symbol & 0x0F == 0x0F and not is_single and found < places.size:
+        places[found], numbers[found] = first + 1, get_number(whole, one_sided, escapes, progress)
+        found += 1
+    return found
+
+
+@njit
+def told_by(symbol, one_sided, is_single, sent):
+    """What a pair with escaped numbers tells the row below and the next pair."""
+    first, second, taken = small_number(symbol >> 4, one_sided), small_number(symbol & 15, one_sided), 0
+    if symbol >= 0xF0 and sent.size:
+        first, taken = np.int64(sent[0]), 1
+    if symbol & 0x0F == 0x0F and sent.size > taken:
+        second = np.int64(sent[taken])
+    up = neighbour_class(first, one_sided)
+    beside = up if is_single else neighbour_class(second, one_sided)
+    return np.uint8(3 * up + beside), 9 * beside - (0 if one_sided else 13)
+
+
+@inlined
 def neighbour_class(number, one_sided):
     """Class of one number as a neighbour."""
     return min(number, 2) if one_sided else (number > 0) - (number < 0) + 1
 
 
-# -- range coder -------------------------------------------------------------------------------------------------
+@inlined
+def small_number(nibble, one_sided):
+    """The number of a nibble."""
+    nibble = np.int64(nibble)
+    magnitude = (nibble + 1) >> 1
+    return nibble if one_sided else (magnitude if nibble & 1 else -magnitude)
+
+
+GET_SIGNED, GET_ONE_SIDED = reader_of(False), reader_of(True)
+"""Read ``count`` planes, one a lane; return the position in ``words`` and the number of escaped numbers.
+
+Args:
+    block: receives the symbols, not turned around; uint8, shape (count, rows * pairs) and more.
+    places, numbers: receive the escaped numbers and where they belong: ``rows * columns * lane`` and place in the plane.
+"""
+
+
+# -- values ------------------------------------------------------------------------------------------------------
 
 
 @njit
-def get_eight_planes(
-    rows,
-    columns,
-    states,
-    words,
-    size,
-    at,
-    symbols,
-    entries,
-    pair_of,
-    facts_of,
-    outside,
-    num_contexts,
-    block,
-    escapes,
-    progress,
+def place_planes(
+    block, one_sided, rows, columns, found, places, numbers, shifts, unit, raw, raw_bits, progress, plane, lifts, out
 ):
-    """Reads eight planes into ``block``, a padded array of pairs; returns the position in ``words``."""
-    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
-    x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
-    pairs, s, flat = (columns + 1) // 2, U(block.shape[1] * block.shape[2]), block.reshape(-1)
-    above, lefts, facts = np.full(8 * pairs, outside & 255, np.uint8), np.empty(8, np.int64), np.empty(8, np.int32)
-    for row in range(rows):
-        l0 = l1 = l2 = l3 = outside >> 16
-        l4 = l5 = l6 = l7 = outside >> 16
-        for pair in range(pairs):
-            if at > size:
-                return at
-            is_single = 2 * pair + 1 >= columns
-            tail, single = num_contexts if is_single else 0, U(512 if is_single else 0)
-            a, o = U(8 * pair), U((row + 1) * block.shape[2] + 1 + pair)
-            place = l0 + np.int64(above[a])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x0 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x0, at = get(x0, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o] = pair_of[symbol]
-            f0 = facts_of[symbol | single]
-            above[a], l0 = np.uint8(f0 & 255), np.int64(f0 >> 16)
-            place = l1 + np.int64(above[a + U(1)])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x1 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x1, at = get(x1, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o + s] = pair_of[symbol]
-            f1 = facts_of[symbol | single]
-            above[a + U(1)], l1 = np.uint8(f1 & 255), np.int64(f1 >> 16)
-            place = l2 + np.int64(above[a + U(2)])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x2 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x2, at = get(x2, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o + U(2) * s] = pair_of[symbol]
-            f2 = facts_of[symbol | single]
-            above[a + U(2)], l2 = np.uint8(f2 & 255), np.int64(f2 >> 16)
-            place = l3 + np.int64(above[a + U(3)])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x3 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x3, at = get(x3, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o + U(3) * s] = pair_of[symbol]
-            f3 = facts_of[symbol | single]
-            above[a + U(3)], l3 = np.uint8(f3 & 255), np.int64(f3 >> 16)
-            place = l4 + np.int64(above[a + U(4)])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x4 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x4, at = get(x4, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o + U(4) * s] = pair_of[symbol]
-            f4 = facts_of[symbol | single]
-            above[a + U(4)], l4 = np.uint8(f4 & 255), np.int64(f4 >> 16)
-            place = l5 + np.int64(above[a + U(5)])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x5 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x5, at = get(x5, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o + U(5) * s] = pair_of[symbol]
-            f5 = facts_of[symbol | single]
-            above[a + U(5)], l5 = np.uint8(f5 & 255), np.int64(f5 >> 16)
-            place = l6 + np.int64(above[a + U(6)])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x6 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x6, at = get(x6, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o + U(6) * s] = pair_of[symbol]
-            f6 = facts_of[symbol | single]
-            above[a + U(6)], l6 = np.uint8(f6 & 255), np.int64(f6 >> 16)
-            place = l7 + np.int64(above[a + U(7)])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x7 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x7, at = get(x7, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o + U(7) * s] = pair_of[symbol]
-            f7 = facts_of[symbol | single]
-            above[a + U(7)], l7 = np.uint8(f7 & 255), np.int64(f7 >> 16)
-            if (f0 | f1 | f2 | f3 | f4 | f5 | f6 | f7) & ESCAPED:
-                facts[0], facts[1], facts[2], facts[3] = f0, f1, f2, f3
-                facts[4], facts[5], facts[6], facts[7] = f4, f5, f6, f7
-                lefts[0], lefts[1], lefts[2], lefts[3] = l0, l1, l2, l3
-                lefts[4], lefts[5], lefts[6], lefts[7] = l4, l5, l6, l7
-                get_plane_escapes(facts, 8, row, pair, is_single, outside, block, above, lefts, escapes, progress)
-                l0, l1, l2, l3 = lefts[0], lefts[1], lefts[2], lefts[3]
-                l4, l5, l6, l7 = lefts[4], lefts[5], lefts[6], lefts[7]
-    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
-    states[4], states[5], states[6], states[7] = x4, x5, x6, x7
-    return at
+    """Values of the planes of a block.
+
+    Args:
+        block, found, places, numbers: what was read.
+        plane: int16, shape ((rows + 2) * columns + 2,), with zeros in the first and the last ``columns + 1`` places.
+        lifts: int16, shape (2, rows * columns).
+        out: float32, shape (planes, rows * columns).
+    """
+    size, begin = rows * columns, columns + 1
+    here = plane[begin : begin + size]
+    run = here, lifts[1], plane[begin - columns : begin - columns + size], plane[begin + columns :]
+    for lane in range(out.shape[0]):
+        expand(block[lane], one_sided, rows, columns, here)
+        is_wide = False
+        for i in range(found):
+            place = places[i] - lane * size
+            if 0 <= place < size:
+                here[place] = np.int16(min(max(numbers[i], -NARROW), NARROW))
+                is_wide |= abs(numbers[i]) > NARROW
+        if is_wide or raw_bits:
+            place_wide_plane(
+                here, one_sided, rows, columns, lane * size, found, places, numbers, shifts, unit, raw, raw_bits, progress,
+                out[lane],
+            )  # fmt: skip
+            continue
+        beside(plane, begin, rows, columns, lifts[1])
+        if one_sided:
+            one_sided_lifts(run, shifts, lifts[0])
+        else:
+            signed_lifts(run, shifts, lifts[0])
+        place_values(here, lifts[0], unit, out[lane])
 
 
 @njit
-def get_four_planes(
-    rows,
-    columns,
-    states,
-    words,
-    size,
-    at,
-    symbols,
-    entries,
-    pair_of,
-    facts_of,
-    outside,
-    num_contexts,
-    block,
-    escapes,
-    progress,
-):
-    """Reads four planes into ``block``, a padded array of pairs; returns the position in ``words``."""
-    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
-    pairs, s, flat = (columns + 1) // 2, U(block.shape[1] * block.shape[2]), block.reshape(-1)
-    above, lefts, facts = np.full(8 * pairs, outside & 255, np.uint8), np.empty(8, np.int64), np.empty(8, np.int32)
-    for row in range(rows):
-        l0 = l1 = l2 = l3 = outside >> 16
-        for pair in range(pairs):
-            if at > size:
-                return at
-            is_single = 2 * pair + 1 >= columns
-            tail, single = num_contexts if is_single else 0, U(512 if is_single else 0)
-            a, o = U(8 * pair), U((row + 1) * block.shape[2] + 1 + pair)
-            place = l0 + np.int64(above[a])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x0 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x0, at = get(x0, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o] = pair_of[symbol]
-            f0 = facts_of[symbol | single]
-            above[a], l0 = np.uint8(f0 & 255), np.int64(f0 >> 16)
-            place = l1 + np.int64(above[a + U(1)])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x1 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x1, at = get(x1, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o + s] = pair_of[symbol]
-            f1 = facts_of[symbol | single]
-            above[a + U(1)], l1 = np.uint8(f1 & 255), np.int64(f1 >> 16)
-            place = l2 + np.int64(above[a + U(2)])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x2 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x2, at = get(x2, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o + U(2) * s] = pair_of[symbol]
-            f2 = facts_of[symbol | single]
-            above[a + U(2)], l2 = np.uint8(f2 & 255), np.int64(f2 >> 16)
-            place = l3 + np.int64(above[a + U(3)])
-            turned = place >> 63
-            table, slot = U((place ^ turned) - turned + tail), x3 & U(4095)
-            symbol = U(symbols[table << U(12) | slot])
-            x3, at = get(x3, slot, U(entries[table << U(8) | symbol]), U(words[at]), at)
-            symbol |= U(turned) & U(256)
-            flat[o + U(3) * s] = pair_of[symbol]
-            f3 = facts_of[symbol | single]
-            above[a + U(3)], l3 = np.uint8(f3 & 255), np.int64(f3 >> 16)
-            if (f0 | f1 | f2 | f3) & ESCAPED:
-                facts[0], facts[1], facts[2], facts[3] = f0, f1, f2, f3
-                lefts[0], lefts[1], lefts[2], lefts[3] = l0, l1, l2, l3
-                get_plane_escapes(facts, 4, row, pair, is_single, outside, block, above, lefts, escapes, progress)
-                l0, l1, l2, l3 = lefts[0], lefts[1], lefts[2], lefts[3]
-    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
-    return at
-
-
-@njit
-def get_planes(
-    count,
-    rows,
-    columns,
-    states,
-    words,
-    size,
-    at,
-    symbols,
-    entries,
-    pair_of,
-    facts_of,
-    outside,
-    num_contexts,
-    block,
-    escapes,
-    progress,
-):
-    """The same for fewer planes, one a lane."""
+def expand(symbols, one_sided, rows, columns, here):
+    """The numbers of a plane's symbols."""
     pairs = (columns + 1) // 2
-    above, lefts, facts = np.full(8 * pairs, outside & 255, np.uint8), np.empty(8, np.int64), np.zeros(8, np.int32)
+    if columns % 2 == 0:
+        for i in range(rows * pairs):
+            first, second = np.int16(symbols[i] >> 4), np.int16(symbols[i] & 15)
+            if not one_sided:
+                first, second = signed_of(first), signed_of(second)
+            here[2 * i], here[2 * i + 1] = first, second
+        return
     for row in range(rows):
-        lefts[:] = outside >> 16
-        for pair in range(pairs):
-            is_single = 2 * pair + 1 >= columns
-            tail, single, marks = num_contexts if is_single else 0, U(512 if is_single else 0), np.int32(0)
-            for lane in range(count):
-                place = lefts[lane] + np.int64(above[8 * pair + lane])
-                turned = place >> 63
-                table, slot = U((place ^ turned) - turned + tail), states[lane] & U(4095)
-                symbol = U(symbols[table << U(12) | slot])
-                entry, word = U(entries[table << U(8) | symbol]), U(words[min(at, size)])
-                states[lane], at = get(states[lane], slot, entry, word, at)
-                symbol |= U(turned) & U(256)
-                block[lane, row + 1, pair + 1] = pair_of[symbol]
-                fact = facts_of[symbol | single]
-                facts[lane], above[8 * pair + lane], lefts[lane] = fact, np.uint8(fact & 255), np.int64(fact >> 16)
-                marks |= fact
-            if marks & ESCAPED:
-                get_plane_escapes(facts, count, row, pair, is_single, outside, block, above, lefts, escapes, progress)
-    return at
+        line, into = symbols[row * pairs : (row + 1) * pairs], here[row * columns : (row + 1) * columns]
+        for i in range(columns):
+            nibble = np.int16(line[i >> 1] & 15 if i & 1 else line[i >> 1] >> 4)
+            into[i] = nibble if one_sided else signed_of(nibble)
+
+
+@inlined
+def signed_of(nibble):
+    """The number of a nibble in 16 bits: odd ones are positive."""
+    return np.int16(np.int16(np.int16(nibble + np.int16(1)) >> 1) * np.int16(np.int16(np.int16(nibble & 1) << 1) - 1))
+
+
+@njit
+def beside(plane, begin, rows, columns, sums):
+    """Sums of each element's neighbours on its left and on its right."""
+    left, right = plane[begin - 1 : begin - 1 + sums.size], plane[begin + 1 : begin + 1 + sums.size]
+    for i in range(sums.size):
+        sums[i] = np.int16(left[i] + right[i])
+    for row in range(rows):
+        first, last = row * columns, row * columns + columns - 1
+        sums[last] = left[last] if columns > 1 else 0
+        if columns > 1:
+            sums[first] = right[first]
+
+
+@njit
+def place_wide_plane(
+    here, one_sided, rows, columns, offset, found, places, numbers, shifts, unit, raw, raw_bits, progress, out
+):
+    """The same for one plane with large numbers or raw bits, without haste."""
+    high, lifts = np.empty(here.size, np.int64), np.empty(here.size, np.int64)
+    high[:] = here
+    for i in range(found):
+        if 0 <= places[i] - offset < here.size:
+            high[places[i] - offset] = numbers[i]
+    wide_lifts(high.reshape(rows, columns), one_sided, shifts, lifts.reshape(rows, columns))
+    if raw_bits:
+        progress[RAW] = join_raw(high, raw, raw_bits, progress[RAW], high)
+    place_large_values(high, lifts, unit, out)

@@ -10,26 +10,12 @@ import numpy as np
 
 from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_kernels import njit
-from serverlight.codec.backends.cpu_lanes import BITS, HALF, LARGEST, LARGEST_NARROW, LEAST, RAW, get_flat, get_tokens
-from serverlight.codec.backends.cpu_model import build_tables, decoder_tables, unpack_model
-from serverlight.codec.backends.cpu_planes import (
-    FACTS_OF,
-    OUTSIDE,
-    PAIR_OF,
-    get_eight_planes,
-    get_four_planes,
-    get_planes,
-)
-from serverlight.codec.backends.cpu_reconstruct import (
-    hold_within,
-    neighbourhood,
-    one_sided_lifts,
-    place_large_values,
-    place_values,
-    plain_lifts,
-    signed_lifts,
-)
-from serverlight.codec.backends.cpu_writer import borders_of
+from serverlight.codec.backends.cpu_lanes import BITS, HALF, LEAST, RAW
+from serverlight.codec.backends.cpu_model import build_tables, decoder_table, unpack_model
+from serverlight.codec.backends.cpu_planes import GET_ONE_SIDED, GET_SIGNED, place_planes
+from serverlight.codec.backends.cpu_reconstruct import hold_within
+from serverlight.codec.backends.cpu_symbols import SMALL_MEAN, borders_of
+from serverlight.codec.backends.cpu_tokens import facts_of, get_flat, get_tokens, place_plain
 
 U = np.uint64
 FLAT, TOKENS, PLANES = 0, 1, 2
@@ -136,7 +122,7 @@ def read_section(data, rows, columns, largest, out):
     if data.size == 1 and data[0] == 7:
         out[:] = 0
         return GOOD
-    fields, shifts = np.empty(7, np.int64), np.zeros(10, np.int64)
+    fields, shifts = np.empty(7, np.int64), np.zeros(10, np.int16)
     at = get_head(data, fields)
     if at < 0 or out.size == 0:
         return MALFORMED
@@ -162,7 +148,8 @@ def read_section(data, rows, columns, largest, out):
         return MALFORMED
     has_tail = (rows if layout == TOKENS else columns) % 2 == 1
     frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], kind == ONE_SIDED_PLANES, has_tail, fields[6] != 0)
-    symbols, entries = decoder_tables(frequencies)
+    table = decoder_table(frequencies)
+    is_direct = raw_bits == 0 and (layout != TOKENS or ACTIVITY[start] <= SMALL_MEAN)
     unit = step * np.float32(1 / 64)
     progress = np.zeros(4, np.int64)
     progress[HALF] = fields[6]
@@ -177,8 +164,9 @@ def read_section(data, rows, columns, largest, out):
         units,
         lanes,
         start,
-        symbols,
-        entries,
+        table,
+        one_sided,
+        is_direct,
         shifts,
         unit,
         raw_bits,
@@ -188,7 +176,7 @@ def read_section(data, rows, columns, largest, out):
     if status != GOOD:
         return status
     raw = data[at + 2 * lengths[:, 0].sum() + lengths[:, 1].sum() :]
-    if layout != PLANES:
+    if layout != PLANES and not is_direct:
         place_plain(out, one_sided, shifts, unit, raw, raw_bits, progress)
     if not ends_in_zeros(raw, progress[RAW]):
         return BAD_RAW
@@ -217,17 +205,18 @@ def read_streams(
     units,
     lanes,
     start,
-    symbols,
-    entries,
+    table,
+    one_sided,
+    is_direct,
     shifts,
     unit,
     raw_bits,
     progress,
     out,
 ):
-    """Reads all segments: planes become values in ``out``, other elements the bits of their high parts."""
+    """Reads all segments: planes become values in ``out``, other elements values too, or the bits of their high parts."""
     num_segments, num_contexts = lengths.shape[0], DEFAULT_LEVELS[kind].shape[0]
-    high, states = out.view(np.int32), np.empty(lanes, np.uint64)
+    states, facts, begin = np.empty(lanes, np.uint64), facts_of(shifts, one_sided), ACTIVITY[start]
     escapes_at = at
     for segment in range(num_segments):
         if lengths[segment, 0] < 0:
@@ -235,8 +224,6 @@ def read_streams(
         escapes_at += 2 * lengths[segment, 0]
     raw = data[escapes_at + lengths[:, 1].sum() :]
     words = np.empty(lengths[:, 0].max() + 8, np.uint16)
-    block_rows, block_width = (rows + 2, (columns + 1) // 2 + 2) if layout == PLANES else (1, 1)
-    block = np.zeros((lanes, block_rows, block_width), np.int64)
     for segment in range(num_segments):
         first, last = units * segment // num_segments, units * (segment + 1) // num_segments
         num_words, num_bytes = lengths[segment, 0], lengths[segment, 1]
@@ -259,9 +246,7 @@ def read_streams(
                 words,
                 size,
                 used,
-                symbols,
-                entries,
-                block,
+                table,
                 escapes,
                 shifts,
                 unit,
@@ -271,7 +256,6 @@ def read_streams(
                 out,
             )
         elif layout == TOKENS:
-            begin = ACTIVITY[start]
             used = get_tokens(
                 rows,
                 columns,
@@ -284,14 +268,18 @@ def read_streams(
                 words,
                 size,
                 used,
-                symbols,
-                entries,
-                high,
+                table,
+                is_direct,
+                facts,
+                unit,
+                out,
                 escapes,
                 progress,
             )
         else:
-            used = get_flat(first, last, states, words, size, used, symbols, entries, high, escapes, progress)
+            used = get_flat(
+                first, last, states, words, size, used, table, is_direct, facts, unit, out, escapes, progress
+            )
         if progress[BITS] < 0:
             return BAD_ESCAPES
         if used != size or np.any(states != LEAST):
@@ -301,9 +289,6 @@ def read_streams(
         at += 2 * num_words
         escapes_at += num_bytes
     return GOOD
-
-
-# -- values ------------------------------------------------------------------------------------------------------
 
 
 @njit
@@ -317,9 +302,7 @@ def read_planes(
     words,
     size,
     at,
-    symbols,
-    entries,
-    block,
+    table,
     escapes,
     shifts,
     unit,
@@ -329,134 +312,58 @@ def read_planes(
     out,
 ):
     """Reads a segment of planes, block by block, and makes values of them; returns the position in ``words``."""
-    one_sided, num_contexts = kind == ONE_SIDED_PLANES, DEFAULT_LEVELS[kind].shape[0]
-    which = 1 if one_sided else 0
-    pair_of, facts_of, outside = PAIR_OF[which], FACTS_OF[which], OUTSIDE[which]
-    lanes, cubes = states.size, out.reshape(out.size // (rows * columns), rows, columns)
+    one_sided = kind == ONE_SIDED_PLANES
+    lanes, plane_size = states.size, rows * columns
+    flat = out.reshape(out.size // plane_size, plane_size)
+    block = np.empty((lanes, rows * ((columns + 1) // 2)), np.uint8)
+    room = min(4 * escapes.size + 2, lanes * plane_size)  # no escaped number takes less than two bits
+    places, numbers = np.empty(room, np.int64), np.empty(room, np.int32)
+    padded, lifts = np.zeros(plane_size + 2 * columns + 2, np.int16), np.empty((2, plane_size), np.int16)
     for plane in range(first, last, lanes):
         count = min(lanes, last - plane)
-        if count == 8:
-            at = get_eight_planes(
-                rows,
-                columns,
-                states,
-                words,
-                size,
-                at,
-                symbols,
-                entries,
-                pair_of,
-                facts_of,
-                outside,
-                num_contexts,
-                block,
-                escapes,
-                progress,
-            )
-        elif count == 4 and lanes == 4:
-            at = get_four_planes(
-                rows,
-                columns,
-                states,
-                words,
-                size,
-                at,
-                symbols,
-                entries,
-                pair_of,
-                facts_of,
-                outside,
-                num_contexts,
-                block,
-                escapes,
-                progress,
+        if one_sided:
+            at, found = GET_ONE_SIDED(
+                count, rows, columns, states, words, size, at, table, block, escapes, progress, places, numbers
             )
         else:
-            at = get_planes(
-                count,
-                rows,
-                columns,
-                states,
-                words,
-                size,
-                at,
-                symbols,
-                entries,
-                pair_of,
-                facts_of,
-                outside,
-                num_contexts,
-                block,
-                escapes,
-                progress,
+            at, found = GET_SIGNED(
+                count, rows, columns, states, words, size, at, table, block, escapes, progress, places, numbers
             )
         if at > size or progress[BITS] < 0:
             return at
-        place_planes(block, one_sided, shifts, unit, raw, raw_bits, progress, cubes[plane : plane + count])
+        place_planes(
+            block,
+            one_sided,
+            rows,
+            columns,
+            found,
+            places,
+            numbers,
+            shifts,
+            unit,
+            raw,
+            raw_bits,
+            progress,
+            padded,
+            lifts,
+            flat[plane : plane + count],
+        )
     return at
 
 
 @njit
-def place_planes(block, one_sided, shifts, unit, raw, raw_bits, progress, out):
-    """Values of the planes of a block."""
-    planes, rows, columns = out.shape
-    padded = block.view(np.int32)
-    width = padded.shape[2]
-    lifts, values = np.empty(rows * width, np.int32), np.empty(rows * width, np.float32)
-    numbers = np.zeros(rows * width if raw_bits else 1, np.int64)
-    for plane in range(planes):
-        run = neighbourhood(padded[plane], width, rows * width)
-        if one_sided:
-            one_sided_lifts(run, shifts, lifts)
-        else:
-            signed_lifts(run, shifts, lifts)
-        if raw_bits:
-            for row in range(rows):
-                begin, end = row * width + 2, row * width + 2 + columns
-                progress[RAW] = join_raw(run[0][begin:end], raw, raw_bits, progress[RAW], numbers[begin:end])
-            place_large_values(numbers, lifts, unit, values)
-        elif progress[LARGEST] > LARGEST_NARROW:
-            place_large_values(run[0], lifts, unit, values)
-        else:
-            place_values(run[0], lifts, unit, values)
-        for row in range(rows):
-            out[plane, row] = values[row * width + 2 : row * width + 2 + columns]
+def read_sections(data, ends, rows, columns, largest, out):
+    """Reads the sections 6 of frames that end at ``ends`` of ``data``, or of the only one if there are none.
 
-
-@njit
-def place_plain(out, one_sided, shifts, unit, raw, raw_bits, progress):
-    """Values of elements without neighbours, from the bits of their high parts in the same place."""
-    bits, run = out.view(np.int32), min(out.size, 1024)
-    copy, lifts, numbers = np.empty(run, np.int32), np.empty(run, np.int32), np.empty(run, np.int64)
-    for begin in range(0, out.size, run):
-        part = bits[begin : begin + run]
-        high, lift = copy[: part.size], lifts[: part.size]
-        for i in range(part.size):
-            high[i] = part[i]
-        plain_lifts(high, one_sided, shifts, lift)
-        if raw_bits:
-            progress[RAW] = join_raw(high, raw, raw_bits, progress[RAW], numbers)
-            place_large_values(numbers[: part.size], lift, unit, out[begin : begin + part.size])
-        elif progress[LARGEST] > LARGEST_NARROW:
-            place_large_values(high, lift, unit, out[begin : begin + part.size])
-        else:
-            place_values(high, lift, unit, out[begin : begin + part.size])
-
-
-@njit
-def join_raw(high, raw, raw_bits, at, numbers):
-    """Joins high parts and raw bits, read from bit ``at``; returns the bit after them, -1 past the end."""
-    mask = (1 << raw_bits) - 1
-    for x in range(high.size):
-        number = np.int64(high[x])
-        if number:
-            if at < 0 or at + raw_bits > 8 * raw.size:
-                return -1
-            low, start = 0, at >> 3
-            for i in range(min(5, raw.size - start)):
-                low |= np.int64(raw[start + i]) << (8 * i)
-            magnitude = ((abs(number) - 1) << raw_bits) + ((low >> (at & 7)) & mask) + 1
-            number = -magnitude if number < 0 else magnitude
-            at += raw_bits
-        numbers[x] = number
-    return at
+    Returns 0, or the first frame that is broken and what is wrong with it, as ``8 frame + status``.
+    """
+    if ends.size == 0:
+        return read_section(data, rows, columns, largest, out)
+    begin, size = 0, out.size // ends.size
+    for frame in range(ends.size):
+        values = out[frame * size : (frame + 1) * size]
+        status = read_section(data[begin : ends[frame]], rows, columns, largest, values)
+        if status != GOOD:
+            return 8 * frame + status
+        begin = ends[frame]
+    return GOOD

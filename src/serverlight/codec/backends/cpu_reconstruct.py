@@ -1,15 +1,15 @@
 """Compiled loops of profile ``serverlight``: reconstruction classes, their shifts measured by the writer and used by the reader.
 
-Planes lie in a *padded* array of shape (planes, rows + 2, width): a row of zeros above and below each plane, two columns of
-zeros to its left, and at least one to its right, so that neighbours beyond the border need no branch. A plane is one long run in
-which neighbours lie at fixed distances: rows of a feature map are too short for the compiler's vectors.
+The writer's lines of planes lie in a *padded* array, with two columns of zeros to the left and at least one to the right, so
+that neighbours beyond the border need no branch.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from serverlight.codec.backends.cpu_kernels import exact_sums, inlined, njit
+from serverlight.codec.backends.cpu_kernels import ABS, inlined, njit
+from serverlight.codec.backends.cpu_quantiser import high_of, number_of
 
 
 @njit
@@ -61,21 +61,13 @@ def one_sided_classes(run, places):
 # -- writing: shifts ---------------------------------------------------------------------------------------------
 
 
-@inlined
-def high_of(number, bits):
-    """High part of a number with so many raw bits."""
-    mask = np.int32(np.int32(np.int32(1) << bits) - np.int32(1))
-    part = np.int32(np.int32(abs(number) + mask) >> bits)
-    return np.int32(-part) if number < 0 else part
-
-
 @njit
 def tally(values, inverse, numbers, places, distances, sums, counts):
     """Adds the distances of one line's elements from their nominal values, in 64ths of a step; four tables take turns."""
     most = np.float32(2**28)
     for x in range(places.size):
         scaled = np.rint(max(min(values[x] * inverse, most), -most) * np.float32(64))
-        distances[x] = np.int64(scaled) - np.int64(64) * np.int64(numbers[x])
+        distances[x] = np.int64(scaled) - np.int64(64) * np.int64(number_of(values[x], numbers[x] != 0, inverse))
     for x in range(places.size):
         sums[x & 3, places[x]] += distances[x]
         counts[x & 3, places[x]] += 1
@@ -96,7 +88,8 @@ def measure_plane_shifts(values, inverse, numbers, bits, one_sided, every, shift
                 padded[into, :] = 0
             else:
                 for x in range(columns):
-                    padded[into, x + 2] = high_of(numbers[plane, source, x], bits)
+                    number = number_of(values[plane, source, x], numbers[plane, source, x] != 0, inverse)
+                    padded[into, x + 2] = high_of(number, bits)
         if one_sided:
             one_sided_classes(run, places)
         else:
@@ -114,33 +107,55 @@ def settled(total, times):
     return min(max((2 * total + times) // (2 * times), -127), 127) if times > 0 else 0
 
 
-@exact_sums
+@njit
 def add_run(values, inverse, numbers, bits, sums, counts):
-    """Adds a run of elements without neighbours to the sums of classes 0, 1, 2 and more."""
-    most = np.float32(2**28)
-    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-    c0, c1, c2 = np.int32(0), np.int32(0), np.int32(0)
+    """Adds a run of at most 1024 elements without neighbours to the sums of classes 0, 1, 2 and more; the run must not be wide.
+
+    Returns whether it was, in which case nothing was added.
+    """
+    zero, most, keys, largest = np.int32(0), np.float32(2**28), values.view(np.int32), np.int32(0)
     for x in range(values.size):
-        number = numbers[x]
+        largest = max(largest, np.int32(keys[x] & ABS))
+    if not np.int32(largest).view(np.float32) * inverse < np.float32(
+        1 << 14
+    ):  # then 1024 distances in 64ths of a step may not fit 32 bits
+        return True
+    s0, s1, s2, s3, c0, c1, c2 = zero, zero, zero, zero, zero, zero, zero
+    for x in range(values.size):
+        number = number_of(values[x], numbers[x] != 0, inverse)
         magnitude = np.int32(abs(high_of(number, bits)))
-        scaled = np.rint(max(min(values[x] * inverse, most), -most) * np.float32(64))
-        distance = np.float64(scaled) - 64.0 * np.float64(number)
-        distance = -distance if number < 0 else distance
-        s0 += distance if magnitude == 0 else 0.0
-        s1 += distance if magnitude == 1 else 0.0
-        s2 += distance if magnitude == 2 else 0.0
-        s3 += distance if magnitude > 2 else 0.0
+        scaled = np.int32(np.rint(max(min(values[x] * inverse, most), -most) * np.float32(64)))
+        distance = np.int32(scaled - np.int32(np.int32(64) * number))
+        distance = np.int32(-distance) if number < 0 else distance
+        s0 = np.int32(s0 + (distance if magnitude == 0 else zero))
+        s1 = np.int32(s1 + (distance if magnitude == 1 else zero))
+        s2 = np.int32(s2 + (distance if magnitude == 2 else zero))
+        s3 = np.int32(s3 + (distance if magnitude > 2 else zero))
         c0 = np.int32(c0 + np.int32(magnitude == 0))
         c1 = np.int32(c1 + np.int32(magnitude == 1))
         c2 = np.int32(c2 + np.int32(magnitude == 2))
-    sums[0] += np.int64(s0)
-    sums[1] += np.int64(s1)
-    sums[2] += np.int64(s2)
-    sums[3] += np.int64(s3)
+    sums[0] += s0
+    sums[1] += s1
+    sums[2] += s2
+    sums[3] += s3
     counts[0] += c0
     counts[1] += c1
     counts[2] += c2
     counts[3] += values.size - c0 - c1 - c2
+    return False
+
+
+@njit
+def add_wide_run(values, inverse, numbers, bits, sums, counts):
+    """The same for elements of any size."""
+    most = np.float32(2**28)
+    for x in range(values.size):
+        number = number_of(values[x], numbers[x] != 0, inverse)
+        place = min(abs(high_of(number, bits)), 3)
+        scaled = np.rint(max(min(values[x] * inverse, most), -most) * np.float32(64))
+        distance = np.int64(scaled) - np.int64(64) * np.int64(number)
+        sums[place] += -distance if number < 0 else distance
+        counts[place] += 1
 
 
 @njit
@@ -149,9 +164,11 @@ def measure_shifts(values, inverse, numbers, bits, run, one_sided, every, shifts
     sums, counts = np.zeros(4, np.int64), np.zeros(4, np.int64)
     for begin in range(0, values.size, run * every):
         end = min(begin + run, values.size)
-        for start in range(begin, end, 1 << 16):  # so few that their sums are below 2^53
-            stop = min(start + (1 << 16), end)
-            add_run(values[start:stop], inverse, numbers[start:stop], bits, sums, counts)
+        for start in range(begin, end, 1024):
+            stop = min(start + 1024, end)
+            part = values[start:stop], inverse, numbers[start:stop], bits, sums, counts
+            if add_run(*part):
+                add_wide_run(*part)
     shifts[0] = settled(sums[0], counts[0]) if one_sided else 0
     shifts[5], shifts[8], shifts[9] = (
         settled(sums[1], counts[1]),
@@ -165,43 +182,69 @@ def measure_shifts(values, inverse, numbers, bits, run, one_sided, every, shifts
 
 @njit
 def signed_lifts(run, shifts, lifts):
-    """What each element of a run of a signed plane is shifted by, in 64ths of a step."""
-    here, left, right, up, down = run
-    zero, one, two, three, four = np.int32(0), np.int32(1), np.int32(2), np.int32(3), np.int32(4)
-    z1, z2, z3, z4 = np.int32(shifts[1]), np.int32(shifts[2]), np.int32(shifts[3]), np.int32(shifts[4])
-    o0, o1, o2 = np.int32(shifts[5]), np.int32(shifts[6]), np.int32(shifts[7])
-    m2, m3 = np.int32(shifts[8]), np.int32(shifts[9])
+    """What each element of a signed plane is shifted by, in 64ths of a step, from numbers of 16 bits.
+
+    ``run`` has the elements, the sums of those beside them, those above and those below. ``shifts`` has 16 bits too: a wider
+    number would make a loop's vectors wider.
+    """
+    here, sides, up, down = run
+    zero, one, two, three, four = np.int16(0), np.int16(1), np.int16(2), np.int16(3), np.int16(4)
+    z1, z2, z3, z4 = shifts[1], shifts[2], shifts[3], shifts[4]
+    o0, o1, o2 = shifts[5], shifts[6], shifts[7]
+    m2, m3 = shifts[8], shifts[9]
     for i in range(lifts.size):
         number = here[i]
-        around = np.int32(np.int32(left[i] + right[i]) + np.int32(up[i] + down[i]))
-        magnitude = np.int32(abs(number))
-        leaning = np.int32(-around) if number < zero else around
+        around = np.int16(sides[i] + np.int16(up[i] + down[i]))
+        magnitude = np.int16(abs(number))
+        leaning = np.int16(-around) if number < zero else around
         ones = o2 if leaning >= four else (o1 if leaning >= zero else o0)
-        near = np.int32(abs(around))
+        near = np.int16(abs(around))
         zeros = (
             z4 if near >= four else (z3 if near == three else (z2 if near == two else (z1 if near == one else zero)))
         )
         lift = zeros if magnitude == zero else (ones if magnitude == one else (m2 if magnitude == two else m3))
         decides = around if magnitude == zero else number
-        lifts[i] = np.int32(-lift) if decides < zero else lift
+        lifts[i] = np.int16(-lift) if decides < zero else lift
 
 
 @njit
 def one_sided_lifts(run, shifts, lifts):
     """The same for a plane without negative elements."""
-    here, left, right, up, down = run
-    zero, one, two, three, four = np.int32(0), np.int32(1), np.int32(2), np.int32(3), np.int32(4)
-    z0, z1, z2 = np.int32(shifts[0]), np.int32(shifts[1]), np.int32(shifts[2])
-    z3, z4 = np.int32(shifts[3]), np.int32(shifts[4])
-    o0, o1, o2 = np.int32(shifts[5]), np.int32(shifts[6]), np.int32(shifts[7])
-    m2, m3 = np.int32(shifts[8]), np.int32(shifts[9])
+    here, sides, up, down = run
+    zero, one, two, three, four = np.int16(0), np.int16(1), np.int16(2), np.int16(3), np.int16(4)
+    z0, z1, z2 = shifts[0], shifts[1], shifts[2]
+    z3, z4 = shifts[3], shifts[4]
+    o0, o1, o2 = shifts[5], shifts[6], shifts[7]
+    m2, m3 = shifts[8], shifts[9]
     for i in range(lifts.size):
         number = here[i]
-        around = np.int32(np.int32(left[i] + right[i]) + np.int32(up[i] + down[i]))
+        around = np.int16(sides[i] + np.int16(up[i] + down[i]))
         ones = o2 if around >= four else (o1 if around >= two else o0)
         zeros = z4 if around >= four else (z3 if around == three else z2)
         zeros = z0 if around == zero else (z1 if around == one else zeros)
         lifts[i] = zeros if number == zero else (ones if number == one else (m2 if number == two else m3))
+
+
+@njit
+def wide_lifts(high, one_sided, shifts, lifts):
+    """The same for either kind of plane and numbers of any size; ``high`` and ``lifts`` have two dimensions."""
+    rows, columns = high.shape
+    for row in range(rows):
+        for x in range(columns):
+            around = (high[row - 1, x] if row else 0) + (high[row + 1, x] if row + 1 < rows else 0)
+            around += (high[row, x - 1] if x else 0) + (high[row, x + 1] if x + 1 < columns else 0)
+            number, magnitude = high[row, x], abs(high[row, x])
+            decides = around if number == 0 else number
+            if magnitude == 0:
+                place = min(abs(around), 4)
+            elif magnitude == 1:
+                leaning = around >> 1 if one_sided else (around * number + 4) >> 2
+                place = 5 + min(max(leaning, 0), 2)
+            else:
+                place = 8 if magnitude == 2 else 9
+            turned = decides < 0 and not one_sided
+            lift = 0 if place == 0 and not one_sided else shifts[place]
+            lifts[row, x] = -lift if turned else lift
 
 
 @njit
@@ -222,7 +265,7 @@ def plain_lifts(high, one_sided, shifts, lifts):
 def place_values(numbers, lifts, unit, out):
     """Values of a line from its numbers of steps, at most 2^24 in magnitude."""
     for x in range(out.size):
-        out[x] = np.float32(np.int32(np.int32(64) * numbers[x] + lifts[x])) * unit
+        out[x] = np.float32(np.int32(np.int32(64) * np.int32(numbers[x]) + np.int32(lifts[x]))) * unit
 
 
 @njit

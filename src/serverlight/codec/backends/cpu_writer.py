@@ -9,32 +9,30 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec import activity, tables
-from serverlight.codec.backends.cpu_kernels import (
-    count_above,
-    drop_ties,
-    inlined,
-    keep_by_sign,
-    kth_largest,
-    least_kept,
-    magnitude_sum,
-    njit,
-    quantise,
-    survey,
-    take_raw,
-    weigh,
-)
+from serverlight.codec.backends.cpu_filter import survey_and_rank
+from serverlight.codec.backends.cpu_kernels import inlined, njit
 from serverlight.codec.backends.cpu_model import (
     ESCAPED,
+    HALF,
     build_tables,
     count_decisions,
     encoder_tables,
     fit_levels,
     levels_of,
+    mark_of,
     pack_model,
 )
+from serverlight.codec.backends.cpu_quantiser import (
+    MOST,
+    high_of,
+    magnitude_sum,
+    number_of,
+    quantise_tensor,
+    take_raw,
+)
 from serverlight.codec.backends.cpu_reconstruct import measure_plane_shifts, measure_shifts
-from serverlight.codec.backends.cpu_symbols import flat_symbols, histogram_of, plane_symbols, token_symbols
-from serverlight.codec.coded import AUTO_DISTORTION, has_half_escapes, needs_raw_bit
+from serverlight.codec.backends.cpu_symbols import borders_of, flat_symbols, histogram_of, plane_symbols, token_symbols
+from serverlight.codec.coded import AUTO_DISTORTION
 
 U = np.uint64
 LEAST = U(1 << 15)
@@ -42,24 +40,24 @@ FLAT, TOKENS, PLANES = 0, 1, 2
 ONE_SIDED_PLANES = tables.ONE_SIDED_PLANES
 
 DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
-needs_raw_bit, has_half_escapes = njit(needs_raw_bit), njit(has_half_escapes)
 COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
-ACTIVITY, THRESHOLDS = activity.ACTIVITY, activity.THRESHOLDS
+ACTIVITY = activity.ACTIVITY
 
 
 # -- range coder -------------------------------------------------------------------------------------------------
 
 
 @inlined
-def put(state, packed, reciprocal, words, at):
-    """Codes one symbol into one state; a word is written downwards if the state would grow too large."""
-    frequency = packed & U(0xFFFF)
-    full = (state >> U(19)) >= frequency
-    words[at - U(1)] = np.uint16(state & U(0xFFFF))
+def put(state, entry, table, words, at):
+    """Codes one symbol into one state; a word is written downwards if the state would grow too large. Its mark comes last."""
+    i = entry << U(2)
+    limit, reciprocal, bias, last = U(table[i]), U(table[i + U(1)]), U(table[i + U(2)]), table[i + U(3)]
+    words[at - U(1)] = np.uint16(state)
+    full, less = state >= limit, state >> U(16)
+    state = less if full else state
     at = at - U(1) if full else at
-    state = state >> U(16) if full else state
-    quotient = (state * reciprocal) >> ((packed >> U(32)) & U(63))
-    return state + ((packed >> U(16)) & U(0xFFFF)) + quotient * (U(4096) - frequency), at
+    quotient = (state * reciprocal) >> U((last >> np.uint32(16)) & np.uint32(63))
+    return state + bias + quotient * U(last & np.uint32(0xFFFF)), at, last
 
 
 # Pairs with escapes are noted as they are met, in the opposite of the order of reading. There is room for as many as were counted.
@@ -68,94 +66,73 @@ def put(state, packed, reciprocal, words, at):
 @njit
 def put_loop(index, base, stride, count, lane, table, states, words, at, escaped, found):
     """Codes ``count`` pairs, last one first, the last into state ``lane`` and the others into those before, in turn."""
-    lanes = states.size
-    for i in range(count - 1, -1, -1):
-        place = base + i * stride
-        entry = U(index[place])
-        packed = table[entry, U(0)]
-        states[lane], at = put(states[lane], packed, table[entry, U(1)], words, at)
-        lane = lanes - 1 if lane == 0 else lane - 1
-        if packed >> U(56):
+    lanes, lane, s = U(states.size), U(lane), U(stride)
+    place = U(base + count * stride)
+    for _ in range(count):
+        place -= s
+        states[lane], at, last = put(states[lane], U(index[place]), table, words, at)
+        lane = (lanes if lane == U(0) else lane) - U(1)
+        if last >= HALF:
             escaped[found] = place
             found += 1
     return at, found
 
 
 @njit
-def put_eights(index, base, stride, advance, groups, table, states, words, at, escaped, found):
-    """Codes ``groups`` groups of eight pairs, last group first."""
+def put_eights(index, base, stride, advance, groups, lines, pitch, table, states, words, at, escaped, found):
+    """Codes ``groups`` groups of eight pairs in each of ``lines`` lines that lie ``pitch`` apart, all last first."""
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
     s = U(stride)
-    for group in range(groups - 1, -1, -1):
-        o = U(base + group * advance)
-        e = U(index[o + U(7) * s])
-        p7 = table[e, U(0)]
-        x7, at = put(x7, p7, table[e, U(1)], words, at)
-        e = U(index[o + U(6) * s])
-        p6 = table[e, U(0)]
-        x6, at = put(x6, p6, table[e, U(1)], words, at)
-        e = U(index[o + U(5) * s])
-        p5 = table[e, U(0)]
-        x5, at = put(x5, p5, table[e, U(1)], words, at)
-        e = U(index[o + U(4) * s])
-        p4 = table[e, U(0)]
-        x4, at = put(x4, p4, table[e, U(1)], words, at)
-        e = U(index[o + U(3) * s])
-        p3 = table[e, U(0)]
-        x3, at = put(x3, p3, table[e, U(1)], words, at)
-        e = U(index[o + U(2) * s])
-        p2 = table[e, U(0)]
-        x2, at = put(x2, p2, table[e, U(1)], words, at)
-        e = U(index[o + s])
-        p1 = table[e, U(0)]
-        x1, at = put(x1, p1, table[e, U(1)], words, at)
-        e = U(index[o])
-        p0 = table[e, U(0)]
-        x0, at = put(x0, p0, table[e, U(1)], words, at)
-        if (p0 | p1 | p2 | p3 | p4 | p5 | p6 | p7) >> U(56):
-            for lane in range(7, -1, -1):
-                place = o + U(lane) * s
-                if table[U(index[place]), U(0)] >> U(56):
-                    escaped[found] = place
-                    found += 1
+    for line in range(lines - 1, -1, -1):
+        begin = base + line * pitch
+        for group in range(groups - 1, -1, -1):
+            o = U(begin + group * advance)
+            x7, at, m7 = put(x7, U(index[o + U(7) * s]), table, words, at)
+            x6, at, m6 = put(x6, U(index[o + U(6) * s]), table, words, at)
+            x5, at, m5 = put(x5, U(index[o + U(5) * s]), table, words, at)
+            x4, at, m4 = put(x4, U(index[o + U(4) * s]), table, words, at)
+            x3, at, m3 = put(x3, U(index[o + U(3) * s]), table, words, at)
+            x2, at, m2 = put(x2, U(index[o + U(2) * s]), table, words, at)
+            x1, at, m1 = put(x1, U(index[o + s]), table, words, at)
+            x0, at, m0 = put(x0, U(index[o]), table, words, at)
+            if (m0 | m1 | m2 | m3 | m4 | m5 | m6 | m7) >= HALF:
+                for lane in range(7, -1, -1):
+                    place = o + U(lane) * s
+                    if mark_of(table, index[place]):
+                        escaped[found] = place
+                        found += 1
     states[0], states[1], states[2], states[3] = x0, x1, x2, x3
     states[4], states[5], states[6], states[7] = x4, x5, x6, x7
     return at, found
 
 
 @njit
-def put_fours(index, base, stride, advance, groups, table, states, words, at, escaped, found):
-    """Codes ``groups`` groups of four pairs, last group first."""
+def put_fours(index, base, stride, advance, groups, lines, pitch, table, states, words, at, escaped, found):
+    """Codes ``groups`` groups of four pairs in each of ``lines`` lines that lie ``pitch`` apart, all last first."""
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     s = U(stride)
-    for group in range(groups - 1, -1, -1):
-        o = U(base + group * advance)
-        e = U(index[o + U(3) * s])
-        p3 = table[e, U(0)]
-        x3, at = put(x3, p3, table[e, U(1)], words, at)
-        e = U(index[o + U(2) * s])
-        p2 = table[e, U(0)]
-        x2, at = put(x2, p2, table[e, U(1)], words, at)
-        e = U(index[o + s])
-        p1 = table[e, U(0)]
-        x1, at = put(x1, p1, table[e, U(1)], words, at)
-        e = U(index[o])
-        p0 = table[e, U(0)]
-        x0, at = put(x0, p0, table[e, U(1)], words, at)
-        if (p0 | p1 | p2 | p3) >> U(56):
-            for lane in range(3, -1, -1):
-                place = o + U(lane) * s
-                if table[U(index[place]), U(0)] >> U(56):
-                    escaped[found] = place
-                    found += 1
+    for line in range(lines - 1, -1, -1):
+        begin = base + line * pitch
+        for group in range(groups - 1, -1, -1):
+            o = U(begin + group * advance)
+            x3, at, m3 = put(x3, U(index[o + U(3) * s]), table, words, at)
+            x2, at, m2 = put(x2, U(index[o + U(2) * s]), table, words, at)
+            x1, at, m1 = put(x1, U(index[o + s]), table, words, at)
+            x0, at, m0 = put(x0, U(index[o]), table, words, at)
+            if (m0 | m1 | m2 | m3) >= HALF:
+                for lane in range(3, -1, -1):
+                    place = o + U(lane) * s
+                    if mark_of(table, index[place]):
+                        escaped[found] = place
+                        found += 1
     states[0], states[1], states[2], states[3] = x0, x1, x2, x3
     return at, found
 
 
 @njit
-def put_run(index, base, count, table, states, words, at, escaped, found):
-    """Codes a run of pairs that lie side by side, lane after lane, last pair first."""
+def put_run(index, base, count, lines, pitch, table, states, words, at, escaped, found):
+    """Codes runs of pairs that lie side by side, lane after lane, all last first; more than one only if lanes divide them."""
     lanes = states.size
     groups = count // lanes if lanes >= 4 else 0
     rest = count - groups * lanes
@@ -163,9 +140,9 @@ def put_run(index, base, count, table, states, words, at, escaped, found):
         begin = base + groups * lanes
         at, found = put_loop(index, begin, 1, rest, (rest - 1) % lanes, table, states, words, at, escaped, found)
     if groups and lanes == 8:
-        at, found = put_eights(index, base, 1, 8, groups, table, states, words, at, escaped, found)
+        at, found = put_eights(index, base, 1, 8, groups, lines, pitch, table, states, words, at, escaped, found)
     elif groups:
-        at, found = put_fours(index, base, 1, 4, groups, table, states, words, at, escaped, found)
+        at, found = put_fours(index, base, 1, 4, groups, lines, pitch, table, states, words, at, escaped, found)
     return at, found
 
 
@@ -178,9 +155,9 @@ def put_planes(index, size, first, last, table, states, words, at, escaped):
         plane = first + block * lanes
         count = min(lanes, last - plane)
         if count == 8:
-            at, found = put_eights(index, plane * size, size, 1, size, table, states, words, at, escaped, found)
+            at, found = put_eights(index, plane * size, size, 1, size, 1, 0, table, states, words, at, escaped, found)
         elif count == 4 and lanes == 4:
-            at, found = put_fours(index, plane * size, size, 1, size, table, states, words, at, escaped, found)
+            at, found = put_fours(index, plane * size, size, 1, size, 1, 0, table, states, words, at, escaped, found)
         else:
             for place in range(size - 1, -1, -1):
                 base = plane * size + place
@@ -191,9 +168,12 @@ def put_planes(index, size, first, last, table, states, words, at, escaped):
 @njit
 def put_lines(index, lines, columns, first, last, table, states, words, at, escaped):
     """The same for a segment of channels, or of a flat run, which is one line."""
-    found = 0
+    found, width, at_once = 0, last - first, 1
+    if states.size >= 4 and width % states.size == 0:
+        lines, at_once = 1, lines
     for line in range(lines - 1, -1, -1):
-        at, found = put_run(index, line * columns + first, last - first, table, states, words, at, escaped, found)
+        base = line * columns + first
+        at, found = put_run(index, base, width, at_once, columns, table, states, words, at, escaped, found)
     return put_states(states, words, at), found
 
 
@@ -239,7 +219,18 @@ def code_of(number, one_sided, whole):
 
 
 @njit
-def put_escapes(high, layout, rows, columns, one_sided, half_escapes, index, table, escaped, found, buffer, start):
+def number_at(high, source, place):
+    """A high part in full width, from the elements, the reciprocal of the step and the number of raw bits if need be."""
+    values, inverse, bits = source
+    if abs(np.int32(high[place])) < MOST:
+        return np.int32(high[place])
+    return high_of(number_of(values[place], True, inverse), bits)
+
+
+@njit
+def put_escapes(
+    high, source, layout, rows, columns, one_sided, half_escapes, index, table, escaped, found, buffer, start
+):
     """Writes the numbers of a segment's pairs with escapes to ``buffer``, from byte ``start``; returns the byte after them."""
     at, pairs = 8 * start, (columns + 1) // 2
     for i in range(found - 1, -1, -1):
@@ -253,61 +244,23 @@ def put_escapes(high, layout, rows, columns, one_sided, half_escapes, index, tab
         else:
             first, step, is_single = 2 * place, 1, 2 * place + 1 >= columns
         entry = index[place]
-        if table[entry, 0] & ESCAPED:
+        if mark_of(table, entry) & ESCAPED:
             whole = not half_escapes or entry & 0xFF != (0xF0 if is_single else 0xFF)
             if half_escapes:
                 buffer[at >> 3] |= np.uint8(whole << (at & 7))
                 at += 1
-            at = put_golomb(buffer, at, code_of(high[first], one_sided, whole))
+            at = put_golomb(buffer, at, code_of(number_at(high, source, first), one_sided, whole))
             if not is_single:
-                at = put_golomb(buffer, at, code_of(high[first + step], one_sided, whole))
+                at = put_golomb(buffer, at, code_of(number_at(high, source, first + step), one_sided, whole))
         else:
             if entry & 0xF0 == 0xF0:
-                at = put_golomb(buffer, at, code_of(high[first], one_sided, False))
+                at = put_golomb(buffer, at, code_of(number_at(high, source, first), one_sided, False))
             if entry & 0x0F == 0x0F:
-                at = put_golomb(buffer, at, code_of(high[first + step], one_sided, False))
+                at = put_golomb(buffer, at, code_of(number_at(high, source, first + step), one_sided, False))
     return (at + 7) >> 3
 
 
-# -- quantiser ---------------------------------------------------------------------------------------------------
-
-
-@njit
-def step_of(threshold, budget):
-    """What :func:`serverlight.codec.coded.step_of` returns."""
-    step = np.float32(min(np.float64(threshold) * 4 * budget, 3.0e38))
-    bits = (np.float32(step).view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
-    return max(np.uint32(bits).view(np.float32), np.float32(2.0**-126))
-
-
-@njit
-def quantise_tensor(values, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers):
-    """Filters and quantises; returns the step, the number of raw bits, and whether half escapes pay."""
-    largest = np.int32(14 if kind == ONE_SIDED_PLANES else 7)
-    by_sign = num_positive >= 0
-    is_weighed = by_sign or asymmetry != 1
-    scores = values
-    if by_sign:
-        scores = numbers.view(np.float32)
-        keep_by_sign(values, num_positive, num_kept - num_positive, scores)
-    elif is_weighed:
-        scores = numbers.view(np.float32)
-        weigh(values, asymmetry, scores)
-    threshold = np.float32(1) if by_sign else np.int32(kth_largest(scores.view(np.int32), num_kept)).view(np.float32)
-    least = least_kept(values, scores, threshold) if is_weighed else threshold
-    rank = -(-9 * num_nonzero // 10)  # what floor_rank of coded.py returns
-    if num_kept > rank or is_weighed:  # otherwise the threshold is of a higher rank already
-        least = max(least, np.int32(kth_largest(values.view(np.int32), rank)).view(np.float32))
-    step = step_of(least, budget)
-    reached, large = quantise(values, scores, threshold, np.float32(1) / step, largest, numbers)
-    if reached > num_kept:
-        drop_ties(values, asymmetry, threshold, reached - num_kept, numbers)
-        large = count_above(numbers, largest)
-    bits = 0
-    while needs_raw_bit(large, num_kept, kind):
-        bits += 1
-        large = count_above(numbers, np.int32(largest << bits))
-    return step, bits, has_half_escapes(large, num_kept)
+# -- activity ----------------------------------------------------------------------------------------------------
 
 
 @njit
@@ -318,15 +271,6 @@ def nearest_activity(magnitudes, num_elements):
         if abs(ACTIVITY[i] - mean) < abs(ACTIVITY[best] - mean):
             best = i
     return best
-
-
-@njit
-def borders_of(start):
-    """What :func:`serverlight.codec.activity.thresholds_for` returns."""
-    borders = np.empty(THRESHOLDS.size, np.int32)
-    for i in range(borders.size):
-        borders[i] = max(1, (start * THRESHOLDS[i]) >> 8)
-    return borders
 
 
 # -- section 6 ---------------------------------------------------------------------------------------------------
@@ -348,11 +292,11 @@ def symbols_of(high, layout, one_sided, start, planes, rows, columns, num_contex
 @njit
 def histogram_over(index, num_rows):
     """How often each entry occurs: shape (num_rows, 256)."""
-    counts = np.zeros((4, num_rows * 256), np.uint32)
-    histogram_of(index, counts)
+    even, odd = np.zeros(num_rows * 256, np.uint32), np.zeros(num_rows * 256, np.uint32)
+    histogram_of(index, even, odd)
     histogram = np.empty(num_rows * 256, np.int64)
     for i in range(histogram.size):
-        histogram[i] = np.int64(counts[0, i]) + counts[1, i] + counts[2, i] + counts[3, i]
+        histogram[i] = np.int64(even[i]) + np.int64(odd[i])
     return histogram.reshape(num_rows, 256)
 
 
@@ -386,7 +330,7 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, layout, pla
         budget: mean error as a share of the threshold; negative for the one that suits the kind of tensor.
         layout, planes, rows, columns: how the tensor is seen.
     """
-    num_nonzero, is_signed, is_finite = survey(values)
+    num_nonzero, is_signed, is_finite, least = survey_and_rank(values.view(np.int32), max(num_kept, 1))
     if not is_finite:
         return np.empty(0, np.uint8)
     num_kept = min(num_kept, num_nonzero)
@@ -394,10 +338,10 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, layout, pla
         return np.full(1, 7, np.uint8)
     kind = layout + (1 if is_signed and layout == PLANES else 0)
     one_sided = kind == ONE_SIDED_PLANES
-    numbers, shifts = np.empty(values.size, np.int32), np.zeros(10, np.int64)
+    numbers, shifts = np.empty(values.size, np.int16), np.zeros(10, np.int64)
     budget = AUTO_DISTORTION[kind] if budget < 0 else budget
     step, bits, half_escapes = quantise_tensor(
-        values, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers
+        values, least, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers
     )
     inverse, every = np.float32(1) / step, max(1, values.size >> 13)
     if layout == PLANES:
@@ -407,8 +351,8 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, layout, pla
         run = columns if layout == TOKENS else 256
         measure_shifts(values, inverse, numbers, np.int32(bits), run, not is_signed, every, shifts)
     raw = np.empty(values.size * bits // 8 + 1, np.uint8)
-    raw = raw[: take_raw(numbers, bits, numbers, raw) if bits else 0]
-    start = nearest_activity(magnitude_sum(numbers), values.size) if layout == TOKENS else 0
+    raw = raw[: take_raw(values, numbers, inverse, bits, raw) if bits else 0]
+    start = nearest_activity(magnitude_sum(values, numbers, inverse, bits), values.size) if layout == TOKENS else 0
     head = np.empty(340, np.uint8)
     head[0] = kind | (0 if is_signed else 8) | (64 if bits else 0) | (128 if half_escapes else 0)
     step_bits = np.float32(step).view(np.uint32) >> np.uint32(16)
@@ -419,11 +363,12 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, layout, pla
     if bits:
         head[at] = bits
         at += 1
-    return code_section(numbers, kind, layout, is_signed, start, shifts, planes, rows, columns, head, at, raw)
+    source = values, inverse, np.int32(bits)
+    return code_section(numbers, source, kind, layout, is_signed, start, shifts, planes, rows, columns, head, at, raw)
 
 
 @njit
-def code_section(high, kind, layout, is_signed, start, shifts, planes, rows, columns, head, at, raw):
+def code_section(high, source, kind, layout, is_signed, start, shifts, planes, rows, columns, head, at, raw):
     """Codes the high parts, and puts all sections together; ``head[:at]`` is written, but for the number of lanes."""
     one_sided, num_contexts = kind == ONE_SIDED_PLANES, DEFAULT_LEVELS[kind].shape[0]
     lines = (rows + 1) // 2
@@ -442,7 +387,7 @@ def code_section(high, kind, layout, is_signed, start, shifts, planes, rows, col
     levels = levels_of(DEFAULT_LEVELS[kind], offsets, corrections)
     half_escapes = head[0] & 128 != 0
     frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided, has_tail, half_escapes)
-    table = np.empty((num_rows * 256, 2), np.uint64)
+    table = np.empty(num_rows * 1024, np.uint32)
     payload_bits, num_escaped = encoder_tables(frequencies, histogram, COST_OF_FREQUENCY, table)
     lanes = lanes_for(payload_bits, num_segments)
     head[0] |= (0 if lanes == 1 else (1 if lanes == 2 else (2 if lanes == 4 else 3))) << 4
@@ -474,7 +419,19 @@ def code_section(high, kind, layout, is_signed, start, shifts, planes, rows, col
         total -= found
         rest = escaped[total:]
         after = put_escapes(
-            high, layout, rows, columns, one_sided, half_escapes, index, table, rest, found, escapes, num_escape_bytes
+            high,
+            source,
+            layout,
+            rows,
+            columns,
+            one_sided,
+            half_escapes,
+            index,
+            table,
+            rest,
+            found,
+            escapes,
+            num_escape_bytes,
         )
         lengths[segment, 1] = after - num_escape_bytes
         num_escape_bytes = after

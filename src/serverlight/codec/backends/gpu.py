@@ -63,11 +63,19 @@ class TritonKernels(SlicerKernels):
 
     def decode_contextual(self, section: memoryview, header: Header, out: Float32) -> None:
         """Reads on the device, and copies the values to the host."""
-        values = torch.empty(len(out), dtype=torch.float32, device=self.device_type)
-        fault = self.decode_on_device([section], header, values)
+        fault = self.decode_contextuals([section], header, out)
         if fault is not None:
             raise fault[1]
-        out[:] = values.numpy(force=True)
+
+    def decode_contextuals(
+        self, sections: Sequence[memoryview], header: Header, out: Float32
+    ) -> tuple[int, FrameError] | None:
+        """The same for many frames together."""
+        values = torch.empty(len(out), dtype=torch.float32, device=self.device_type)
+        fault = self.decode_on_device(sections, header, values)
+        if fault is None:
+            out[:] = values.numpy(force=True)
+        return fault
 
     def decode_on_device(
         self, sections: Sequence[memoryview], header: Header, out: torch.Tensor
@@ -87,12 +95,10 @@ class TritonKernels(SlicerKernels):
 
 def _read_on_host(sections: Sequence[memoryview], header: Header, out: torch.Tensor) -> tuple[int, FrameError] | None:
     """Reads frames with the processor's backend, and copies their values to the device together."""
-    kernels, values = backends.load("cpu"), np.empty((len(sections), header.num_elements), np.float32)
-    for index, section in enumerate(sections):
-        try:
-            kernels.decode_contextual(section, header, values[index])
-        except FrameError as error:
-            return index, error
+    values = np.empty(len(sections) * header.num_elements, np.float32)
+    fault = backends.load("cpu").decode_contextuals(sections, header, values)
+    if fault is not None:
+        return fault
     dtype = header.dtype if out.dtype != torch.float32 else "float32"
-    out.copy_(cast(torch.Tensor, from_float32(values.reshape(-1), tuple(out.shape), dtype, "torch")))
+    out.copy_(cast(torch.Tensor, from_float32(values, tuple(out.shape), dtype, "torch")))
     return None

@@ -7,6 +7,7 @@ Slow where the entropy coder goes pair by pair; clear everywhere. The stages are
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import natural_layout
 from serverlight.codec.tensors import check_finite, saturate
 from serverlight.codec.wire import Header, Reader, Writer
+from serverlight.errors import FrameError
 
 __all__ = ["ReferenceKernels"]
 
@@ -52,6 +54,17 @@ class ReferenceKernels(SlicerKernels):
         coded = contextual.read(reader, header)
         reader.finish()
         out[:] = 0.0 if coded is None else saturate(self._decoded(coded, header.shape), header.dtype, coded.step)
+
+    def decode_contextuals(
+        self, sections: Sequence[memoryview], header: Header, out: Float32
+    ) -> tuple[int, FrameError] | None:
+        """One after the other."""
+        for index, (section, values) in enumerate(zip(sections, out.reshape(len(sections), -1), strict=True)):
+            try:
+                self.decode_contextual(section, header, values)
+            except FrameError as error:
+                return index, error
+        return None
 
     def _coded(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
         kept = kept_positions(values, config)

@@ -1,0 +1,312 @@
+"""Compiled loops of profile ``serverlight``: the reader for tokens and for flat runs, from symbols to values.
+
+The definition of what is computed is in ``reference.py``; why no index leaves its array, in ``cpu_lanes.py``. Lines become values
+at once, but where there are raw bits or a starting mean is large; then numbers take the values' places first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from serverlight.codec.backends.cpu_kernels import fetch_ahead, inlined, lowest_mark, njit
+from serverlight.codec.backends.cpu_lanes import LARGEST, RAW, are_whole, get_number, get_run, join_raw
+from serverlight.codec.backends.cpu_reconstruct import place_large_values, place_values, plain_lifts
+from serverlight.codec.backends.cpu_symbols import SMALL_MEAN, is_leaning, moved, token_contexts, token_learn
+
+U = np.uint64
+LARGEST_NARROW = 1 << 24
+FIFTEENS = U(0x1111111111111111)
+
+
+# -- symbols to values -------------------------------------------------------------------------------------------
+
+
+@inlined
+def value_of(nibble, turned, shift_of):
+    """A number's magnitude, the number, and its value in 64ths of a step, all in 16 bits; ``turned`` is 1 if signs are, else 0."""
+    z, o, m2, m3, both = shift_of
+    magnitude = np.int16(np.int16(nibble + np.int16(1)) >> 1)
+    sign = np.int16(np.int16(np.int16(nibble & 1) ^ turned) - np.int16(1))  # 0, or -1 for a negative number
+    lift = o if magnitude == 1 else (m2 if magnitude == 2 else m3)
+    lift = z if magnitude == 0 else lift
+    number, turn = np.int16(np.int16(magnitude ^ sign) - sign), np.int16(sign & both)
+    lift = np.int16(np.int16(lift ^ turn) - turn)
+    return magnitude, number, np.int16(np.int16(number << 6) + lift)
+
+
+@njit
+def facts_of(shifts, is_even):
+    """Shifts by magnitude, and -1 if they turn around with the sign, else 0; int16, shape (5,).
+
+    They are read from memory as they are used: a number that came in 64 bits would have a loop's vectors that wide.
+    """
+    facts = np.empty(5, np.int16)
+    facts[0], facts[1], facts[2], facts[3] = shifts[0] if is_even else 0, shifts[5], shifts[8], shifts[9]
+    facts[4] = 0 if is_even else -1
+    return facts
+
+
+@njit
+def busy_values(line, borders, facts, unit, busy, lean, contexts, upper, lower):
+    """Values of a line's pairs, which are taken into the running means by an eighth; and the contexts of the next line's.
+
+    Means fit 16 bits; numbers that are sent apart are put right later, by :func:`put_right`.
+    """
+    b0, b1, b2, b3 = np.int16(borders[0]), np.int16(borders[1]), np.int16(borders[2]), np.int16(borders[3])
+    b4, b5, b6 = np.int16(borders[4]), np.int16(borders[5]), np.int16(borders[6])
+    shift_of = facts[0], facts[1], facts[2], facts[3], facts[4]
+    for channel in range(line.size):
+        symbol, mean, lead = np.int16(line[channel]), busy[channel], lean[channel]
+        turned = np.int16(lead < 0)
+        a, first, value = value_of(np.int16(symbol >> 4), turned, shift_of)
+        upper[channel] = np.float32(value) * unit
+        b, second, value = value_of(np.int16(symbol & 15), turned, shift_of)
+        lower[channel] = np.float32(value) * unit
+        mean, lead = moved(mean, np.int16(a + b)), moved(lead, np.int16(first + second))
+        busy[channel], lean[channel] = mean, lead
+        row = np.int16(np.int16(mean >= b0) + np.int16(mean >= b1))
+        row = np.int16(row + np.int16(np.int16(mean >= b2) + np.int16(mean >= b3)))
+        row = np.int16(row + np.int16(np.int16(mean >= b4) + np.int16(mean >= b5)))
+        row = np.int16(row + np.int16(mean >= b6))
+        contexts[channel] = np.uint8(np.int16(row + row) + np.int16(is_leaning(mean, lead)))
+
+
+@njit
+def exact_value(number, facts, unit):
+    """The value of a number of any size."""
+    magnitude = abs(np.int64(number))
+    lift = np.int64(facts[min(magnitude, 3)])
+    lift = -lift if number < 0 and facts[4] else lift
+    return np.float32(np.int64(64) * number + lift) * unit
+
+
+# -- escapes -----------------------------------------------------------------------------------------------------
+
+
+@njit
+def find_escapes(line, size, found):
+    """Notes which of a line's symbols have escapes; returns how many. ``line`` has room for eight more, which do not count."""
+    count, words = 0, line[: (size + 7) & ~7].view(np.uint64)
+    for i in range(words.size):
+        marks = words[i] & (words[i] >> U(1))
+        marks &= (marks >> U(2)) & FIFTEENS
+        while marks:
+            place = 8 * i + np.int64(lowest_mark(marks) >> U(3))
+            marks &= ~(U(0xFF) << U(8 * (place & 7)))
+            if place < size:
+                found[count] = place
+                count += 1
+    return count
+
+
+@njit
+def get_pair(symbol, turned, is_single, escapes, progress):
+    """Reads the escaped numbers of a pair; returns both of its numbers."""
+    whole = symbol == 255 and are_whole(escapes, progress)
+    first, second = small_number(symbol >> 4, turned), small_number(symbol & 15, turned)
+    if symbol >= 0xF0:
+        first = np.int64(get_number(whole, False, escapes, progress))
+    if symbol & 0x0F == 0x0F and not is_single:
+        second = np.int64(get_number(whole, False, escapes, progress))
+    return first, second
+
+
+@inlined
+def small_number(nibble, turned):
+    """The number of a nibble that is not an escape."""
+    magnitude = (np.int64(nibble) + 1) >> 1
+    return -magnitude if ((nibble & 1) == 0) ^ turned else magnitude
+
+
+@njit
+def get_line_escapes(line, turned, upper, lower, is_single, escapes, progress, found):
+    """Reads the escaped numbers of a line's pairs."""
+    for i in range(find_escapes(line, upper.size, found)):
+        channel = found[i]
+        first, second = get_pair(line[channel], turned[channel] != 0, is_single, escapes, progress)
+        upper[channel], lower[channel] = first, second
+
+
+@njit
+def numbers_of(line, turned, upper, lower):
+    """The numbers of a line's pairs."""
+    one = np.int32(1)
+    for i in range(upper.size):
+        symbol = np.int32(line[i])
+        a, b = np.int32(symbol >> np.int32(4)), np.int32(symbol & np.int32(15))
+        first, second = np.int32((a + one) >> one), np.int32((b + one) >> one)
+        flip = np.int32(turned[i])
+        upper[i] = first if (a & one) ^ flip else np.int32(-first)
+        lower[i] = second if (b & one) ^ flip else np.int32(-second)
+
+
+# -- segments ----------------------------------------------------------------------------------------------------
+
+
+@njit
+def get_tokens(
+    rows,
+    columns,
+    first,
+    last,
+    start,
+    borders,
+    num_contexts,
+    states,
+    words,
+    size,
+    at,
+    table,
+    is_direct,
+    facts,
+    unit,
+    out,
+    escapes,
+    progress,
+):
+    """Reads a segment of channels into ``out``, as values or the bits of numbers; returns the position in ``words``."""
+    width = last - first
+    busy, lean = np.full(width, start, np.int32), np.zeros(width, np.int32)
+    small_busy, small_lean = np.empty(width, np.int16), np.empty(width, np.int16)
+    contexts, turned, line = np.empty(width, np.uint8), np.empty(width, np.uint8), np.empty(width + 8, np.uint8)
+    upper, lower, found = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int64)
+    old, numbers = np.empty((2, width), np.int16), np.empty((2, width), np.int64)
+    narrow_borders = np.minimum(borders, SMALL_MEAN + 1)
+    token_contexts(busy, lean, borders, contexts, turned)
+    for row in range(0, rows, 2):
+        pair, base, is_single = row // 2, row * columns + first, row + 1 >= rows
+        if is_single:
+            contexts += np.uint8(num_contexts)
+        fetch_ahead(out[base : base + width])  # lines of a segment are short and far apart
+        if not is_single:
+            fetch_ahead(out[base + columns : base + columns + width])
+        at = get_run(contexts, width, states, words, size, at, table, line)
+        if at > size:
+            break
+        above = out[base : base + width]
+        if is_direct and pair >= 3 and not is_single:
+            count = find_escapes(line, width, found)
+            for i in range(count):
+                channel = found[i]
+                old[0, i], old[1, i] = small_busy[channel], small_lean[channel]
+                turn = small_lean[channel] < 0
+                numbers[0, i], numbers[1, i] = get_pair(line[channel], turn, False, escapes, progress)
+            below = out[base + columns : base + columns + width]
+            busy_values(line[:width], narrow_borders, facts, unit, small_busy, small_lean, contexts, above, below)
+            for i in range(count):
+                put_right(
+                    found[i], numbers[0, i], numbers[1, i], old[0, i], old[1, i],
+                    borders, facts, unit, small_busy, small_lean, contexts, above, below,
+                )  # fmt: skip
+            continue
+        if is_direct and pair >= 3:
+            for channel in range(width):
+                turned[channel] = small_lean[channel] < 0
+        numbers_of(line, turned, upper, lower)
+        get_line_escapes(line, turned, upper, lower, is_single, escapes, progress, found)
+        place_line(upper, is_direct, facts, unit, above)
+        if not is_single:
+            place_line(lower, is_direct, facts, unit, out[base + columns : base + columns + width])
+            token_learn(upper, lower, np.int32(1 if pair == 0 else (2 if pair < 3 else 3)), busy, lean)
+            token_contexts(busy, lean, borders, contexts, turned)
+        if pair == 2 and is_direct:
+            small_busy[:], small_lean[:] = busy, lean
+    return at
+
+
+@njit
+def put_right(channel, first, second, mean, lead, borders, facts, unit, busy, lean, contexts, upper, lower):
+    """Puts right what escaped numbers change in a line; ``mean`` and ``lead`` are the channel's means before it."""
+    upper[channel], lower[channel] = exact_value(first, facts, unit), exact_value(second, facts, unit)
+    a, b = max(min(first, 255), -255), max(min(second, 255), -255)
+    mean = np.int64(mean) + ((64 * (abs(a) + abs(b)) - np.int64(mean)) >> 3)
+    lead = np.int64(lead) + ((64 * (a + b) - np.int64(lead)) >> 3)
+    busy[channel], lean[channel] = mean, lead
+    row = 0
+    for i in range(borders.size):
+        row += mean >= borders[i]
+    contexts[channel] = 2 * row + (8 * abs(lead) >= 3 * mean + 24)
+
+
+@njit
+def place_line(numbers, is_direct, facts, unit, out):
+    """A line's numbers as values, or as the bits of values."""
+    if is_direct:
+        for i in range(out.size):
+            out[i] = exact_value(numbers[i], facts, unit)
+    else:
+        out.view(np.int32)[:] = numbers
+
+
+@njit
+def get_flat(first, last, states, words, size, at, table, is_direct, facts, unit, out, escapes, progress):
+    """The same for a segment of a flat run of pairs."""
+    count = last - first
+    rows_of, line, found = np.zeros(count, np.uint8), np.empty(count + 8, np.uint8), np.empty(count, np.int64)
+    is_single = 2 * last > out.size
+    rows_of[count - 1] = is_single
+    at = get_run(rows_of, count, states, words, size, at, table, line)
+    if at > size:
+        return at
+    part, whole = out[2 * first : 2 * last], count - is_single
+    bits = part.view(np.int32)
+    if is_direct:
+        flat_values(line[:whole], facts, unit, part)
+    else:
+        for i in range(whole):
+            bits[2 * i], bits[2 * i + 1] = small_number(line[i] >> 4, False), small_number(line[i] & 15, False)
+    if is_single:
+        place_one(small_number(line[whole] >> 4, False), is_direct, facts, unit, part, bits, 2 * whole)
+    for i in range(find_escapes(line, count, found)):
+        pair = found[i]
+        upper, lower = get_pair(line[pair], False, pair >= whole, escapes, progress)
+        place_one(upper, is_direct, facts, unit, part, bits, 2 * pair)
+        if pair < whole:
+            place_one(lower, is_direct, facts, unit, part, bits, 2 * pair + 1)
+    return at
+
+
+@njit
+def place_one(number, is_direct, facts, unit, out, bits, at):
+    """A number as a value, or as the bits of one."""
+    if is_direct:
+        out[at] = exact_value(number, facts, unit)
+    else:
+        bits[at] = number
+
+
+@njit
+def flat_values(line, facts, unit, out):
+    """Values of pairs that lie side by side, by a table of both for each symbol."""
+    shift_of, straight = (facts[0], facts[1], facts[2], facts[3], facts[4]), np.int16(0)
+    single, both = np.empty(16, np.float32), np.empty(512, np.float32)
+    for nibble in range(16):
+        single[nibble] = np.float32(value_of(np.int16(nibble), straight, shift_of)[2]) * unit
+    for symbol in range(256):
+        both[2 * symbol], both[2 * symbol + 1] = single[symbol >> 4], single[symbol & 15]
+    for i in range(U(line.size)):
+        into, at = U(i) << U(1), U(line[i]) << U(1)
+        out[into], out[into + U(1)] = both[at], both[at + U(1)]
+
+
+# -- numbers to values -------------------------------------------------------------------------------------------
+
+
+@njit
+def place_plain(out, one_sided, shifts, unit, raw, raw_bits, progress):
+    """Values of elements without neighbours, from the bits of their high parts in the same place."""
+    bits, run = out.view(np.int32), min(out.size, 1024)
+    copy, lifts, numbers = np.empty(run, np.int32), np.empty(run, np.int32), np.empty(run, np.int64)
+    for begin in range(0, out.size, run):
+        part = bits[begin : begin + run]
+        high, lift = copy[: part.size], lifts[: part.size]
+        for i in range(part.size):
+            high[i] = part[i]
+        plain_lifts(high, one_sided, shifts, lift)
+        if raw_bits:
+            progress[RAW] = join_raw(high, raw, raw_bits, progress[RAW], numbers)
+            place_large_values(numbers[: part.size], lift, unit, out[begin : begin + part.size])
+        elif progress[LARGEST] > LARGEST_NARROW:
+            place_large_values(high, lift, unit, out[begin : begin + part.size])
+        else:
+            place_values(high, lift, unit, out[begin : begin + part.size])

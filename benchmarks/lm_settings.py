@@ -67,3 +67,7 @@ def choose(model: CutModel, windows: list[torch.Tensor], base: CodecConfig, max_
         max_loss=max_loss,
         base=base,
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -19,8 +19,8 @@ HEAD = (
     "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
 )
 WRITING_HEAD = (
-    "| mode | tokens/s | bytes up | x fp16 | server ms | x full | device ms | agreement | same texts |\n"
-    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+    "| mode | tokens/s | bytes up | x fp16 | server ms | x full | device ms | agreement | own text | same texts |\n"
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
 )
 
 
@@ -97,6 +97,7 @@ def writing_cells(row: WritingRow) -> list[str]:
         writing_ratio(row.server_time_ratio_vs_full),
         f"{row.device_ms_per_token:.2f}",
         f"{row.agreement:.1%}",
+        f"{row.agreement_own_text:.1%}",
         f"{row.same_texts} of {row.texts}",
     ]
 

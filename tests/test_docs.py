@@ -103,6 +103,25 @@ def test_readme_table_is_the_measured_one() -> None:
     assert document["hardware"]["cpu"] in text
 
 
+def test_readme_table_of_texts_is_the_measured_one() -> None:
+    """Each row of the language model's table has the figures of the file that its command wrote."""
+    document = json.loads((REPO / "docs" / "figures" / "demo_lm.json").read_text())
+    part = (REPO / "README.md").read_text().partition("<!-- written")[2].partition("<!-- end")[0]
+    rows = [line for line in part.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == len(document["rows"])
+    for line, row in zip(rows, document["rows"], strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1:3] == [f"{row['tokens_per_s']:.0f}", f"{row['uplink_bytes_per_token']:.1f}"]
+        assert cells[4] == f"{row['server_cpu_ms_per_token']:.2f}"
+        assert cells[7:] == [
+            f"{row['agreement']:.1%}",
+            f"{row['agreement_own_text']:.1%}",
+            f"{row['same_texts']} of {row['texts']}",
+        ]
+    assert document["date"] in part
+    assert document["hardware"]["cpu"] in part
+
+
 def test_every_page_is_in_the_navigation() -> None:
     """`make docs` shows every page, and no page that is not there."""
     listed = re.findall(r"^  - [\w ]+: (\S+\.md)$", (REPO / "mkdocs.yml").read_text(), re.MULTILINE)

@@ -52,6 +52,7 @@ def test_small_demo(cli: Cli, folder: str, tmp_path: pathlib.Path) -> None:
     assert list(rows) == list(MODES)
     assert {row["tokens"] for row in rows.values()} == {24}
     assert rows[DEVICE]["agreement"] == rows[FULL]["agreement"] == rows[FP16]["agreement"] == 1
+    assert rows[DEVICE]["agreement_own_text"] == 1
     assert rows[FULL]["uplink_bytes_per_token"] == (2 * 8 + 2 * document["settings"]["prompt_tokens"]) / 24
     assert 64 < rows[FP16]["uplink_bytes_per_step"] <= 64 + 14 + 64  # halves, the frame's header, message and HTTP/2
     assert rows[SLICER]["uplink_bytes_per_step"] < rows[FP16]["uplink_bytes_per_step"]
@@ -96,7 +97,7 @@ def test_wrong_input(cli: Cli, folder: str, words: list[str], message: str) -> N
 
 def text(tokens: list[int], *, num_bytes: int, cpu_ms: float, second: float) -> Text:
     return Text(
-        token_ids=tokens, seconds=[second] * 4, uplink_bytes=num_bytes, step_bytes=num_bytes // 2, device_ms=4.0,
+        token_ids=tokens, num_likeliest=3, seconds=[second] * 4, uplink_bytes=num_bytes, step_bytes=num_bytes // 2, device_ms=4.0,
         server_cpu_ms=cpu_ms,
     )  # fmt: skip
 
@@ -120,6 +121,7 @@ def test_rows_and_what_they_say() -> None:
     assert (halves.ratio_vs_fp16, ours.ratio_vs_fp16, device.ratio_vs_fp16) == (1, 10, None)
     assert (ours.server_time_ratio_vs_full, slicer.server_time_ratio_vs_full) == (2, pytest.approx(0.8))
     assert (slicer.agreement, slicer.same_texts, slicer.first_difference) == (0.75, 0, 3)
+    assert ours.agreement_own_text == 0.75
     assert (ours.agreement, ours.same_texts, ours.first_difference) == (1, 1, None)
     assert [cells[1] for cells in writing_cells(rows)] == ["", "", "bytes, server, speed, text", "bytes", ""]
     said = summarise(rows)

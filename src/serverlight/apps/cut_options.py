@@ -48,7 +48,7 @@ class CutOptions:
         from serverlight.plan import Plan
 
         check_cut_or_plan(self.cut, self.plan)
-        knobs = {
+        knobs: dict[str, Any] = {
             "profile": self.profile,
             "sparsity": self.sparsity,
             "num_groups": self.groups,

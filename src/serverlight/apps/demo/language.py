@@ -44,14 +44,14 @@ PROMPTS = (
 WARM_UP_TOKENS = 4
 
 DEMO_LM_SETTINGS = {
-    (SLICER, "layers.4"): CodecConfig(profile=SLICER, sparsity=0.2, num_groups=1, distortion=0.03),
-    (OURS, "layers.4"): CodecConfig(profile=OURS, sparsity=0.2),
+    (SLICER, "layers.4"): CodecConfig(profile=SLICER, sparsity=0.2552, num_groups=2, distortion=0.03),
+    (OURS, "layers.4"): CodecConfig(profile=OURS, sparsity=0.232),
 }
 """Settings for ``demo-lm``, by ``python benchmarks/lm_settings.py``: the fewest bits, in frames of one token, that keep the
 divergence on training text within 0.01 nats."""
 
 CAUTIOUS = {
-    SLICER: CodecConfig(profile=SLICER, sparsity=0.2, num_groups=1, distortion=0.03),
+    SLICER: CodecConfig(profile=SLICER, sparsity=0.2, num_groups=2, distortion=0.03),
     OURS: LANGUAGE_CODEC,
 }
 """Settings for every other model and cut, since nobody has calibrated them."""
@@ -93,6 +93,9 @@ class Text:
     """What was written after one prompt in one mode, and what that took."""
 
     token_ids: list[int] = field(default_factory=list)
+    num_likeliest: int = 0
+    """Tokens that the uncut model, given the same text so far, would have written too."""
+
     seconds: list[float] = field(default_factory=list)
     """From the token before, or the prompt, to each token."""
 
@@ -147,26 +150,28 @@ def measure_writing(
     Raises :class:`~serverlight.errors.PeerUnavailable`, with its last words, when a server process fails.
     """
     with contextlib.ExitStack() as stack:
-        writers = _start(setup, stack)
+        whole = WholeModel.load(setup.model)
+        writers = _start(setup, whole, stack)
         for write in writers.values():
             write(setup.prompts[0], WARM_UP_TOKENS)
         on_ready()
         texts: dict[str, list[Text]] = {mode: [] for mode in MODES}
         for i, prompt in enumerate(setup.prompts):
             for mode in _rotated(MODES, i):
-                texts[mode].append(writers[mode](prompt, setup.num_tokens))
+                text = writers[mode](prompt, setup.num_tokens)
+                text.num_likeliest = whole.num_likeliest(prompt, text.token_ids)
+                texts[mode].append(text)
                 on_text()
     return texts
 
 
-def _start(setup: LanguageSetup, stack: contextlib.ExitStack) -> dict[str, Writer]:
+def _start(setup: LanguageSetup, whole: WholeModel, stack: contextlib.ExitStack) -> dict[str, Writer]:
     """Two server processes, and a writer for each mode."""
     family = stack.enter_context(Family())
     servers = {
         family.start("full server", "serverlight.apps.demo.writing", setup.model): "full",
         family.start("server", "serverlight.apps.demo.writing", setup.model, setup.cut): "tail",
     }
-    whole = WholeModel.load(setup.model)
     head = LoadedDecoder.head(setup.model, setup.cut, dtype=torch.float32)
     addresses = {servers[child]: message["address"] for child, message in (family.hear() for _ in servers)}
     if setup.link:

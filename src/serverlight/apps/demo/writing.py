@@ -60,6 +60,13 @@ class WholeModel:
                 ids = self.tail(self.head(ids, caches[0]), caches[1], num_logits=1)[:, -1].argmax(-1, keepdim=True)
             yield ids.item()
 
+    @torch.inference_mode()
+    def num_likeliest(self, prompt: list[int], token_ids: list[int]) -> int:
+        """How many of the tokens that follow a prompt are those that this model holds for the likeliest there."""
+        states = self.head(torch.tensor([prompt + token_ids[:-1]]), self.head.new_cache())
+        logits = self.tail(states, self.tail.new_cache(), num_logits=len(token_ids))
+        return int((logits[0].argmax(-1) == torch.tensor(token_ids)).sum())
+
 
 class TokenConnection:
     """A device's connection to a server of the whole model."""

@@ -184,6 +184,7 @@ def summarise(rows: Sequence[WritingRow]) -> str:
         f"{format_times(full.uplink_bytes_per_token / sent, 'fewer', 'more')} than token ids, which no feature can beat. It takes "
         f"{format_times(ours.server_time_ratio_vs_full or 0, 'less', 'more')} of the server's time than running all layers, and "
         f"{ours.agreement_own_text:.1%} of its tokens are the uncut model's choice after the same text, though only "
-        f"{ours.agreement:.1%} are those of the uncut text in that place: a text that has parted stays another. Fastest here is {title_of(fastest)} "
+        f"{ours.agreement:.1%} are those of the uncut text in that place: a text that has parted stays another. "
+        f"Fastest here is {title_of(fastest)} "
         f"({fastest.tokens_per_s:.0f} tokens/s); a device that writes {device.tokens_per_s:.0f} tokens/s by itself needs no server."
     )

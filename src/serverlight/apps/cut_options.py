@@ -39,8 +39,11 @@ class CutOptions:
     ] = None
     basis: Annotated[str | None, typer.Option(metavar="FILE", help="The basis that features are sent in.")] = None
 
-    def read(self) -> PlannedCut:
-        """Reads the files and checks the settings; raises :class:`ConfigError` before any model is loaded."""
+    def read(self, base: CodecConfig | None = None) -> PlannedCut:
+        """Reads the files and checks the settings; raises :class:`ConfigError` before any model is loaded.
+
+        ``base`` has the settings that are not given, by default the codec's own.
+        """
         from serverlight.codec import Basis, CodecConfig
         from serverlight.plan import Plan
 
@@ -53,7 +56,8 @@ class CutOptions:
             "asymmetry": self.asymmetry,
             "asymmetry_mode": self.asymmetry_mode,
         }
-        config = CodecConfig.from_dict({name: value for name, value in knobs.items() if value is not None})
+        given: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
+        config = dataclasses.replace(base or CodecConfig(), **given)
         agreed = Plan.load(self.plan) if self.plan else None
         return PlannedCut(
             cut=agreed.cut if agreed else self.cut or "",

@@ -86,14 +86,14 @@ def generate(
     """
     import torch
 
-    from serverlight.generation import LoadedDecoder
+    from serverlight.generation import LANGUAGE_CODEC, LoadedDecoder
     from serverlight.sampling import Sampling
     from serverlight.text import Tokenizer
 
     check_writable("json", json)
     if bool(server) == local:
         raise ConfigError("server", "give --server HOST:PORT, or --local for one process, one of them")
-    planned = where.read()
+    planned = where.read(LANGUAGE_CODEC)
     sampling = Sampling(
         temperature=0.0 if greedy else temperature,
         top_k=top_k,

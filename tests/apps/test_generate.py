@@ -96,7 +96,7 @@ WRONG = {
     "no such numbers": (["--local", "--dtype", "int3"], "dtype: must be one of auto"),
     "a wrong temperature": (["--local", "--temperature", "-1"], "temperature"),
     "an empty stop": (["--local", "--stop", ""], "stop"),
-    "no such cut": (["--local", "--cut", "layers.9"], "layers.9"),
+    "no such cut": (["--local", "--cut", "layers.9"], "layers: must be 0 to 4"),
     "too long": (["--local", "-n", "1000"], "context"),
 }
 

@@ -48,7 +48,7 @@ class CutOptions:
         from serverlight.plan import Plan
 
         check_cut_or_plan(self.cut, self.plan)
-        knobs: dict[str, Any] = {
+        knobs = {
             "profile": self.profile,
             "sparsity": self.sparsity,
             "num_groups": self.groups,
@@ -56,7 +56,7 @@ class CutOptions:
             "asymmetry": self.asymmetry,
             "asymmetry_mode": self.asymmetry_mode,
         }
-        given = {name: value for name, value in knobs.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
         config = dataclasses.replace(base or CodecConfig(), **given)
         agreed = Plan.load(self.plan) if self.plan else None
         return PlannedCut(

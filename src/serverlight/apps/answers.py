@@ -66,7 +66,7 @@ class Usage:
     bits_per_element: float
     """All bits that went up, over the elements of the hidden states that they carried."""
     server_ms: float
-    """Queue, decoding and tail, of every step's last frame."""
+    """From reading a step to its reply, of every step's last frame."""
     num_recoveries: int
 
 
@@ -179,7 +179,7 @@ class _Meter:
         self._num_tokens += 1
         self._uplink_bytes += cost.uplink_bytes
         self._downlink_bytes += cost.downlink_bytes
-        self._server_ms += cost.server.queue_ms + cost.server.decode_ms + cost.server.tail_ms
+        self._server_ms += cost.server.total_ms
         self._num_recoveries = token.num_recoveries
 
     def usage(self) -> Usage:

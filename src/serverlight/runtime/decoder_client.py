@@ -312,7 +312,7 @@ class _Run:
                 last_tokens=pieces[-1][0].shape[1],
                 last_bytes=last_bytes,
                 wait_ms=cost.wait_ms,
-                server_ms=server.queue_ms + server.decode_ms + server.tail_ms + server.sample_ms,
+                server_ms=server.total_ms,
                 tail_ms=server.tail_ms,
             )
         )

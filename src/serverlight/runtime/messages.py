@@ -141,6 +141,11 @@ class Timing:
     sample_ms: float = 0.0
     """Of a step: choosing the token, or encoding what goes back."""
 
+    @property
+    def total_ms(self) -> float:
+        """From reading the request to the reply."""
+        return self.queue_ms + self.decode_ms + self.tail_ms + self.sample_ms
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferReply:

@@ -195,9 +195,8 @@ class _Run:
             self._uplink_bytes.append(token.frame_bytes)
             self._server_ms.append(token.tail_ms)
             return
-        server = token.cost.server
         self._uplink_bytes.append(token.cost.uplink_bytes)
-        self._server_ms.append(server.queue_ms + server.decode_ms + server.tail_ms)
+        self._server_ms.append(token.cost.server.total_ms)
         self.num_recoveries = token.num_recoveries
 
     def summary(self) -> str:

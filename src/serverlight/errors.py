@@ -95,6 +95,9 @@ class ServerlightError(Exception):
 class ConfigError(ServerlightError, ValueError):
     """A setting is out of range; ``field`` names it."""
 
+    field = ""
+    """Where another side does not say which."""
+
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
         self.field = field
@@ -276,6 +279,9 @@ class MessageTooLarge(TransportError):
 
 class ServerBusy(TransportError):
     """The server takes no more work now; try again after ``retry_after_ms``."""
+
+    retry_after_ms = 0
+    """Where a server does not say when."""
 
     def __init__(self, retry_after_ms: int) -> None:
         super().__init__(f"the server is busy; try again in {retry_after_ms} ms")

@@ -82,6 +82,12 @@ def test_odd_attributes_are_ignored(attributes_json: str) -> None:
     assert vars(rebuild("ServerBusy", "later", attributes_json)) == {}
 
 
+@pytest.mark.parametrize("value", ['"soon"', "null", "[1]", "true", "1e400", "9" + "0" * 400, "{}"])
+def test_facts_of_another_type_are_ignored(value: str) -> None:
+    """A program that acts on a fact finds one of the type that it expects, whatever a stranger sent."""
+    assert rebuild("ServerBusy", "later", f'{{"retry_after_ms": {value}}}').retry_after_ms == 0
+
+
 def test_long_message_is_cut() -> None:
     """A message cannot flood the other side's log."""
     assert len(str(rebuild("FrameError", "x" * 10**6, ""))) == 2000

@@ -14,6 +14,9 @@ __all__ = ["describe", "rebuild"]
 MAX_MESSAGE_CHARS = 2000
 """An error is read by people; what is longer is cut."""
 
+_KINDS: dict[str, type] = {"int": int, "str": str, "tuple[int, ...]": list, "tuple[str, ...]": list}
+"""Types of facts -> what JSON has for them; a fact of another type is left out, since programs act on facts."""
+
 _CLASSES: dict[str, type[ServerlightError]] = {name: getattr(errors, name) for name in errors.__all__}
 
 
@@ -40,17 +43,25 @@ def rebuild(code: str, message: str, attributes_json: str) -> ServerlightError:
         return RemoteError(f"{code[:80]}: {message[:MAX_MESSAGE_CHARS]}")
     # The constructors make the message out of the attributes; here both are given.
     error = cls.__new__(cls, message[:MAX_MESSAGE_CHARS])
+    expected = _attributes(cls)
     for name, value in _parse(attributes_json).items():
-        if name in _attributes(cls):
+        if name in expected and _fits(value, expected[name]):
             setattr(error, name, tuple(value) if isinstance(value, list) else value)
     return error
 
 
-def _attributes(cls: type[ServerlightError]) -> frozenset[str]:
-    """The facts that an error carries are named as its constructor's parameters."""
+def _fits(value: Any, annotation: str) -> bool:
+    if type(value) is int and abs(value) >> 63:  # no fact of ours, and more than a float holds
+        return False
+    return type(value) is _KINDS.get(annotation, type(value))
+
+
+def _attributes(cls: type[ServerlightError]) -> dict[str, str]:
+    """The facts that an error carries, and their types, are those of its constructor's parameters."""
     if cls.__init__ is Exception.__init__:
-        return frozenset()
-    return frozenset(inspect.signature(cls.__init__).parameters) - {"self"}
+        return {}
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {parameter.name: parameter.annotation for parameter in parameters if parameter.name != "self"}
 
 
 def _parse(attributes_json: str) -> dict[str, Any]:

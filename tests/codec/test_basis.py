@@ -254,6 +254,17 @@ def test_another_basis_is_not_taken(basis: Basis) -> None:
     refuses(UnknownBasis, bytes(altered), basis, unseen=True)
 
 
+def test_a_frame_s_own_faults_come_first() -> None:
+    """Whoever has no basis is still told what is wrong with the frame itself, in the words of inspect."""
+    frame = Codec(CodecConfig(sparsity=0.8, checksum=False), basis=any_basis(WIDTH, 0)).encode(features(1)[0])
+    start = 6 + 3 + 8
+    for altered in (frame[:start] + b"\x05" + frame[start + 1 :], frame[:-3], frame + b"\0"):
+        with pytest.raises(FrameError) as caught:
+            inspect(altered)
+        refuses(type(caught.value), altered, None)
+        assert type(caught.value) is not UnknownBasis
+
+
 def test_hostile_frames_under_a_basis(basis: Basis) -> None:
     """Wrong widths and kinds, cut and prolonged frames, bad steps: each rule has its error, and nothing else happens."""
     frame = Codec(CodecConfig(sparsity=0.8, checksum=False), basis=basis).encode(features(1)[0])

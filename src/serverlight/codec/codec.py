@@ -29,7 +29,7 @@ from serverlight.codec.tensors import (
     write_to,
 )
 from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer, header_bytes, sealed
-from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnsupportedTensor
+from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnknownBasis, UnsupportedTensor
 
 __all__ = ["Codec", "FrameInfo", "decode", "decode_batch", "decode_into", "inspect", "warm_up"]
 
@@ -251,7 +251,7 @@ def _check_alike(header: Header, first: Header) -> None:
 
 def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, basis: Basis | None) -> None:
     if header.basis:
-        _read_turned(reader, header, kernels, out, named(basis, header.basis, header.shape))
+        _read_turned(reader, header, kernels, out, basis)
     elif header.profile == "serverlight":
         kernels.decode_contextual(reader.rest("sections"), header, out)
     elif header.profile == "fp16":
@@ -279,9 +279,17 @@ def _read_batch(
     return None
 
 
-def _read_turned(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, basis: Basis) -> None:
+def _read_turned(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, given: Basis | None) -> None:
     """Section 6.8: what the backend decodes are whole 64ths of the step, not rounded to the frame's dtype yet."""
-    step, section = contextual.with_unit_step(reader.rest("sections"), header)
+    sections = reader.rest("sections")
+    try:
+        basis = named(given, header.basis, header.shape)
+    except UnknownBasis:  # what is wrong with the frame itself comes first, as it does in `inspect`
+        proof = Reader(sections)
+        contextual.read(proof, header)
+        proof.finish()
+        raise
+    step, section = contextual.with_unit_step(sections, header)
     kernels.decode_contextual(section, dataclasses.replace(header, dtype="float32"), out)
     out[:] = from_double(basis.values(out, step), header.dtype)
 

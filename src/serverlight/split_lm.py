@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serverlight.codec import CodecConfig
 from serverlight.errors import ConfigError, LogitsNotSent
-from serverlight.generation import DecoderLoopback, LoadedDecoder
+from serverlight.generation import LANGUAGE_CODEC, DecoderLoopback, LoadedDecoder
 from serverlight.huggingface import (
     GenerativeModel,
     causal_lm_output,
@@ -95,7 +95,7 @@ class SplitCausalLM(GenerativeModel):
             model: Folder or hub id.
             addresses: ``HOST:PORT`` of servers, in the order of preference; they are called when something is generated.
             cut: Such as ``layers.8``.
-            codec: How hidden states are compressed on their way up.
+            codec: How hidden states are compressed on their way up; by default as suits language models.
             dtype: Of the weights; by default as stored.
 
         Raises what :func:`~serverlight.load_head` and :class:`~serverlight.runtime.decoder_client.DecoderClient` raise.
@@ -275,7 +275,7 @@ class _Run:
 
 
 def _plan(head: LoadedDecoder, cut: str, codec: CodecConfig | None) -> Plan:
-    return Plan(model=head.name, revision=head.revision, cut=cut, codec=codec or CodecConfig())
+    return Plan(model=head.name, revision=head.revision, cut=cut, codec=codec or LANGUAGE_CODEC)
 
 
 def _check_options(settings: Any, rest: dict[str, Any]) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +14,7 @@ if TYPE_CHECKING:
     from serverlight.codec import Basis, CodecConfig
     from serverlight.plan import Plan
 
-__all__ = ["CutOptions", "PlannedCut", "check_cut_or_plan", "takes_cut_options"]
+__all__ = ["CutOptions", "PlannedCut", "check_cut_or_plan"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +62,15 @@ class CutOptions:
             agreed=agreed,
         )
 
+    def read_for_text(self) -> PlannedCut:
+        """The same for a language model, with the settings that suit one; raises :class:`ConfigError` for a basis."""
+        from serverlight.generation import LANGUAGE_CODEC
+
+        planned = self.read(LANGUAGE_CODEC)
+        if planned.basis or (planned.agreed and planned.agreed.basis):
+            raise ConfigError("basis", "sessions of language models take no frames under a basis yet; leave it away")
+        return planned
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedCut:
@@ -105,25 +110,3 @@ def check_cut_or_plan(cut: object, plan: object) -> None:
     """Raises :class:`ConfigError` unless one of them is given, and not both."""
     if bool(cut) == bool(plan):
         raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; `serverlight cuts MODEL` lists the cuts")
-
-
-def takes_cut_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of :class:`CutOptions`; they reach it as its argument ``where``."""
-    names = [field.name for field in dataclasses.fields(CutOptions)]
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        options = CutOptions(**{name: given.pop(name) for name in names})
-        command(**given, where=options)
-
-    ours, theirs = (inspect.signature(function).parameters for function in (CutOptions, command))
-    # Typer reads the signature and the annotations, and shows options in their order.
-    parameters: list[inspect.Parameter] = []
-    for parameter in theirs.values():
-        parameters.extend(ours.values() if parameter.name == "where" else [parameter])
-    hints = typing.get_type_hints(command, include_extras=True) | typing.get_type_hints(CutOptions, include_extras=True)
-    run.__annotations__ = {parameter.name: hints[parameter.name] for parameter in parameters}
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    )
-    return run

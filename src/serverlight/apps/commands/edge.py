@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from serverlight.apps.cut_options import CutOptions, takes_cut_options
+from serverlight.apps.cut_options import CutOptions
+from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import JsonOption, ThreadsOption
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
-from serverlight.errors import AddressInUse, ConfigError
+from serverlight.errors import AddressInUse
 
 __all__ = ["edge"]
 
@@ -22,7 +23,7 @@ _DRAIN_S = 10
 """For answers that run when the endpoint stops."""
 
 
-@takes_cut_options
+@takes_options(where=CutOptions)
 def edge(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A language model: a Hugging Face id or folder.")],
     server: Annotated[
@@ -65,9 +66,7 @@ def edge(
     from serverlight.text import Tokenizer
 
     check_writable("json", json)
-    planned = where.read()
-    if planned.basis:
-        raise ConfigError("basis", "language models take no frames under a basis yet; leave it away")
+    planned = where.read_for_text()
     torch.set_num_threads(threads)
     with contextlib.closing(_listen(host, port)) as listening:
         head = LoadedDecoder.head(model, planned.cut)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serverlight.apps.cut_options import CutOptions, takes_cut_options
+from serverlight.apps.cut_options import CutOptions
+from serverlight.apps.generation_options import CapOptions, SamplingOptions
 from serverlight.apps.live_text import writer
+from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import (
     DtypeOption,
     JsonOption,
@@ -37,16 +39,16 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-MIB = 2**20
 
-
-@takes_cut_options
+@takes_options(where=CutOptions, how=SamplingOptions, within=CapOptions)
 def generate(
     model: ModelArgument,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="What the text begins with; `-` reads it from standard input.")
     ],
     where: CutOptions,
+    how: SamplingOptions,
+    within: CapOptions,
     server: Annotated[
         list[str] | None,
         typer.Option(metavar="HOST:PORT", help="Where `serverlight serve` listens; more are taken when one dies."),
@@ -55,24 +57,10 @@ def generate(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to write, at most.")
     ] = 128,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
-    temperature: Annotated[float, typer.Option(help="Above 1 flatter, below 1 surer.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Only so many of the likeliest tokens; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Only the likeliest tokens that together have this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Only tokens at least so likely beside the likeliest.")] = 0.05,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 tokens that occurred are less likely.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Equal seeds write equal text.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
     ] = None,
     return_cut: ReturnCutOption = None,
-    device_memory: Annotated[
-        float | None, typer.Option(metavar="MIB", help="Keys and values on this device, at most, in MiB.")
-    ] = None,
-    step_deadline: Annotated[float | None, typer.Option(metavar="MS", help="How long a token may take.")] = None,
-    on_limit: Annotated[
-        str, typer.Option(help="Then: a `shallower` cut, all to the `server`, or `stop`.")
-    ] = "shallower",
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = 1,
     json: JsonOption = None,
@@ -86,23 +74,14 @@ def generate(
     """
     import torch
 
-    from serverlight.generation import LANGUAGE_CODEC, LoadedDecoder
-    from serverlight.sampling import Sampling
+    from serverlight.generation import LoadedDecoder
     from serverlight.text import Tokenizer
 
     check_writable("json", json)
     if bool(server) == local:
         raise ConfigError("server", "give --server HOST:PORT, or --local for one process, one of them")
-    planned = where.read(LANGUAGE_CODEC)
-    sampling = Sampling(
-        temperature=0.0 if greedy else temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
-    caps = _caps(device_memory, step_deadline, on_limit)
+    planned = where.read_for_text()
+    sampling, caps = how.read(), within.read()
     if local and caps:
         raise ConfigError("local", "no cut moves in one process; leave --device-memory and --step-deadline away")
     torch.set_num_threads(threads)
@@ -126,14 +105,6 @@ def generate(
             write_json(json, run.document())
         if json != STDOUT and run.token_ids:
             print(run.summary(), file=sys.stderr)
-
-
-def _caps(memory_mib: float | None, deadline_ms: float | None, on_limit: str) -> Caps | None:
-    from serverlight.runtime.exits import Caps
-
-    memory = None if memory_mib is None else int(memory_mib * MIB)
-    caps = Caps(device_memory_bytes=memory, step_deadline_ms=deadline_ms, on_limit=on_limit)
-    return None if memory is None and deadline_ms is None else caps
 
 
 def _loopback(plan: Plan, head: LoadedDecoder, dtype: Any) -> DecoderLoopback:

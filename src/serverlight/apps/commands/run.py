@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serverlight.apps.cut_options import CutOptions, takes_cut_options
+from serverlight.apps.cut_options import CutOptions
+from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import DataOption, JsonOption, LimitOption, ModelArgument, ThreadsOption
 from serverlight.apps.terminal import (
     STDOUT,
@@ -37,7 +38,7 @@ EXAMPLE_REQUESTS = 10
 """Requests for a model without images of its own, unless --limit says otherwise."""
 
 
-@takes_cut_options
+@takes_options(where=CutOptions)
 def run(
     model: ModelArgument,
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where `serverlight serve` listens.")],

@@ -15,7 +15,7 @@ from serverlight.partition.decoder import DecoderHead, DecoderMiddle, DecoderPar
 from serverlight.partition.kv_cache import KVCache
 from serverlight.partition.weights import load_head, load_part, load_tail
 from serverlight.plan import Plan
-from serverlight.sampling import Sampling, choose_token
+from serverlight.sampling import Choice, Sampling, choose_token
 
 __all__ = [
     "CHUNK_TOKENS",
@@ -113,23 +113,14 @@ def check_same_model(plan: Plan, model: LoadedDecoder) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoopbackToken:
+class LoopbackToken(Choice):
     """One token of an answer that was made in one process."""
-
-    token_id: int
-    """Its number in the vocabulary."""
 
     frame_bytes: int
     """What would have gone up, without any message around it; for the first token with all of the prompt."""
 
     tail_ms: float
     """Decoding and the tail, which a server would have done, with all that lies behind a second cut."""
-
-    logprob: float | None = None
-    """As :attr:`serverlight.sampling.Choice.logprob`."""
-
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-    """As :attr:`serverlight.sampling.Choice.top_logprobs`."""
 
 
 class DecoderLoopback:
@@ -199,13 +190,7 @@ class DecoderLoopback:
             choice = choose_token(logits.float().cpu().numpy(), sampling, caches.tail.num_tokens, seen)
             token_id, num_made = choice.token_id, num_made + 1
             seen.add(token_id)
-            yield LoopbackToken(
-                token_id=token_id,
-                frame_bytes=frame_bytes,
-                tail_ms=tail_s * 1e3,
-                logprob=choice.logprob,
-                top_logprobs=choice.top_logprobs,
-            )
+            yield LoopbackToken(*choice, frame_bytes=frame_bytes, tail_ms=tail_s * 1e3)
             pieces = [(torch.tensor([[token_id]]), False)]
 
     def score(self, token_ids: list[int], *, chunk_tokens: int = CHUNK_TOKENS) -> torch.Tensor:

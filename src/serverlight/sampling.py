@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,10 @@ class Choice:
 
     top_logprobs: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens with theirs, likeliest first, as many as were asked for."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The three, in order, for tokens that are more than a choice."""
+        return iter((self.token_id, self.logprob, self.top_logprobs))
 
 
 def choose_token(logits: NDArray[np.float32], sampling: Sampling, position: int, seen: Collection[int] = ()) -> Choice:

@@ -53,23 +53,14 @@ class StepCost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Token:
+class Token(Choice):
     """One token of an answer."""
-
-    token_id: int
-    """Its number in the vocabulary."""
 
     cost: StepCost
     """What it took."""
 
     num_recoveries: int
     """How often the sequence has moved to a new stream so far."""
-
-    logprob: float | None = None
-    """As :attr:`serverlight.sampling.Choice.logprob`."""
-
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-    """As :attr:`serverlight.sampling.Choice.top_logprobs`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,13 +273,7 @@ class _Run:
             device_tail_ms=tail_ms if self.device.has_tail else 0.0,
         )
         self._observe(cost, pieces, sent_bytes)
-        return Token(
-            token_id=choice.token_id,
-            cost=cost,
-            num_recoveries=self.sequence.num_recoveries,
-            logprob=choice.logprob,
-            top_logprobs=choice.top_logprobs,
-        )
+        return Token(*choice, cost=cost, num_recoveries=self.sequence.num_recoveries)
 
     def _choose(self, replies: Replies) -> Choice:
         if self.device.has_tail:

@@ -1,7 +1,7 @@
 """Measuring what a cut saves and what it costs."""
 
 from serverlight.evaluation.datasets import ImageSet, load_images
-from serverlight.evaluation.environment import describe_environment
+from serverlight.evaluation.environment import describe_environment, measured_document
 from serverlight.evaluation.statistics import PairedDifference, paired_difference
 from serverlight.evaluation.vision import VisionRow, evaluate_vision
 
@@ -12,5 +12,6 @@ __all__ = [
     "describe_environment",
     "evaluate_vision",
     "load_images",
+    "measured_document",
     "paired_difference",
 ]

@@ -7,11 +7,12 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_environment", "measured_document"]
 
 PACKAGES = ("serverlight", "torch", "numpy", "numba", "transformers", "grpcio", "pillow")
 
@@ -28,6 +29,18 @@ def describe_environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+    }
+
+
+def measured_document(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A table as JSON: when, where and with what it was measured, how, and its rows."""
+    environment = describe_environment()
+    return {
+        "date": environment.pop("date"),
+        "versions": environment.pop("versions"),
+        "hardware": environment,
+        "settings": settings,
+        "rows": rows,
     }
 
 

@@ -117,14 +117,10 @@ def _document(setup: DemoSetup, rows: list[Row]) -> dict[str, Any]:
     from serverlight.apps.demo.measure import LEAD_IN, ROUNDS, WARM_UP
     from serverlight.apps.demo.report import settings
     from serverlight.apps.vision import JPEG_QUALITY
-    from serverlight.evaluation import describe_environment
+    from serverlight.evaluation import measured_document
 
-    environment = describe_environment()
-    return {
-        "date": environment.pop("date"),
-        "versions": environment.pop("versions"),
-        "hardware": environment,
-        "settings": {
+    return measured_document(
+        {
             "model": setup.model,
             "revision": setup.revision,
             "data": setup.data or setup.model,
@@ -138,8 +134,8 @@ def _document(setup: DemoSetup, rows: list[Row]) -> dict[str, Any]:
             "jpeg_quality": JPEG_QUALITY,
             "codec": settings(setup.modes),
         },
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
+        [dataclasses.asdict(row) for row in rows],
+    )
 
 
 def _caption(setup: DemoSetup) -> str:

@@ -46,14 +46,10 @@ def demo_writing(
 
 def _document(setup: LanguageSetup, rows: list[WritingRow]) -> dict[str, Any]:
     from serverlight.apps.demo.modes import CODED
-    from serverlight.evaluation import describe_environment
+    from serverlight.evaluation import measured_document
 
-    environment = describe_environment()
-    return {
-        "date": environment.pop("date"),
-        "versions": environment.pop("versions"),
-        "hardware": environment,
-        "settings": {
+    return measured_document(
+        {
             "model": setup.model,
             "revision": setup.revision,
             "cut": setup.cut,
@@ -63,8 +59,8 @@ def _document(setup: LanguageSetup, rows: list[WritingRow]) -> dict[str, Any]:
             "link": str(setup.link) if setup.link else None,
             "codec": {mode: setup.codec(mode).to_dict() for mode in CODED},
         },
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
+        [dataclasses.asdict(row) for row in rows],
+    )
 
 
 def _caption(setup: LanguageSetup) -> str:

@@ -168,9 +168,10 @@ def measure_writing(
 def _start(setup: LanguageSetup, whole: WholeModel, stack: contextlib.ExitStack) -> dict[str, Writer]:
     """Two server processes, and a writer for each mode."""
     family = stack.enter_context(Family())
+    tail = ["serverlight", "serve", setup.model, "--cut", setup.cut, "--dtype", "float32", "--port", "0"]
     servers = {
         family.start("full server", "serverlight.apps.demo.writing", setup.model): "full",
-        family.start("server", "serverlight.apps.demo.writing", setup.model, setup.cut): "tail",
+        family.start("server", *tail, "--json", "-", "--until-eof"): "tail",
     }
     head = LoadedDecoder.head(setup.model, setup.cut, dtype=torch.float32)
     addresses = {servers[child]: message["address"] for child, message in (family.hear() for _ in servers)}

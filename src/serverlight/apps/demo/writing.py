@@ -1,7 +1,7 @@
 """Language models in the demo: how they write uncut, and the leanest server that we could think of, which runs all of one.
 
-``python -m serverlight.apps.demo.writing MODEL CUT`` serves the tail of a model behind the cut; without a cut it serves the
-whole model, to which token ids go up once. It prints a line of JSON with its address, and ends with its standard input.
+``python -m serverlight.apps.demo.writing MODEL`` serves the whole model, to which token ids go up once. It prints a line of
+JSON with its address, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from typing import NoReturn, Self
 import torch
 
 from serverlight.errors import PeerUnavailable, ServerlightError
-from serverlight.generation import LoadedDecoder
 from serverlight.partition.decoder import DecoderHead, DecoderTail
 from serverlight.partition.weights import load_head, load_tail
-from serverlight.runtime.server import Server
 
 __all__ = ["TokenConnection", "WholeModel", "main"]
 
@@ -101,22 +99,12 @@ class TokenConnection:
 def main() -> NoReturn:
     """Serves until standard input ends."""
     torch.set_num_threads(1)
-    spec, *cuts = sys.argv[1:]
     try:
-        if cuts:
-            _serve_tail(spec, cuts[0])
-        else:
-            _serve_whole(spec)
+        _serve_whole(sys.argv[1])
     except ServerlightError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     os._exit(0)  # a thread may still wait for a connection
-
-
-def _serve_tail(spec: str, cut: str) -> None:
-    with Server(LoadedDecoder.tail(spec, cut, dtype=torch.float32), [cut]) as server:
-        _announce(server.address)
-        sys.stdin.read()
 
 
 def _serve_whole(spec: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -294,3 +296,44 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
         torch.manual_seed(3)
         transformers.LlamaForCausalLM(config).save_pretrained(path)
     return str(path)
+
+
+SERVE = """
+import sys, torch
+torch.set_num_threads(1)
+from serverlight.generation import LoadedDecoder
+from serverlight.runtime.server import Server
+folder, *cuts = sys.argv[1:]
+with Server(LoadedDecoder.tail(folder, cuts[0], dtype=torch.float32), cuts) as server:
+    print(server.address, flush=True)
+    sys.stdin.read()
+"""
+
+
+class ServerProcess:
+    """A server of a language model in a process of its own, ready when made."""
+
+    def __init__(self, folder: str, *cuts: str) -> None:
+        command = [sys.executable, "-c", SERVE, folder, *cuts]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def start_process() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts servers from a folder, the first cut and others; none outlives the test."""
+    started: list[ServerProcess] = []
+
+    def start(folder: str, *cuts: str) -> ServerProcess:
+        started.append(ServerProcess(folder, *cuts))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.returncode is None:
+            server.kill()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -41,39 +39,16 @@ from serverlight.sampling import Sampling  # noqa: E402
 CUT = "layers.1"
 PROMPT = [1, 17, 40, 9, 33, 71, 5]
 QUICK = Heartbeat(interval_s=0.1, max_missed=3)
-SERVE = """
-import sys, torch
-torch.set_num_threads(1)
-from serverlight.generation import LoadedDecoder
-from serverlight.runtime.server import Server
-with Server(LoadedDecoder.tail(sys.argv[1], sys.argv[2], dtype=torch.float32), [sys.argv[2]]) as server:
-    print(server.address, flush=True)
-    sys.stdin.read()
-"""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny Llama of random weights."""
-    path = tmp_path_factory.mktemp("models") / "tiny-llama"
-    config = transformers.LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        transformers.LlamaForCausalLM(config).save_pretrained(path)
-    return str(path)
+def head(tiny_llama: str) -> LoadedDecoder:
+    return LoadedDecoder.head(tiny_llama, CUT, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def head(folder: str) -> LoadedDecoder:
-    return LoadedDecoder.head(folder, CUT, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def tail(folder: str) -> LoadedDecoder:
-    return LoadedDecoder.tail(folder, CUT, dtype=torch.float32)
+def tail(tiny_llama: str) -> LoadedDecoder:
+    return LoadedDecoder.tail(tiny_llama, CUT, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -81,25 +56,12 @@ def plan(head: LoadedDecoder) -> Plan:
     return Plan(model=head.name, revision=head.revision, cut=CUT, codec=CodecConfig(profile="fp16"))
 
 
-class Victim:
-    """A server process, ready when made."""
-
-    def __init__(self, folder: str) -> None:
-        command = [sys.executable, "-c", SERVE, folder, CUT]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
-
-
 @pytest.fixture
-def victim(folder: str) -> Iterator[Victim]:
-    victim = Victim(folder)
-    yield victim
-    victim.process.kill()
-    victim.process.communicate()
+def victim(start_process: Any, tiny_llama: str) -> Any:
+    return start_process(tiny_llama, CUT)
 
 
-def test_killed_server_is_noticed_at_once(victim: Victim, open_stream: Any, plan: Plan) -> None:
+def test_killed_server_is_noticed_at_once(victim: Any, open_stream: Any, plan: Plan) -> None:
     """From SIGKILL to the client's error a second at most goes by."""
     stream = open_stream(GrpcTransport(victim.address))
     stream.greet(plan)
@@ -111,7 +73,7 @@ def test_killed_server_is_noticed_at_once(victim: Victim, open_stream: Any, plan
     assert elapsed_s < 1.0
 
 
-def test_hanging_server_is_left(victim: Victim, tail: LoadedDecoder, head: LoadedDecoder, plan: Plan) -> None:
+def test_hanging_server_is_left(victim: Any, tail: LoadedDecoder, head: LoadedDecoder, plan: Plan) -> None:
     """A server that is stopped, and so neither answers nor breaks the stream, is left for another; no token changes."""
     expected = DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=20)
     heard: list[int] = []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import random
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -45,39 +43,16 @@ from serverlight.sampling import Choice, Sampling  # noqa: E402
 
 CUT = "layers.2"
 PROMPT = [1, 17, 40, 9, 33, 71, 5]
-SERVE = """
-import sys, torch
-torch.set_num_threads(1)
-from serverlight.generation import LoadedDecoder
-from serverlight.runtime.server import Server
-with Server(LoadedDecoder.tail(sys.argv[1], sys.argv[2], dtype=torch.float32), [sys.argv[2]]) as server:
-    print(server.address, flush=True)
-    sys.stdin.read()
-"""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny Llama of random weights."""
-    path = tmp_path_factory.mktemp("models") / "tiny-llama"
-    config = transformers.LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        transformers.LlamaForCausalLM(config).save_pretrained(path)
-    return str(path)
+def head(tiny_llama: str) -> LoadedDecoder:
+    return LoadedDecoder.head(tiny_llama, CUT, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def head(folder: str) -> LoadedDecoder:
-    return LoadedDecoder.head(folder, CUT, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def tail(folder: str) -> LoadedDecoder:
-    return LoadedDecoder.tail(folder, CUT, dtype=torch.float32)
+def tail(tiny_llama: str) -> LoadedDecoder:
+    return LoadedDecoder.tail(tiny_llama, CUT, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +101,9 @@ def test_socket_gives_what_the_loopback_gives(
     assert len(made.costs) == 30
 
 
-def test_near_lossless_text_is_that_of_the_uncut_model(server: Server, folder: str, head: Any, plan: Plan) -> None:
+def test_near_lossless_text_is_that_of_the_uncut_model(server: Server, tiny_llama: str, head: Any, plan: Plan) -> None:
     """With halves across the cut, greedy tokens are what the uncut model generates."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     ids = torch.tensor([PROMPT])
     expected = model.generate(
         ids, do_sample=False, max_new_tokens=40, min_new_tokens=40, attention_mask=torch.ones_like(ids), pad_token_id=0
@@ -137,9 +112,9 @@ def test_near_lossless_text_is_that_of_the_uncut_model(server: Server, folder: s
     assert list(made.token_ids) == expected
 
 
-def test_probabilities_are_those_of_the_model(server: Server, folder: str, head: LoadedDecoder, plan: Plan) -> None:
+def test_probabilities_are_those_of_the_model(server: Server, tiny_llama: str, head: LoadedDecoder, plan: Plan) -> None:
     """Asked for, each token comes with its log-probability and the likeliest tokens'; not asked for, with nothing."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     client = DecoderClient([server.address], plan=plan, head=head)
     asked = Sampling(temperature=1.5, seed=3, logprobs=4)
     made = list(client.stream(PROMPT, max_new_tokens=6, sampling=asked))
@@ -265,33 +240,25 @@ def test_table_of_sessions() -> None:
     assert table.idle(8.5) == ["a"]
 
 
-class Process:
-    """A server process, ready when made."""
-
-    def __init__(self, folder: str) -> None:
-        command = [sys.executable, "-c", SERVE, folder, CUT]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 @pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_servers(
-    server: Server, folder: str, head: LoadedDecoder, tail: LoadedDecoder, plan: Plan, num_kills: int
+    server: Server,
+    start_process: Any,
+    tiny_llama: str,
+    head: LoadedDecoder,
+    tail: LoadedDecoder,
+    plan: Plan,
+    num_kills: int,
 ) -> None:
     """A server killed at any moment of a generation, with another standing by, changes no token."""
     sampling = Sampling(repetition_penalty=1.3)  # a new server has to learn which tokens there were
     expected = DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=60, sampling=sampling)
     chance, num_recoveries = random.Random(num_kills), 0
     for _ in range(num_kills):
-        victim, at = Process(folder), chance.randrange(1, 59)
+        victim, at = start_process(tiny_llama, CUT), chance.randrange(1, 59)
         heard: list[int] = []
 
-        def hear(token: int, heard: list[int] = heard, at: int = at, victim: Process = victim) -> None:
+        def hear(token: int, heard: list[int] = heard, at: int = at, victim: Any = victim) -> None:
             heard.append(token)
             if len(heard) == at:
                 threading.Timer(chance.uniform(0, 0.003), victim.process.kill).start()

@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import os
+import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 import serverlight as sl
 from serverlight import models
@@ -114,3 +116,25 @@ def server() -> Iterator[dict[str, Any]]:
 def start() -> Callable[..., subprocess.Popen[str]]:
     """Starts any command in a process of its own."""
     return spawn
+
+
+def byte_llama(path: pathlib.Path, **settings: Any) -> str:
+    """Saves a Llama of random weights, with a tokenizer whose tokens are bytes; returns the folder."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = tokenizers.decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(path)
+    config = transformers.LlamaConfig(
+        vocab_size=len(alphabet), num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, **settings
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        transformers.LlamaForCausalLM(config).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def save_byte_llama() -> Callable[..., str]:
+    return byte_llama

@@ -22,21 +22,12 @@ Cli = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory, save_byte_llama: Callable[..., str]) -> str:
     """A tiny Llama of random weights with a tokenizer of bytes."""
     path = tmp_path_factory.mktemp("models") / "tiny-llama"
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    config = transformers.LlamaConfig(
-        vocab_size=len(alphabet), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        transformers.LlamaForCausalLM(config).save_pretrained(path)
-    tokenizer.save(str(path / "tokenizer.json"))
-    return str(path)
+    return save_byte_llama(
+        path, hidden_size=32, intermediate_size=48, max_position_embeddings=128, initializer_range=0.3
+    )
 
 
 def test_small_demo(cli: Cli, folder: str, tmp_path: pathlib.Path) -> None:

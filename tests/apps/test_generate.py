@@ -20,27 +20,10 @@ PROMPT = "Once upon a time"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory, save_byte_llama: Callable[..., str]) -> str:
     """A Llama of random weights, with a tokenizer whose tokens are bytes."""
-    path = tmp_path_factory.mktemp("llama")
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    raw = tokenizers.Tokenizer(tokenizers.models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = tokenizers.decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(path)
-    config = transformers.LlamaConfig(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=None,
-    )
-    transformers.set_seed(7)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    return str(path)
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    return save_byte_llama(path, hidden_size=64, intermediate_size=96, max_position_embeddings=256, eos_token_id=None)
 
 
 def test_a_server_writes_what_one_process_writes(cli: Cli, start_server: StartServer, folder: str) -> None:

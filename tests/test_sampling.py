@@ -24,6 +24,21 @@ def test_sampling_depends_on_seed_and_position() -> None:
     assert all(choose_token(logits, Sampling(temperature=1.0, min_p=0.9), i).token_id >= 48 for i in range(20))
 
 
+@given(LOGITS, st.integers(1, 40))
+def test_top_k_leaves_the_likeliest(logits: np.ndarray, top_k: int) -> None:
+    """Of equal tokens the first ones stay, and nothing but the K likeliest is ever drawn."""
+    kept = set(np.argsort(-logits, kind="stable")[:top_k].tolist())
+    hot = Sampling(temperature=50.0, top_k=top_k, seed=5)
+    assert {choose_token(logits, hot, position).token_id for position in range(30)} <= kept
+
+
+def test_chance_is_even() -> None:
+    """Over many places each of four equal tokens is drawn a quarter of the time: 4,000 draws, six standard deviations."""
+    logits, hot = np.zeros(4, np.float32), Sampling(temperature=1.0, seed=9)
+    drawn = [choose_token(logits, hot, position).token_id for position in range(4000)]
+    assert all(abs(drawn.count(token) - 1000) < 6 * (4000 * 0.25 * 0.75) ** 0.5 for token in range(4))
+
+
 @given(LOGITS, st.data())
 def test_repetition_penalty_is_that_of_transformers(logits: np.ndarray, data: st.DataObject) -> None:
     """Greedy with a penalty takes the token that transformers' own processor makes the likeliest."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serverlight.errors import ConfigError, ContextExceeded
+from serverlight.errors import ConfigError
 from serverlight.partition.decoder import DecoderPart
 from serverlight.runtime.decoder_client import Token
 from serverlight.sampling import Sampling
@@ -157,12 +157,11 @@ class Answers:
         return ids
 
     def _room(self, num_prompt: int, wanted: int | None) -> int:
-        """The most tokens of the answer; the context must hold all of it."""
-        length = self._context_length
-        if length is not None and num_prompt + (wanted or 1) > length:
-            raise ContextExceeded(num_prompt + (wanted or 1), length)
-        left = self._max_tokens if length is None else min(self._max_tokens, length - num_prompt)
-        return wanted or left
+        """The most tokens of the answer: as many as are asked for, else as many as the context leaves room for."""
+        if wanted is not None or self._context_length is None:
+            return wanted or self._max_tokens
+        left = self._context_length - num_prompt + 1  # the last token is never fed back
+        return max(1, min(self._max_tokens, left))
 
 
 class _Meter:

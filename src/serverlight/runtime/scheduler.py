@@ -23,6 +23,9 @@ class Job:
     owner: object
     """The connection that it came by."""
 
+    client: str = ""
+    """Whose connection it is; empty where nobody asks who it is."""
+
     cut: str
     """Which tail it is for."""
 

@@ -10,6 +10,8 @@ After each step an empty echo crosses a bare gRPC stream to a third process: as 
 answered at once. It is the link's own time, and taking it beside each step makes the difference paired. `ours` is the step's whole
 time less head, tail and that echo: encode, queue, decode, sample, messages, and the hand-overs between threads.
 
+Device and server have a core each, as on two machines; the echo's server has the server's, and works when that rests.
+
 Bytes are counted in a pass of its own, on the sockets of a TCP relay between the two, by the kinds of HTTP/2 frame: all that
 crosses, less the payload.
 """
@@ -86,8 +88,11 @@ def main() -> int:
     parser.add_argument("--markdown", type=pathlib.Path, help="write the table there, too")
     parser.add_argument("--serve", metavar="FOLDER", help=argparse.SUPPRESS)
     parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.core is not None:
+        os.sched_setaffinity(0, {args.core})
     if args.serve:
         return serve(args.serve)
     if args.echo:
@@ -184,7 +189,8 @@ def measure(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     """Everything, ready for JSON."""
     head = LoadedDecoder.head(folder, CUT, dtype=torch.float32)
     plan = Plan(model=head.name, revision=head.revision, cut=CUT, codec=CodecConfig(profile=args.profile))
-    with process("--serve", folder) as address, process("--echo") as echo_address:
+    far = take_cores()
+    with process("--serve", folder, *far) as address, process("--echo", *far) as echo_address:
         steps = measure_steps(DecoderClient([address], plan=plan, head=head), Echo(echo_address), args)
         counted = count_bytes(Relay(address), plan, head, args.steps)
     medians = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
@@ -206,6 +212,15 @@ def measure(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         "bytes": counted,
         "holds": holds,
     }
+
+
+def take_cores() -> list[str]:
+    """Binds this process, the device, to the first of its cores; returns the options that bind another to the last."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cores) < 2:
+        return []
+    os.sched_setaffinity(0, {cores[0]})
+    return ["--core", str(cores[-1])]
 
 
 def measure_steps(client: DecoderClient, echo: Echo, args: argparse.Namespace) -> list[dict[str, float]]:

@@ -1,24 +1,78 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serverlight.errors import ServerBusy
 from serverlight.runtime.messages import InferRequest
 from serverlight.runtime.scheduler import Job, Scheduler
 
 
-def job(owner: object = None, request_id: int = 1, deadline_ms: int | None = None, arrived_s: float = 0.0) -> Job:
+def job(
+    owner: object = None,
+    request_id: int = 1,
+    deadline_ms: int | None = None,
+    arrived_s: float = 0.0,
+    client: str = "",
+) -> Job:
     request = InferRequest(request_id=request_id, payloads=(), deadline_ms=deadline_ms)
-    return Job(owner=owner, cut="middle", request=request, reply=lambda message: None, arrived_s=arrived_s)
+    return Job(
+        owner=owner, client=client, cut="middle", request=request, reply=lambda message: None, arrived_s=arrived_s
+    )
 
 
-def test_first_come_first_served() -> None:
-    """Requests leave in the order in which they came."""
+def test_one_client_is_served_in_order() -> None:
+    """The requests of one client leave in the order in which they came."""
     scheduler = Scheduler(max_waiting=3)
     jobs = [job(request_id=i) for i in (1, 2, 3)]
     for each in jobs:
         scheduler.admit(each)
     assert [scheduler.take() for _ in range(4)] == [*jobs, None]
+
+
+def test_a_flood_waits_behind_itself() -> None:
+    """A client that came after another's many requests is next, or the one after it."""
+    scheduler = Scheduler(max_waiting=20)
+    for request_id in range(10):
+        scheduler.admit(job(owner="flood", request_id=request_id))
+    late = job(owner="late")
+    scheduler.admit(late)
+    assert late in (scheduler.take(), scheduler.take())
+
+
+def test_connections_of_one_client_share_its_turn() -> None:
+    """Whoever is known by name gains nothing by opening more connections."""
+    scheduler = Scheduler(max_waiting=20)
+    for owner in ("first", "second", "third"):
+        scheduler.admit(job(owner=owner, client="many"))
+    single = job(owner="fourth", client="single")
+    scheduler.admit(single)
+    assert [scheduler.take() for _ in range(2)][1] is single
+
+
+@given(st.lists(st.integers(0, 3) | st.none(), max_size=60))
+def test_turns_are_equal_and_nothing_is_lost(events: list[int | None]) -> None:
+    """Every request leaves once, in its client's order; no client is overtaken twice by the same other one."""
+    scheduler = Scheduler(max_waiting=100)
+    waiting: dict[object, list[Job]] = {client: [] for client in range(4)}
+    served_since = {client: list[object]() for client in waiting}  # it began to wait, or was served
+    for event in [*events, *[None] * len(events)]:
+        if event is not None:
+            if not waiting[event]:
+                served_since[event] = []
+            waiting[event].append(job(owner=event))
+            scheduler.admit(waiting[event][-1])
+        elif (taken := scheduler.take()) is None:
+            assert not any(waiting.values())
+        else:
+            assert waiting[taken.owner].pop(0) is taken
+            for client, served in served_since.items():
+                assert not (waiting[client] and taken.owner in served)
+                served.append(taken.owner)
+            served_since[taken.owner] = []
+    assert not scheduler.num_waiting
+    assert not any(waiting.values())
 
 
 def test_full_queue_says_when_to_come_back() -> None:

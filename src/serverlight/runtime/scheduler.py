@@ -48,7 +48,10 @@ class Job:
 
 
 class Scheduler:
-    """First come, first served, up to a limit; what is over the limit is told when to come back.
+    """Clients in turn, each one's requests in order, up to a limit; what is over the limit is told when to come back.
+
+    A client that nobody knows by name is its connection. So one that sends much at once waits behind itself, not others
+    behind it.
 
     >>> scheduler = Scheduler(max_waiting=2)
     >>> scheduler.num_waiting
@@ -57,30 +60,40 @@ class Scheduler:
 
     def __init__(self, *, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._waiting: deque[Job] = deque()
+        self._queues: dict[object, deque[Job]] = {}  # none is empty; whose turn is next comes first
+        self._num_waiting = 0
         self._mean_s = 0.0
 
     @property
     def num_waiting(self) -> int:
         """Requests that have not been taken yet."""
-        return len(self._waiting)
+        return self._num_waiting
 
     def admit(self, job: Job) -> None:
         """Takes a request in; raises :class:`ServerBusy` at once when there are too many."""
-        if len(self._waiting) >= self._max_waiting:
+        if self._num_waiting >= self._max_waiting:
             raise ServerBusy(self.retry_after_ms)
-        self._waiting.append(job)
+        self._queues.setdefault(job.client or job.owner, deque()).append(job)
+        self._num_waiting += 1
 
     def take(self) -> Job | None:
         """The request to run next, or ``None``."""
-        return self._waiting.popleft() if self._waiting else None
+        if not self._queues:
+            return None
+        client = next(iter(self._queues))
+        waiting = self._queues.pop(client)
+        job = waiting.popleft()
+        if waiting:
+            self._queues[client] = waiting
+        self._num_waiting -= 1
+        return job
 
     def forget(self, owner: object) -> int:
         """Drops the waiting requests of a connection that is gone; returns how many."""
-        kept = deque(job for job in self._waiting if job.owner is not owner)
-        dropped = len(self._waiting) - len(kept)
-        self._waiting = kept
-        return dropped
+        kept = {client: deque(job for job in jobs if job.owner is not owner) for client, jobs in self._queues.items()}
+        self._queues = {client: jobs for client, jobs in kept.items() if jobs}
+        before, self._num_waiting = self._num_waiting, sum(map(len, self._queues.values()))
+        return before - self._num_waiting
 
     def took(self, seconds: float) -> None:
         """Notes how long one request kept the compute thread."""
@@ -89,4 +102,4 @@ class Scheduler:
     @property
     def retry_after_ms(self) -> int:
         """When about half of what waits now will be done, in milliseconds; at least 1."""
-        return max(1, round(self._mean_s * 1e3 * len(self._waiting) / 2))
+        return max(1, round(self._mean_s * 1e3 * self._num_waiting / 2))

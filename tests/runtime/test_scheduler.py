@@ -9,17 +9,9 @@ from serverlight.runtime.messages import InferRequest
 from serverlight.runtime.scheduler import Job, Scheduler
 
 
-def job(
-    owner: object = None,
-    request_id: int = 1,
-    deadline_ms: int | None = None,
-    arrived_s: float = 0.0,
-    client: str = "",
-) -> Job:
+def job(owner: object = None, request_id: int = 1, deadline_ms: int | None = None, arrived_s: float = 0.0) -> Job:
     request = InferRequest(request_id=request_id, payloads=(), deadline_ms=deadline_ms)
-    return Job(
-        owner=owner, client=client, cut="middle", request=request, reply=lambda message: None, arrived_s=arrived_s
-    )
+    return Job(owner=owner, cut="middle", request=request, reply=lambda message: None, arrived_s=arrived_s)
 
 
 def test_one_client_is_served_in_order() -> None:
@@ -39,16 +31,6 @@ def test_a_flood_waits_behind_itself() -> None:
     late = job(owner="late")
     scheduler.admit(late)
     assert late in (scheduler.take(), scheduler.take())
-
-
-def test_connections_of_one_client_share_its_turn() -> None:
-    """Whoever is known by name gains nothing by opening more connections."""
-    scheduler = Scheduler(max_waiting=20)
-    for owner in ("first", "second", "third"):
-        scheduler.admit(job(owner=owner, client="many"))
-    single = job(owner="fourth", client="single")
-    scheduler.admit(single)
-    assert [scheduler.take() for _ in range(2)][1] is single
 
 
 @given(st.lists(st.integers(0, 3) | st.none(), max_size=60))

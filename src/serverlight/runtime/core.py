@@ -189,9 +189,9 @@ class ServerCore:
 
     # -- streams ---------------------------------------------------------------------------------
 
-    def connect(self, reply: Callable[[ServerMessage], None], *, client: str = "") -> _Connection:
-        """A new stream of this client; its first message must be a :class:`Hello`."""
-        connection = _Connection(self, reply, client)
+    def connect(self, reply: Callable[[ServerMessage], None]) -> _Connection:
+        """A new stream; its first message must be a :class:`Hello`."""
+        connection = _Connection(self, reply)
         with self._changed:
             self._num_streams += 1
             too_many = self._num_streams > self.config.max_streams
@@ -317,8 +317,8 @@ class ServerCore:
 class _Connection:
     """The protocol of one stream: Hello first, then requests with rising ids."""
 
-    def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None], client: str) -> None:
-        self._core, self._reply, self._client = core, reply, client
+    def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None]) -> None:
+        self._core, self._reply = core, reply
         self._plan: Plan | None = None
         self._session: Session | None = None
         self._last_id = 0
@@ -425,7 +425,6 @@ class _Connection:
     def _submit(self, message: InferRequest | Step | MoveCut, session: Session | None = None) -> None:
         job = Job(
             owner=self,
-            client=self._client,
             cut=self._plan.cut if self._plan else "",
             request=message,
             reply=self._reply,

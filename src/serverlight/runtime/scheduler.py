@@ -23,9 +23,6 @@ class Job:
     owner: object
     """The connection that it came by."""
 
-    client: str = ""
-    """Whose connection it is; empty where nobody asks who it is."""
-
     cut: str
     """Which tail it is for."""
 
@@ -48,10 +45,9 @@ class Job:
 
 
 class Scheduler:
-    """Clients in turn, each one's requests in order, up to a limit; what is over the limit is told when to come back.
+    """Connections in turn, each one's requests in order, up to a limit; what is over the limit is told when to come back.
 
-    A client that nobody knows by name is its connection. So one that sends much at once waits behind itself, not others
-    behind it.
+    So one that sends much at once waits behind itself, not others behind it.
 
     >>> scheduler = Scheduler(max_waiting=2)
     >>> scheduler.num_waiting
@@ -61,39 +57,33 @@ class Scheduler:
     def __init__(self, *, max_waiting: int) -> None:
         self._max_waiting = max_waiting
         self._queues: dict[object, deque[Job]] = {}  # none is empty; whose turn is next comes first
-        self._num_waiting = 0
         self._mean_s = 0.0
 
     @property
     def num_waiting(self) -> int:
         """Requests that have not been taken yet."""
-        return self._num_waiting
+        return sum(map(len, self._queues.values()))
 
     def admit(self, job: Job) -> None:
         """Takes a request in; raises :class:`ServerBusy` at once when there are too many."""
-        if self._num_waiting >= self._max_waiting:
+        if self.num_waiting >= self._max_waiting:
             raise ServerBusy(self.retry_after_ms)
-        self._queues.setdefault(job.client or job.owner, deque()).append(job)
-        self._num_waiting += 1
+        self._queues.setdefault(job.owner, deque()).append(job)
 
     def take(self) -> Job | None:
         """The request to run next, or ``None``."""
         if not self._queues:
             return None
-        client = next(iter(self._queues))
-        waiting = self._queues.pop(client)
+        owner = next(iter(self._queues))
+        waiting = self._queues.pop(owner)
         job = waiting.popleft()
         if waiting:
-            self._queues[client] = waiting
-        self._num_waiting -= 1
+            self._queues[owner] = waiting
         return job
 
     def forget(self, owner: object) -> int:
         """Drops the waiting requests of a connection that is gone; returns how many."""
-        kept = {client: deque(job for job in jobs if job.owner is not owner) for client, jobs in self._queues.items()}
-        self._queues = {client: jobs for client, jobs in kept.items() if jobs}
-        before, self._num_waiting = self._num_waiting, sum(map(len, self._queues.values()))
-        return before - self._num_waiting
+        return len(self._queues.pop(owner, ()))
 
     def took(self, seconds: float) -> None:
         """Notes how long one request kept the compute thread."""
@@ -102,4 +92,4 @@ class Scheduler:
     @property
     def retry_after_ms(self) -> int:
         """When about half of what waits now will be done, in milliseconds; at least 1."""
-        return max(1, round(self._mean_s * 1e3 * self._num_waiting / 2))
+        return max(1, round(self._mean_s * 1e3 * self.num_waiting / 2))

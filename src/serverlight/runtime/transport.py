@@ -91,8 +91,8 @@ class Connection(Protocol):
 class MessageServer(Protocol):
     """What a transport's server side talks to."""
 
-    def connect(self, reply: Callable[[ServerMessage], None], *, client: str = "") -> Connection:
-        """A new stream; ``reply`` is called from any thread and must not block; ``client`` is who opened it, if known."""
+    def connect(self, reply: Callable[[ServerMessage], None]) -> Connection:
+        """A new stream; ``reply`` is called from any thread and must not block."""
 
 
 class InProcessTransport:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import socketserver
+import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,3 +20,25 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("needs the shared models and data beside the checkout (../shared/data or SERVERLIGHT_SHARED)")
     return folder
+
+
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        while data := self.request.recv(65536):
+            self.request.sendall(data)
+
+
+@pytest.fixture
+def echo() -> Iterator[str]:
+    """Address of a server that sends back what it gets."""
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A connection that the proxy broke is no news."""
+
+    with Server(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()

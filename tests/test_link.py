@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import socketserver
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -114,28 +112,6 @@ def test_schedule_never_beats_the_link(sends: list[tuple[float, int]]) -> None:
 
 
 # -- the proxy --------------------------------------------------------------------------------------
-
-
-class Echo(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
-        while data := self.request.recv(65536):
-            self.request.sendall(data)
-
-
-@pytest.fixture
-def echo() -> Iterator[str]:
-    """Address of a server that sends back what it gets."""
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            """A connection that the proxy broke is no news."""
-
-    with Server(("127.0.0.1", 0), Echo) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
 
 
 def open_socket(address: str) -> socket.socket:

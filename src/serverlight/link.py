@@ -10,19 +10,22 @@ import asyncio
 import random
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from serverlight.errors import AddressInUse, ConfigError
 
-__all__ = ["LinkConfig", "LinkProxy"]
+__all__ = ["LinkConfig", "LinkProxy", "Meddle"]
 
 _RATES = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _TIMES_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
 _HINT = "write it like 10mbit,20ms or 10mbit,20ms,5ms (rate, one-way delay, jitter; units kbit, mbit, gbit, us, ms, s)"
+
+Meddle = Callable[[bytes], Awaitable[bytes]]
+"""Takes a piece before it is handed on, and returns what to hand on; a seam for faults."""
 
 CHUNK_BYTES = 4096
 """The proxy forwards pieces of this size: small ones keep the rate smooth."""
@@ -214,12 +217,17 @@ class LinkProxy:
             writer.transport.abort()
             self._writers.discard(writer)
 
+    def _meddle(self) -> tuple[Meddle, Meddle]:
+        """What happens to the pieces of a new connection, up and down."""
+        return _leave_alone, _leave_alone
+
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         target_reader, target_writer = await asyncio.open_connection(self._target_host, self._target_port)
         self._writers.add(target_writer)
+        meddle_up, meddle_down = self._meddle()
         pumps = [
-            asyncio.ensure_future(self._up.pump(reader, target_writer)),
-            asyncio.ensure_future(self._down.pump(target_reader, writer)),
+            asyncio.ensure_future(self._up.pump(reader, target_writer, meddle_up)),
+            asyncio.ensure_future(self._down.pump(target_reader, writer, meddle_down)),
         ]
         try:
             await asyncio.gather(*pumps)
@@ -231,6 +239,10 @@ class LinkProxy:
             self._writers.discard(target_writer)
 
 
+async def _leave_alone(piece: bytes) -> bytes:
+    return piece
+
+
 class _Direction:
     """One direction of the link, shared by all connections."""
 
@@ -238,12 +250,12 @@ class _Direction:
         self.link, self.num_bytes = link, 0
         self._free_s, self._random = 0.0, random.Random(seed)
 
-    async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meddle: Meddle) -> None:
         """Forwards until the reader's end, each piece when its time has come; raises OSError when either side breaks."""
         under_way: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(MAX_CHUNKS)
         taking = asyncio.ensure_future(self._take(reader, under_way))
         try:
-            await self._deliver(under_way, writer)
+            await self._deliver(under_way, writer, meddle)
         finally:
             taking.cancel()
 
@@ -261,7 +273,7 @@ class _Direction:
         await under_way.put((self.link.deliver_at(clock(), self._free_s, 0)[1], last))
 
     async def _deliver(
-        self, under_way: asyncio.Queue[tuple[float, bytes | None]], writer: asyncio.StreamWriter
+        self, under_way: asyncio.Queue[tuple[float, bytes | None]], writer: asyncio.StreamWriter, meddle: Meddle
     ) -> None:
         clock = asyncio.get_running_loop().time
         while True:
@@ -272,7 +284,7 @@ class _Direction:
                 raise ConnectionResetError
             if not chunk:
                 break
-            writer.write(chunk)
+            writer.write(await meddle(chunk))
             await writer.drain()
         if writer.can_write_eof():
             writer.write_eof()

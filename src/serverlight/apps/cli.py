@@ -12,6 +12,7 @@ import typer
 
 from serverlight import __version__
 from serverlight.apps.commands.bench_codec import bench
+from serverlight.apps.commands.chaos import chaos
 from serverlight.apps.commands.cuts import cuts
 from serverlight.apps.commands.demo import demo
 from serverlight.apps.commands.edge import edge
@@ -56,6 +57,7 @@ app.command()(serve)
 app.command()(run)
 app.command()(generate)
 app.command()(edge)
+app.command()(chaos)
 app.command()(cuts)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)

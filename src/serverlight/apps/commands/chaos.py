@@ -1,0 +1,129 @@
+"""``serverlight chaos``."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_text
+import queue
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import IO, Annotated, Any
+
+import typer
+
+from serverlight.apps.terminal import STDOUT, check_writable
+from serverlight.chaos import ChaosRelay
+from serverlight.errors import ConfigError
+from serverlight.faults import FaultPlan, Strike
+from serverlight.link import LinkConfig
+
+__all__ = ["chaos"]
+
+FAULT_HELP = (
+    "A fault as KIND:WHEN or KIND:WHEN:MORE; may be repeated. Kinds: `kill`, `stall:WHEN:TIME`, `drop` (one direction, as "
+    "half-open connections do), `slow:WHEN:LINK:TIME`, `corrupt` (a bit). WHEN is a chance for each piece of up to 4096 "
+    "bytes (`0.001`), `@90s` (once, all connections) or `/30s` (every 30 s). `:up` or `:down` at the end names the direction."
+)
+
+
+def chaos(
+    to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="The server that clients are to reach.")],
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where clients connect instead; port 0 picks a free one.")
+    ] = "127.0.0.1:0",
+    fault: Annotated[list[str] | None, typer.Option("--fault", metavar="FAULT", help=FAULT_HELP)] = None,
+    link: Annotated[
+        str, typer.Option(metavar="LINK", help="What the way is like otherwise: rate, one-way delay, jitter.")
+    ] = "0ms",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same faults for the same pieces.")] = 0,
+    duration: Annotated[
+        float | None, typer.Option("--for", metavar="SECONDS", min=0, help="Stop after so long; else on Ctrl-C.")
+    ] = None,
+    json: Annotated[
+        str | None,
+        typer.Option(
+            "--json", metavar="PATH", help="Write events as JSON, one a line; `-` for standard output instead of text."
+        ),
+    ] = None,
+) -> None:
+    """Stand between clients and a server, and let things go wrong.
+
+    Each fault is told in a line: when, which connection, what. Nothing is decoded: an altered bit may end a connection, fail
+    a request, or, without TLS, change a token. Faults within messages are for `serverlight serve --inject`.
+
+    Example: `serverlight chaos --listen 127.0.0.1:6000 --to 127.0.0.1:50051 --fault kill:0.001 --fault stall:0.01:500ms`
+    """
+    check_writable("json", json)
+    host, port = _read_address(listen)
+    plan = FaultPlan.parse(fault or (), seed=seed)
+    heard: queue.SimpleQueue[Strike | None] = queue.SimpleQueue()
+    relay = ChaosRelay(to, plan, link=LinkConfig.parse(link), host=host, port=port, on_strike=heard.put)
+    with _log(json) as log, _signals_to(heard), relay:
+        log.say({"event": "listening", "address": relay.address, "to": to}, f"relaying {relay.address} to {to}")
+        counts = _follow(heard, log, None if duration is None else time.monotonic() + duration)
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"
+        log.say({"event": "stopped", "faults": dict(counts)}, f"stopped; faults: {told}")
+
+
+class _Log:
+    """Text for people on standard output, JSON lines for machines."""
+
+    def __init__(self, events: IO[str] | None, *, quiet: bool) -> None:
+        self._events, self._is_quiet = events, quiet
+
+    def say(self, event: dict[str, Any], text: str) -> None:
+        """One event, at once."""
+        if self._events is not None:
+            print(json_text.dumps(event), file=self._events, flush=True)
+        if not self._is_quiet:
+            print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _log(path: str | None) -> Iterator[_Log]:
+    if path is None:
+        yield _Log(None, quiet=False)
+    elif path == STDOUT:
+        yield _Log(sys.stdout, quiet=True)
+    else:
+        with open(path, "w") as file:
+            yield _Log(file, quiet=False)
+
+
+def _follow(heard: queue.SimpleQueue[Strike | None], log: _Log, until_s: float | None) -> Counter[str]:
+    """Tells faults until somebody or the clock says stop."""
+    counts = Counter[str]()
+    while True:
+        try:
+            strike = heard.get(timeout=None if until_s is None else max(0.0, until_s - time.monotonic()))
+        except queue.Empty:
+            return counts
+        if strike is None:
+            return counts
+        counts[strike.kind] += 1
+        log.say({"event": "fault", **strike.as_dict()}, str(strike))
+
+
+@contextlib.contextmanager
+def _signals_to(heard: queue.SimpleQueue[Strike | None]) -> Iterator[None]:
+    """SIGTERM and SIGINT end the queue."""
+
+    def stop(_signum: int, _frame: object) -> None:
+        heard.put(None)
+
+    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _read_address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError("listen", f"must be HOST:PORT, got {text!r}")
+    return host, int(port)

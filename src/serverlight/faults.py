@@ -164,9 +164,13 @@ class FaultPlan:
         """Reads one fault from each text; raises :class:`ConfigError`."""
         return cls([Fault.parse(text) for text in texts], seed=seed)
 
-    def roll(self, connection: int, direction: str) -> Roll:
-        """What chance brings for one direction of a connection; it depends on nothing that happens on others."""
-        chancy = [fault for fault in self.faults if fault.chance and fault.direction in (None, direction)]
+    def roll(self, connection: int, direction: str = "") -> Roll:
+        """What chance brings for one direction of a connection, or for both together; it depends on nothing that happens on
+        others.
+        """
+        chancy = [
+            fault for fault in self.faults if fault.chance and (not direction or fault.direction in (None, direction))
+        ]
         return Roll(chancy, random.Random(f"{self.seed}/{connection}/{direction}"))
 
     def next_moment(self, after_s: float) -> tuple[float, tuple[Fault, ...]] | None:

@@ -129,3 +129,14 @@ def test_features_in_a_basis(cli: Cli, tmp_path: pathlib.Path, monkeypatch: pyte
     refused = cli("serve", "text_models:make", "--plan", plan, "--port", "0")
     assert refused.code == 2
     assert "basis: the plan names" in refused.err
+
+
+def test_injected_faults_strike(start_server: StartServer, cli: Cli) -> None:
+    """A server with --inject does what was asked for: a frame is damaged, and the client is told how."""
+    _, ready = start_server("--cut", "layer3.0", "--inject", "corrupt:1", "--inject-seed", "1")
+    refused = cli("run", "demo-vision", "--server", ready["address"], "--cut", "layer3.0", "--limit", "1")
+    assert refused.code == 2
+    assert "checksum" in refused.err
+    wrong = cli("serve", "demo-vision", "--cut", "layer3.0", "--inject", "explode:1")
+    assert wrong.code == 2
+    assert "none of kill, stall" in wrong.err

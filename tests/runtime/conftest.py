@@ -78,6 +78,11 @@ class Inbox:
         heard = self._heard.get(timeout=WAIT_S)
         return heard[0] if isinstance(heard, tuple) else heard
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has come that was not taken."""
+        return self._heard.empty()
+
     def next_with_bytes(self) -> tuple[ServerMessage, int]:
         heard = self._heard.get(timeout=WAIT_S)
         assert isinstance(heard, tuple), heard

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from serverlight.codec import Basis, CodecConfig, warm_up
 from serverlight.errors import ConfigError
+from serverlight.faults import FaultPlan
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
 from serverlight.plan import Plan
 from serverlight.runtime.core import ServerConfig, ServerCore
 from serverlight.runtime.grpc_transport import GrpcServer
+from serverlight.runtime.injection import InjectingServer
 from serverlight.runtime.worker import Worker
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ class Server:
         port: where to listen; 0 for any free port.
         config: limits.
         parts: the model's partition, if it has been made already.
+        faults: what its streams shall suffer, for drills.
 
     Raises:
         CutNotFound: the model has no such cut.
@@ -104,8 +107,10 @@ class Server:
         port: int = 0,
         config: ServerConfig | None = None,
         parts: Partition | None = None,
+        faults: FaultPlan | None = None,
     ) -> None:
         self._core = make_core(model, cuts, codec=codec, bases=bases, config=config, parts=parts)
+        self._open_to = InjectingServer(self._core, faults) if faults else self._core
         self._host, self._port = host, port
         self._thread = threading.Thread(target=self._serve, name="serverlight-server", daemon=True)
         self._started: Future[None] = Future()
@@ -179,7 +184,7 @@ class Server:
         config = self._core.config
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._grpc = GrpcServer(
-            self._core,
+            self._open_to,
             max_message_bytes=config.max_message_bytes,
             max_in_flight=config.max_in_flight,
             hello_timeout_s=config.hello_timeout_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json as json_text
+import pathlib
 import queue
 import signal
 import sys
@@ -89,7 +90,7 @@ def _log(path: str | None) -> Iterator[_Log]:
     elif path == STDOUT:
         yield _Log(sys.stdout, quiet=True)
     else:
-        with open(path, "w") as file:
+        with pathlib.Path(path).open("w") as file:
             yield _Log(file, quiet=False)
 
 

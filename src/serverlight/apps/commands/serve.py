@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serverlight.apps.cut_options import check_cut_or_plan
+from serverlight.apps.fault_options import InjectOption, InjectSeedOption, read_faults
 from serverlight.apps.options import (
     DtypeOption,
     JsonOption,
@@ -52,6 +53,8 @@ def serve(
     ] = 1024,
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = 1,
+    inject: InjectOption = None,
+    inject_seed: InjectSeedOption = 0,
     until_eof: Annotated[
         bool, typer.Option("--until-eof", help="Stop also when standard input ends: when a parent process is gone.")
     ] = False,
@@ -75,6 +78,7 @@ def serve(
 
     check_writable("json", json)
     check_cut_or_plan(cut, plan)
+    faults = read_faults(inject, inject_seed)
     config = ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20))
     numbers = read_dtype(dtype)
     agreed = Plan.load(plan) if plan else None
@@ -91,7 +95,7 @@ def serve(
     if agreed:
         agreed.check_basis(turned)
     bases = dict.fromkeys(cuts, turned) if turned else {}
-    server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config)
+    server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config, faults=faults)
     with _set_by_signals(stopping), server:
         _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
         stopping.wait()

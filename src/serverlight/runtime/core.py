@@ -139,7 +139,7 @@ class ServerCore:
         )
         self._changed = threading.Condition()  # guards all below, the scheduler and the table of sessions
         self._running: Job | None = None
-        self._num_streams = 0
+        self._connections: set[_Connection] = set()
         self._is_draining = self._is_stopped = False
         self._thread = threading.Thread(target=self._compute, name="serverlight-compute", daemon=True)
 
@@ -158,8 +158,11 @@ class ServerCore:
             given_up = []
             while (job := self._scheduler.take()) is not None:
                 given_up.append(job)
+            connections = list(self._connections)
         for job in given_up:
             job.reply(Failure(request_id=job.request.request_id, error=_shutting_down()))
+        for connection in connections:
+            connection.dismiss()
         return len(given_up) + (self._running is not None)
 
     def stop(self) -> None:
@@ -186,7 +189,12 @@ class ServerCore:
     @property
     def num_streams(self) -> int:
         """Streams that are open now."""
-        return self._num_streams
+        return len(self._connections)
+
+    @property
+    def num_sessions(self) -> int:
+        """Sequences of language models that are open now."""
+        return len(self._sessions)
 
     @property
     def is_draining(self) -> bool:
@@ -199,8 +207,8 @@ class ServerCore:
         """A new stream; its first message must be a :class:`Hello`."""
         connection = _Connection(self, reply)
         with self._changed:
-            self._num_streams += 1
-            too_many = self._num_streams > self.config.max_streams
+            self._connections.add(connection)
+            too_many = len(self._connections) > self.config.max_streams
             retry_after_ms = self._scheduler.retry_after_ms
         if self._is_draining:
             connection.fail(_shutting_down())
@@ -208,10 +216,10 @@ class ServerCore:
             connection.fail(ServerBusy(retry_after_ms))
         return connection
 
-    def disconnect(self, connection: object) -> None:
+    def disconnect(self, connection: _Connection) -> None:
         """A stream is gone, and with it the requests that it had waiting."""
         with self._changed:
-            self._num_streams -= 1
+            self._connections.discard(connection)
             self._sessions.remove(connection)
             self._scheduler.forget(connection)
             self._changed.notify_all()
@@ -327,7 +335,7 @@ class _Connection:
         self._core, self._reply = core, reply
         self._plan: Plan | None = None
         self._session: Session | None = None
-        self._last_id = 0
+        self._last_id = self._last_step = 0
         self._is_closed = False
         self.over = False
 
@@ -358,6 +366,11 @@ class _Connection:
         if not self.over:
             self.over = True
             self._reply(Failure(request_id=0, error=error))
+
+    def dismiss(self) -> None:
+        """The server is leaving; a session is told where it stood, other streams when they ask."""
+        if self._session is not None:
+            self.fail(_session_handed_over(self._last_step))
 
     def close(self) -> None:
         """The client is gone."""
@@ -400,7 +413,7 @@ class _Connection:
         if message.cut:
             plan = dataclasses.replace(plan, cut=message.cut)
             self._core.agree(plan)
-        self._session = self._core.open_session(self, plan, message)
+        self._session, self._last_step = self._core.open_session(self, plan, message), 0
 
     def _close_session(self) -> None:
         self._session = None
@@ -433,7 +446,7 @@ class _Connection:
             owner=self,
             cut=self._plan.cut if self._plan else "",
             request=message,
-            reply=self._reply,
+            reply=self._answer,
             arrived_s=time.monotonic(),
             session=session,
         )
@@ -441,6 +454,11 @@ class _Connection:
             self._core.submit(job)
         except ServerlightError as error:
             self._reply(Failure(request_id=message.request_id, error=error))
+
+    def _answer(self, message: ServerMessage) -> None:
+        if isinstance(message, StepReply):
+            self._last_step = message.step
+        self._reply(message)
 
 
 def _read_plan(plan_json: str) -> Plan:
@@ -459,3 +477,10 @@ def _own_fault(job: Job) -> Failure:
 
 def _shutting_down() -> PeerUnavailable:
     return PeerUnavailable("the server is shutting down; connect to another, or again when it is back")
+
+
+def _session_handed_over(last_step: int) -> PeerUnavailable:
+    return PeerUnavailable(
+        f"the server is shutting down; step {last_step} was the last that it answered: open the session at another, and "
+        "send all its frames there"
+    )

@@ -14,6 +14,7 @@ from serverlight.errors import (
     CodecError,
     ConnectTimeout,
     DeadlineExceeded,
+    FrameError,
     MessageTooLarge,
     PeerUnavailable,
     ServerBusy,
@@ -36,6 +37,9 @@ Replies = list[tuple[StepReply, int]]
 _RECOVERABLE = (ConnectTimeout, DeadlineExceeded, PeerUnavailable, ServerBusy)
 _REPLAY_FRAMES = 32
 """Frames in one step of a replay: few enough for the limit on messages, even where each is a chunk of a prompt."""
+
+_MAX_DAMAGED = 3
+"""So often in a row a server may find a frame damaged; then it is no accident of the way."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 
@@ -90,7 +94,7 @@ class RemoteSequence:
         try:
             if self._stream is not None:
                 return self._post(frames, more=more, quiet=quiet)
-        except _RECOVERABLE:
+        except (*_RECOVERABLE, FrameError):
             self._drop()
         return 0
 
@@ -157,6 +161,7 @@ class RemoteSequence:
     def _insist(self, act: Callable[[], _T]) -> _T:
         """Does something on a stream, on another one where that breaks."""
         give_up_s, pause_s = time.monotonic() + self.link.recovery_s, _FIRST_PAUSE_S
+        num_damaged = 0
         while True:
             try:
                 if self._stream is None:
@@ -164,8 +169,11 @@ class RemoteSequence:
                     self._replay()
                     self.num_recoveries += 1
                 return act()
-            except _RECOVERABLE as error:
+            except (*_RECOVERABLE, FrameError) as error:
                 self._drop()
+                num_damaged += isinstance(error, FrameError)  # it was whole when it left
+                if num_damaged > _MAX_DAMAGED:
+                    raise
                 if isinstance(error, ServerBusy):
                     pause_s = max(pause_s, error.retry_after_ms / 1e3)
                 # Clients that lost the same server must not all come back at the same moment.

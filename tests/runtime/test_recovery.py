@@ -1,0 +1,119 @@
+"""Generations that go on: frames that arrive damaged, servers that leave while somebody writes, memory that runs out."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from serverlight.codec import Codec, CodecConfig  # noqa: E402
+from serverlight.errors import FrameError, PeerUnavailable  # noqa: E402
+from serverlight.faults import FaultPlan, Strike  # noqa: E402
+from serverlight.generation import DecoderLoopback, LoadedDecoder  # noqa: E402
+from serverlight.plan import Plan  # noqa: E402
+from serverlight.runtime.decoder_client import DecoderClient  # noqa: E402
+from serverlight.runtime.grpc_transport import GrpcTransport  # noqa: E402
+from serverlight.runtime.messages import Failure, OpenSession, Step, StepReply  # noqa: E402
+from serverlight.runtime.server import Server  # noqa: E402
+from serverlight.sampling import Sampling  # noqa: E402
+
+CUT = "layers.2"
+PROMPT = [1, 17, 40, 9, 33, 71, 5]
+
+
+@pytest.fixture(scope="module")
+def head(tiny_llama: str) -> LoadedDecoder:
+    return LoadedDecoder.head(tiny_llama, CUT, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def tail(tiny_llama: str) -> LoadedDecoder:
+    return LoadedDecoder.tail(tiny_llama, CUT, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def plan(head: LoadedDecoder) -> Plan:
+    return Plan(model=head.name, revision=head.revision, cut=CUT, codec=CodecConfig(profile="fp16"))
+
+
+@pytest.fixture(scope="module")
+def expected(plan: Plan, head: LoadedDecoder, tail: LoadedDecoder) -> tuple[int, ...]:
+    """What is written where nothing goes wrong."""
+    return DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=40)
+
+
+# -- damaged frames ---------------------------------------------------------------------------------
+
+
+def test_damaged_frames_are_sent_again(
+    head: Any, tail: Any, plan: Plan, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message in ten arrives with a bit altered, prompts in chunks too; the text is as it would have been."""
+    told: list[Strike] = []
+    monkeypatch.setattr("serverlight.runtime.injection._log_strike", told.append)
+    with Server(tail, [CUT], faults=FaultPlan.parse(["corrupt:0.1"], seed=6)) as server:
+        client = DecoderClient([server.address], plan=plan, head=head)
+        made = [client.generate(PROMPT, max_new_tokens=40, chunk_tokens=2) for _ in range(3)]
+        assert {generation.token_ids for generation in made} == {expected}
+        assert sum(generation.num_recoveries for generation in made) >= 3
+    assert told
+
+
+def test_a_frame_that_is_always_damaged(head: Any, tail: Any, plan: Plan) -> None:
+    """Where the way destroys every frame, the error is the server's complaint, soon and not after the time for recovery."""
+    with Server(tail, [CUT], faults=FaultPlan.parse(["corrupt:1"])) as server:
+        client = DecoderClient([server.address], plan=plan, head=head, recovery_s=1000)
+        with pytest.raises(FrameError):
+            client.generate(PROMPT, max_new_tokens=4)
+
+
+# -- drain ------------------------------------------------------------------------------------------
+
+
+def test_drain_while_somebody_writes(tiny_llama: str, tail: Any, plan: Plan, expected: Any) -> None:
+    """A server that leaves in mid-generation hands its writers over to another; nobody sees an error, all tokens are right."""
+    with Server(tail, [CUT]) as leaving, Server(tail, [CUT]) as staying:
+        under_way = threading.Barrier(4, timeout=20)
+
+        def write(head: LoadedDecoder) -> Any:
+            heard: list[int] = []
+
+            def hear(token: int) -> None:
+                heard.append(token)
+                if len(heard) == 5:
+                    under_way.wait()
+
+            client = DecoderClient([leaving.address, staying.address], plan=plan, head=head)
+            return client.generate(PROMPT, max_new_tokens=40, on_token=hear), heard
+
+        with ThreadPoolExecutor(3) as pool:
+            writing = [pool.submit(write, LoadedDecoder.head(tiny_llama, CUT, dtype=torch.float32)) for _ in range(3)]
+            under_way.wait()
+            assert leaving.drain() == 0
+            for future in writing:
+                made, heard = future.result()
+                assert made.token_ids == expected == tuple(heard)
+                assert made.num_recoveries == 1
+        assert leaving.core.num_streams == leaving.core.kv_bytes == 0
+
+
+def test_drain_tells_where_a_session_stood(tail: Any, head: Any, plan: Plan, open_stream: Any) -> None:
+    """A session that waits between two steps is told the last that counts, and what to do; it need not ask first."""
+    frame = Codec(plan.codec).encode(head.part(torch.tensor([PROMPT])))
+    with Server(tail, [CUT]) as server:
+        stream = open_stream(GrpcTransport(server.address))
+        stream.greet(plan)
+        stream.say(OpenSession(sampling=Sampling()))
+        for number in (1, 2):
+            assert isinstance(stream.ask(Step(step=number, frames=(frame,))), StepReply)
+        server.drain()
+        farewell = stream.inbox.next()
+        assert isinstance(farewell, Failure)
+        assert farewell.request_id == 0
+        assert isinstance(farewell.error, PeerUnavailable)
+        assert "step 2 was the last" in str(farewell.error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from serverlight.codec import Codec, CodecConfig  # noqa: E402
-from serverlight.errors import FrameError, PeerUnavailable  # noqa: E402
+from serverlight.errors import FrameError, PeerUnavailable, ServerBusy  # noqa: E402
 from serverlight.faults import FaultPlan, Strike  # noqa: E402
 from serverlight.generation import DecoderLoopback, LoadedDecoder  # noqa: E402
 from serverlight.plan import Plan  # noqa: E402
@@ -117,3 +118,74 @@ def test_drain_tells_where_a_session_stood(tail: Any, head: Any, plan: Plan, ope
         assert farewell.request_id == 0
         assert isinstance(farewell.error, PeerUnavailable)
         assert "step 2 was the last" in str(farewell.error)
+
+
+# -- memory -----------------------------------------------------------------------------------------
+
+GREEDY_TOKENS = 3 * len(PROMPT)
+"""Of the step for which there is no memory."""
+
+
+def cpu_allocator() -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def device_allocator() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def python_allocator() -> None:
+    raise MemoryError
+
+
+@pytest.fixture(params=[cpu_allocator, device_allocator, python_allocator])
+def short_of_memory(request: pytest.FixtureRequest, tail: LoadedDecoder) -> Iterator[None]:
+    """The last layer runs out of memory for a step of so many tokens."""
+
+    def run_out(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].shape[1] == GREEDY_TOKENS:
+            request.param()
+
+    layer = tail.part.model.get_submodule("model.layers.3")
+    hook = layer.register_forward_pre_hook(run_out)
+    yield
+    hook.remove()
+
+
+@pytest.mark.usefixtures("short_of_memory")
+def test_out_of_memory_is_one_sessions_error(
+    head: LoadedDecoder, tail: LoadedDecoder, plan: Plan, open_stream: Any, expected: Any, caplog: Any
+) -> None:
+    """A step without memory is refused as busy and leaves its session as it was, reserved bytes too; others go on."""
+
+    def opened(address: str) -> Any:
+        stream = open_stream(GrpcTransport(address))
+        stream.greet(plan)
+        stream.say(OpenSession(sampling=Sampling()))
+        return stream
+
+    frame = Codec(plan.codec).encode(head.part(torch.tensor([PROMPT])))
+    with Server(tail, [CUT]) as server:
+        greedy, modest = opened(server.address), opened(server.address)
+        first = greedy.ask(Step(step=1, frames=(frame,)))
+        assert modest.ask(Step(step=1, frames=(frame,))).token_id == first.token_id == expected[0]
+        reserved = server.core.kv_bytes
+        refused = greedy.ask(Step(step=2, frames=(frame,) * 3))
+        assert isinstance(refused.error, ServerBusy)
+        assert "memory" in caplog.text.lower()
+        assert server.core.kv_bytes == reserved
+        again = [stream.ask(Step(step=2, frames=(frame,))) for stream in (greedy, modest)]
+        assert again[0].token_id == again[1].token_id is not None
+
+
+@pytest.mark.usefixtures("short_of_memory")
+def test_a_writer_goes_where_there_is_memory(
+    tiny_llama: str, head: LoadedDecoder, tail: LoadedDecoder, plan: Plan
+) -> None:
+    """A prompt that one server has no memory for is written to at another, and nobody sees an error."""
+    roomy = LoadedDecoder.tail(tiny_llama, CUT, dtype=torch.float32)
+    expected = DecoderLoopback(plan, head, roomy).generate(PROMPT * 3, max_new_tokens=5)
+    with Server(tail, [CUT]) as narrow, Server(roomy, [CUT]) as other:
+        client = DecoderClient([narrow.address, other.address], plan=plan, head=head)
+        made = client.generate(PROMPT * 3, max_new_tokens=5)
+    assert (made.token_ids, made.num_recoveries) == (expected, 1)

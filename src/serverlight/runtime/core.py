@@ -23,6 +23,7 @@ from serverlight.errors import (
     ServerlightError,
 )
 from serverlight.plan import Plan
+from serverlight.runtime.memory import is_out_of_memory
 from serverlight.runtime.messages import (
     PROTOCOL_VERSION,
     ClientMessage,
@@ -316,8 +317,10 @@ class ServerCore:
             return job.session.run(job.request, lambda size: self._reserve(job.owner, size), queue_ms=queue_ms)
         except ServerlightError as error:
             return Failure(request_id=request_id, error=error)
-        except BaseException:  # whatever a model raises, the thread must live on for the others
+        except BaseException as error:  # whatever a model raises, the thread must live on for the others
             _log.exception("request %d at cut %s failed", request_id, job.cut)
+            if is_out_of_memory(error):  # another server may have room, or this one later
+                return Failure(request_id=request_id, error=ServerBusy(self._scheduler.retry_after_ms))
             return _own_fault(job)
 
     def _deliver(self, job: Job, message: InferReply | StepReply | Failure) -> None:

@@ -134,8 +134,15 @@ class DecoderSession:
 
     def _go_on(self, step: Step, reserve: Callable[[int], None], clock: _Clock) -> _Answer:
         parts = self._decode(step.frames)
-        num_tokens = self._cache.num_tokens + sum(part.shape[1] for part in parts)
+        before, num_tokens = self._cache.num_tokens, self._cache.num_tokens + sum(part.shape[1] for part in parts)
         reserve(self._room.num_bytes(self._cache.first, num_tokens))
+        try:
+            return self._compute(step, parts, num_tokens, clock)
+        except BaseException:
+            reserve(self._room.num_bytes(self._cache.first, before))
+            raise
+
+    def _compute(self, step: Step, parts: list[torch.Tensor], num_tokens: int, clock: _Clock) -> _Answer:
         clock.decoded()
         hidden = torch.cat(parts, dim=1)
         if isinstance(self._part, DecoderMiddle):

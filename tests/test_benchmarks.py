@@ -34,3 +34,31 @@ def test_step_of_a_language_model(tmp_path: pathlib.Path) -> None:
     assert all(result["median_ms"][part] > 0 for part in ("head", "encode", "decode", "tail", "sample", "link"))
     assert 0 < result["bytes"]["up"]["DATA"] <= 64
     assert 0 < result["bytes"]["down"]["DATA"] <= 64
+
+
+@pytest.mark.parametrize(
+    ("minutes", "clients"), [(1 / 6, 4), pytest.param(1.0, 16, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_soak(tmp_path: pathlib.Path, minutes: float, clients: int) -> None:
+    """While faults strike, no text and no answer is lost or wrong, and nothing is left on the server when all have gone."""
+    pytest.importorskip("transformers")
+    out, figure = tmp_path / "soak.json", tmp_path / "soak.png"
+    script = REPO / "benchmarks" / "soak.py"
+    words = ["--minutes", minutes, "--clients", clients, "--pause", 0.1, "--faults", 4, "--json", out, "--plot", figure]
+    done = subprocess.run([sys.executable, script, *map(str, words)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(out.read_text())
+    assert all(check["holds"] for check in result["checks"])
+    assert sum(result["faults"]["relay"].values()) + sum(result["faults"]["server"].values()) >= 5
+    assert figure.stat().st_size > 0
+
+
+def test_abuse(tmp_path: pathlib.Path) -> None:
+    """Each abuser is let loose, the others are served meanwhile, and both are measured."""
+    out = tmp_path / "abuse.json"
+    script = REPO / "benchmarks" / "abuse.py"
+    words = ["--window", 0.3, "--rounds", 1, "--abusers", "flood,liar,half-open", "--json", out]
+    subprocess.run([sys.executable, script, *map(str, words)], check=True, capture_output=True)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["abuser"] for row in rows] == ["flood", "liar", "half-open"]
+    assert all(row["requests_with"] > 0 < row["requests_without"] and row["errors"] == 0 for row in rows)

@@ -45,7 +45,7 @@ READY_S, LEAVE_S = 300.0, 60.0
 SPARE_THREADS, SPARE_FILES = 4, 4
 """What gRPC may have kept of its pools."""
 
-MIN_MINUTES_FOR_SLOPE = 4
+MIN_MINUTES_FOR_SLOPE, TELL_EVERY = 4, 60
 MIB = 2**20
 
 
@@ -192,6 +192,8 @@ def watch(seconds: float, server: Child, clients: list[Child], struck: list[Stri
                 "recoveries": counts["recoveries"],
             }
         )
+        if len(ticks) % TELL_EVERY == 0:
+            print(json.dumps(ticks[-1]), file=sys.stderr)
     return ticks
 
 

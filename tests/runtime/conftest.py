@@ -137,6 +137,10 @@ class GrpcThread:
     def run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_S)
 
+    def num_tasks(self) -> int:
+        """What the loop has under way."""
+        return len(asyncio.all_tasks(self._loop))
+
     def close(self) -> None:
         self.run(self.server.stop(0))
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import subprocess
 import sys
@@ -9,8 +10,16 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serverlight.chaos import ChaosRelay
 from serverlight.errors import PeerUnavailable, TransportError
-from serverlight.runtime.grpc_transport import ERROR_OF_STATUS, SERVICE, check_health, error_of_status
+from serverlight.faults import FaultPlan
+from serverlight.plan import Plan
+from serverlight.runtime.grpc_transport import ERROR_OF_STATUS, SERVICE, GrpcTransport, check_health, error_of_status
+from serverlight.runtime.messages import Frame
+from serverlight.runtime.stream import ClientStream
+
+WAIT_S = 20.0
+"""The machine may be busy."""
 
 REPO = pathlib.Path(__file__).parents[2]
 
@@ -64,3 +73,25 @@ def test_generated_code_is_up_to_date(tmp_path: pathlib.Path) -> None:
     for name in ("serverlight_pb2.py", "serverlight_pb2.pyi"):
         committed = REPO / "src" / "serverlight" / "runtime" / name
         assert (tmp_path / name).read_text() == committed.read_text(), "run `make proto`"
+
+
+def test_broken_connections_leave_nothing_behind(make_core: Any, serve: Any, plan: Plan, until: Any) -> None:
+    """Streams that break at any moment, in the midst of a read, a write or a request, leave no task on the server's loop."""
+    core = make_core()
+    server = serve(core)
+    with ChaosRelay(f"127.0.0.1:{server.port}", FaultPlan.parse(["kill:0.2"], seed=1)) as relay:
+
+        def ask(num_times: int) -> None:
+            for _ in range(num_times):
+                stream = ClientStream(GrpcTransport(relay.address))
+                with contextlib.suppress(TransportError):
+                    stream.greet(plan, WAIT_S)
+                    for _ in range(3):
+                        stream.ask((Frame(data=b"x"),), 20_000)
+                stream.close()
+            until(lambda: core.num_streams == 0)
+
+        ask(1)
+        before = server.num_tasks()
+        ask(150)
+        until(lambda: server.num_tasks() <= before)

@@ -244,6 +244,7 @@ class GrpcServer:
             self._streams.discard(stream)
             connection.close()
             reading.cancel()
+            stream.forget_replies()
             await asyncio.gather(reading, return_exceptions=True)
 
 
@@ -284,6 +285,13 @@ class _ServerStream:
     def end(self) -> None:
         """Ends the stream after what is queued, also where that is still on its way to the loop."""
         self._loop.call_soon(self._outbox.put_nowait, None)
+
+    def forget_replies(self) -> None:
+        """Nobody waits for the client to take them any more: gRPC may answer a read that is cancelled with the client's end,
+        and then the reader waits for its replies.
+        """
+        for _ in range(self._max_in_flight):
+            self._slots.release()
 
     async def write(self) -> None:
         """Writes replies until the stream ends."""

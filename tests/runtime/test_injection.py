@@ -159,7 +159,10 @@ def test_crash_ends_the_process() -> None:
 
 
 @pytest.mark.parametrize("make", [InjectingServer, InjectingTransport])
-def test_slow_links_are_for_the_relay(make: Callable[..., Any]) -> None:
-    """What cannot be done here is refused, and where it can be is said."""
-    with pytest.raises(ConfigError, match="serverlight chaos"):
-        make(None, FaultPlan.parse(["slow:0.1:64kbit:1s"]))
+@pytest.mark.parametrize(
+    ("fault", "remedy"), [("slow:0.1:64kbit:1s", "serverlight chaos"), ("corrupt:0.1:down", "leave `:down` away")]
+)
+def test_what_does_not_strike_messages(make: Callable[..., Any], fault: str, remedy: str) -> None:
+    """What cannot be done here is refused, and what can be done is said."""
+    with pytest.raises(ConfigError, match=remedy):
+        make(None, FaultPlan.parse([fault]))

@@ -29,7 +29,6 @@ from serverlight.runtime.messages import (
     RawTensor,
     ServerMessage,
     Step,
-    StepReply,
 )
 from serverlight.runtime.transport import Connection, Listener, MessageServer, Transport
 
@@ -40,9 +39,7 @@ EXIT_CRASHED = 70
 
 _log = logging.getLogger(__name__)
 
-_M = TypeVar("_M", bound="ClientMessage | ServerMessage | Failure")
-
-_HINT = "slow links are for `serverlight chaos`, which stands before the server"
+_M = TypeVar("_M", bound="ClientMessage | Failure")
 
 
 def corrupt(message: _M, roll: Roll) -> _M:
@@ -50,7 +47,7 @@ def corrupt(message: _M, roll: Roll) -> _M:
     match message:
         case InferRequest(payloads=(first, *others)):
             return dataclasses.replace(message, payloads=(_corrupt_payload(first, roll), *others))
-        case Step(frames=(head, *rest)) | StepReply(frames=(head, *rest)):
+        case Step(frames=(head, *rest)):
             return dataclasses.replace(message, frames=(roll.flip(head), *rest))
         case MoveCut():
             return dataclasses.replace(message, keys=roll.flip(message.keys))
@@ -70,7 +67,7 @@ class InjectingServer:
     back, ``corrupt`` alters a frame of a message, ``crash`` ends the process without a word. Moments strike with the first
     message after them, each stream for itself.
 
-    Raises :class:`ConfigError` for a slow link.
+    Raises :class:`ConfigError` for a slow link, and for altered replies.
     """
 
     def __init__(
@@ -114,7 +111,9 @@ class InjectingTransport:
         """Sends, or does not; returns the bytes of the message either way, and 0 where it is held back."""
         fault = self._victim.meet()
         if fault is not None and fault.kind == "kill":
-            threading.Thread(target=self._transport.close, daemon=True).start()  # its own threads may send
+            threading.Thread(
+                target=self._transport.close, daemon=True
+            ).start()  # the sender may hold what its reader waits for
         if fault is not None and fault.kind == "corrupt":
             message = corrupt(message, self._victim.roll)
         if "up" in self._victim.dropped:
@@ -262,4 +261,8 @@ def _log_strike(strike: Strike) -> None:
 def _check(plan: FaultPlan, *others: str) -> None:
     for fault in plan.faults:
         if fault.kind in ("slow", *others):
-            raise ConfigError("fault", f"{fault.kind!r} does not go here: {_HINT}")
+            raise ConfigError(
+                "fault", f"{fault.kind!r} does not strike messages here; `serverlight chaos` has slow links"
+            )
+        if fault.kind == "corrupt" and fault.direction == "down":
+            raise ConfigError("fault", "only messages of clients are altered; leave `:down` away")

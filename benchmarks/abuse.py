@@ -342,7 +342,8 @@ def line(row: dict[str, Any]) -> str:
     """One abuser's."""
     times = [f"{row[f'{p}_ms_{when}']:.1f}" for p in ("p50", "p95") for when in ("without", "with")]
     moves = [f"{row[name] - 1:+.0%}" for name in ("p95_ratio", "p95_ratio_median_of_windows")]
-    return f"| {' | '.join([row['abuser'], f'{row["abuser_sends_per_s"]:.0f}', *times, *moves, str(row['errors'])])} |"
+    cells = [row["abuser"], f"{row['abuser_sends_per_s']:.0f}", *times, *moves, str(row["errors"])]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

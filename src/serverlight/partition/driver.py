@@ -9,6 +9,7 @@ No code is written for any architecture.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Span:
     """Whether the model's end runs too: final norm and language-model head."""
 
 
-class Stop(Exception):  # noqa: N818  it is no error
+class Stop(Exception):
     """Carries the hidden state out of the model's forward."""
 
     def __init__(self, hidden: Tensor) -> None:
@@ -118,6 +119,8 @@ class Driver:
         self._switch = _Switch()
         layers = model.get_submodule(layout.layers)
         self.num_layers = len(layers)
+        self.argument_names = tuple(inspect.signature(type(layers[0]).forward).parameters)[2:]
+        """Of a layer's forward, after the hidden state."""
         for index, layer in enumerate(layers):
             layer.forward = _Slot(self._switch, layer, index)
 

@@ -19,6 +19,7 @@ from serverlight.errors import (
     ServerBusy,
 )
 from serverlight.plan import Plan
+from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.device import Device
 from serverlight.runtime.grpc_transport import GrpcTransport
 from serverlight.runtime.heartbeat import Heartbeat
@@ -49,6 +50,7 @@ class Link:
     step_timeout_s: float
     recovery_s: float
     heartbeat: Heartbeat
+    credentials: Credentials
 
 
 @dataclass(slots=True)
@@ -177,7 +179,7 @@ class RemoteSequence:
 
     def _connect(self) -> None:
         address = self.link.addresses[self._next_address % len(self.link.addresses)]
-        stream = ClientStream(GrpcTransport(address))
+        stream = ClientStream(GrpcTransport(address, credentials=self.link.credentials))
         welcome = stream.greet(self.plan, self.link.timeout_s)
         self._stream, self._num_steps, self._pending = stream, 0, []
         self.cuts, self._max_in_flight = welcome.cuts, max(1, welcome.max_in_flight)

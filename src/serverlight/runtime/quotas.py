@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 from serverlight.errors import ConfigError, QuotaExceeded
 
-__all__ = ["Bucket", "Quota", "Quotas"]
+__all__ = ["RENEWED", "Bucket", "Quota", "Quotas"]
+
+RENEWED = frozenset({"requests_per_s", "bytes_per_s"})
+"""Quotas that renew themselves: whoever waits as long as he is told is let in."""
 
 _SLACK = 1e-9
 """Share of an amount that may be missing: times and rates are floats."""

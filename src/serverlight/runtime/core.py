@@ -40,7 +40,9 @@ from serverlight.runtime.messages import (
     Step,
     StepReply,
     Welcome,
+    payload_bytes,
 )
+from serverlight.runtime.quotas import Quotas
 from serverlight.runtime.scheduler import Answer, Job, Scheduler
 from serverlight.runtime.sessions import Session, SessionTable
 from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES
@@ -120,7 +122,7 @@ class ServerCore:
     """Takes streams from any transport and runs their requests, in batches, on a thread of its own.
 
     ``plans`` has one plan for each cut that is served. With ``codec`` given, clients must use exactly these settings;
-    otherwise any, since a frame describes itself.
+    otherwise any, since a frame describes itself. ``quotas`` has the shares of clients that have a name.
     """
 
     def __init__(
@@ -130,14 +132,16 @@ class ServerCore:
         *,
         codec: CodecConfig | None = None,
         config: ServerConfig | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
-        self.config = config or ServerConfig()
+        self.config, self._quotas = config or ServerConfig(), quotas or Quotas()
         self._runner, self._plans, self._codec = runner, dict(plans), codec
         self._scheduler = Scheduler(max_waiting=self.config.max_waiting)
         self._sessions = SessionTable(
             max_sessions=self.config.max_sessions,
             max_kv_bytes=self.config.max_kv_bytes,
             idle_s=self.config.session_idle_s,
+            quotas=self._quotas,
         )
         self._changed = threading.Condition()  # guards all below, the scheduler and the table of sessions
         self._window = Window(max_delay_s=self.config.max_batch_delay_ms / 1e3)
@@ -198,9 +202,9 @@ class ServerCore:
 
     # -- streams ---------------------------------------------------------------------------------
 
-    def connect(self, reply: Callable[[ServerMessage], None]) -> _Connection:
-        """A new stream; its first message must be a :class:`Hello`."""
-        connection = _Connection(self, reply)
+    def connect(self, reply: Callable[[ServerMessage], None], *, client: str | None = None) -> _Connection:
+        """A new stream; its first message must be a :class:`Hello`. ``client`` is whose it is, where that is known."""
+        connection = _Connection(self, reply, client)
         with self._changed:
             self._connections.add(connection)
             too_many = len(self._connections) > self.config.max_streams
@@ -232,16 +236,23 @@ class ServerCore:
                 raise PlanMismatch(f"codec.{field.name}", ours, theirs)
 
     def submit(self, job: Job) -> None:
-        """Queues a request; raises :class:`ServerBusy` or :class:`PeerUnavailable` at once if it cannot be taken."""
+        """Queues a request; raises :class:`ServerBusy` or :class:`PeerUnavailable` at once if it cannot be taken.
+
+        Another client's newest request may be given up for it, if that has many more waiting.
+        """
         with self._changed:
             if self._is_draining:
                 raise _shutting_down()
             if job.session is not None and isinstance(job.request, Step | MoveCut):
                 least_bytes = job.session.least_bytes(job.request)
                 self._sessions.check(job.owner, least_bytes, self._scheduler.retry_after_ms)
-            self._scheduler.admit(job)
+            self._quotas.charge(job.client, payload_bytes(job.request), job.arrived_s)
+            given_up = self._scheduler.admit(job)
             self._window.arrived(job.owner, job.arrived_s)
+            retry_after_ms = self._scheduler.retry_after_ms
             self._changed.notify_all()
+        if given_up is not None:
+            given_up.reply(Failure(request_id=given_up.request.request_id, error=ServerBusy(retry_after_ms)))
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -261,7 +272,8 @@ class ServerCore:
         with self._changed:
             if self._is_draining:
                 raise _shutting_down()
-            self._sessions.add(owner, time.monotonic(), self._scheduler.retry_after_ms)
+            self._quotas.charge(owner.client, 0, now_s := time.monotonic())
+            self._sessions.add(owner, now_s, self._scheduler.retry_after_ms, client=owner.client)
             self._changed.notify_all()  # from now on the thread looks for idle ones
         return session
 
@@ -347,8 +359,8 @@ class ServerCore:
 class _Connection:
     """The protocol of one stream: Hello first, then requests with rising ids."""
 
-    def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None]) -> None:
-        self._core, self._reply = core, reply
+    def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None], client: str | None) -> None:
+        self._core, self._reply, self.client = core, reply, client
         self._plan: Plan | None = None
         self._session: Session | None = None
         self._last_id = 0
@@ -455,6 +467,7 @@ class _Connection:
     def _submit(self, message: InferRequest | Step | MoveCut, session: Session | None = None) -> None:
         job = Job(
             owner=self,
+            client=self.client,
             cut=self._plan.cut if self._plan else "",
             request=message,
             reply=self._reply,

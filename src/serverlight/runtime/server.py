@@ -19,6 +19,8 @@ from serverlight.partition import Partition, partition
 from serverlight.plan import Plan
 from serverlight.runtime.core import ServerConfig, ServerCore
 from serverlight.runtime.grpc_transport import GrpcServer
+from serverlight.runtime.quotas import Quotas
+from serverlight.runtime.security import Security
 from serverlight.runtime.worker import Worker
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def make_core(
     bases: Mapping[str, Basis] | None = None,
     config: ServerConfig | None = None,
     parts: Partition | None = None,
+    quotas: Quotas | None = None,
 ) -> ServerCore:
     """A server without a socket, for :class:`~serverlight.runtime.transport.InProcessTransport`; the arguments are
     :class:`Server`'s.
@@ -57,13 +60,13 @@ def make_core(
         warm_up()
         decoder = DecoderWorker(model, cuts, max_tokens=config.max_session_tokens, max_kv_bytes=config.max_kv_bytes)
         plans = {cut: dataclasses.replace(p, return_cut=model.return_cut) for cut, p in _plans(model, cuts).items()}
-        return ServerCore(decoder, plans, codec=codec, config=config)
+        return ServerCore(decoder, plans, codec=codec, config=config, quotas=quotas)
     parts = parts or partition(model.module, model.example_inputs)
     named = {parts.cut(cut).name: basis for cut, basis in (bases or {}).items()}
     cuts = [parts.cut(cut).name for cut in cuts]  # a cut may have aliases; the handshake compares its one name
     warm_up()
     worker = Worker(model, parts, cuts, bases=named, max_batch=config.max_batch)
-    return ServerCore(worker, _plans(model, cuts, named), codec=codec, config=config)
+    return ServerCore(worker, _plans(model, cuts, named), codec=codec, config=config, quotas=quotas)
 
 
 def _plans(
@@ -83,12 +86,14 @@ class Server:
         cuts: names of the cuts at which clients may have cut it.
         codec: if given, clients must use exactly these settings; otherwise each may choose its own.
         bases: the basis of each cut that has one; clients may send frames under it.
-        host: where to listen; loopback unless told otherwise.
+        host: where to listen; loopback unless told otherwise, and elsewhere only with ``security``.
         port: where to listen; 0 for any free port.
         config: limits.
         parts: the model's partition, if it has been made already.
+        security: who may connect, and how.
 
     Raises:
+        ConfigError: others can reach ``host``, and ``security`` does not keep them out.
         CutNotFound: the model has no such cut.
         NotExportable: the model cannot be cut at all.
     """
@@ -104,8 +109,13 @@ class Server:
         port: int = 0,
         config: ServerConfig | None = None,
         parts: Partition | None = None,
+        security: Security | None = None,
     ) -> None:
-        self._core = make_core(model, cuts, codec=codec, bases=bases, config=config, parts=parts)
+        self._security = security or Security()
+        self._security.check_host(host)
+        self._tokens = self._security.read_tokens()
+        quotas = Quotas(self._tokens.quota_of if self._tokens else None)
+        self._core = make_core(model, cuts, codec=codec, bases=bases, config=config, parts=parts, quotas=quotas)
         self._host, self._port = host, port
         self._thread = threading.Thread(target=self._serve, name="serverlight-server", daemon=True)
         self._started: Future[None] = Future()
@@ -183,6 +193,8 @@ class Server:
             max_message_bytes=config.max_message_bytes,
             max_in_flight=config.max_in_flight,
             hello_timeout_s=config.hello_timeout_s,
+            security=self._security,
+            tokens=self._tokens,
         )
         try:
             self._port = await self._grpc.start(self._host, self._port)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serverlight.apps.cut_options import check_cut_or_plan
+from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import (
     DtypeOption,
     JsonOption,
@@ -22,6 +23,7 @@ from serverlight.apps.options import (
     ThreadsOption,
     read_dtype,
 )
+from serverlight.apps.security_options import SecurityOptions
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
 from serverlight.errors import ConfigError
 
@@ -32,15 +34,19 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
+@takes_options(guard=SecurityOptions)
 def serve(
     model: ModelArgument,
+    guard: SecurityOptions,
     cut: Annotated[
         list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
     ] = None,
     plan: Annotated[
         str | None, typer.Option(metavar="FILE", help="Serve this plan alone, with exactly its codec settings.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; traffic is not encrypted.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback want certificates and tokens.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 50051,
     basis: Annotated[
         str | None, typer.Option(metavar="FILE", help="A basis that clients of all these cuts may send features in.")
@@ -75,6 +81,7 @@ def serve(
 
     check_writable("json", json)
     check_cut_or_plan(cut, plan)
+    security = guard.read(host)
     config = ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20))
     numbers = read_dtype(dtype)
     agreed = Plan.load(plan) if plan else None
@@ -91,7 +98,7 @@ def serve(
     if agreed:
         agreed.check_basis(turned)
     bases = dict.fromkeys(cuts, turned) if turned else {}
-    server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config)
+    server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config, security=security)
     with _set_by_signals(stopping), server:
         _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
         stopping.wait()

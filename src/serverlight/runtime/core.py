@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 import time
@@ -40,6 +41,7 @@ from serverlight.runtime.messages import (
     StepReply,
     Welcome,
 )
+from serverlight.runtime.observe import Observer, log_fields
 from serverlight.runtime.scheduler import Job, Scheduler
 from serverlight.runtime.sessions import Session, SessionTable
 from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES
@@ -94,6 +96,9 @@ class ServerConfig:
     drain_s: float = 10.0
     """How long a stopping server goes on with what it has accepted."""
 
+    stall_s: float = 60.0
+    """How long there may be work and no answer before the server says that it is not healthy."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -128,8 +133,17 @@ class ServerCore:
         *,
         codec: CodecConfig | None = None,
         config: ServerConfig | None = None,
+        head_shares: Mapping[str, float] | None = None,
     ) -> None:
         self.config = config or ServerConfig()
+        self.head_shares = dict(head_shares or {})
+        """The device's share of the work of the whole model, by cut, where it is known."""
+        self.observer = Observer()
+        """Is told what happens; to be set before the start."""
+        self.has_crashed = False
+        """Whether the compute thread ended by an error: nothing is answered any more."""
+        self.num_answered = 0
+        """Requests that the compute thread has answered."""
         self._runner, self._plans, self._codec = runner, dict(plans), codec
         self._scheduler = Scheduler(max_waiting=self.config.max_waiting)
         self._sessions = SessionTable(
@@ -141,7 +155,7 @@ class ServerCore:
         self._running: Job | None = None
         self._num_streams = 0
         self._is_draining = self._is_stopped = False
-        self._thread = threading.Thread(target=self._compute, name="serverlight-compute", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="serverlight-compute", daemon=True)
 
     # -- life cycle ------------------------------------------------------------------------------
 
@@ -184,6 +198,11 @@ class ServerCore:
         return self._scheduler.num_waiting
 
     @property
+    def is_busy(self) -> bool:
+        """Whether the compute thread has something to do."""
+        return self._running is not None or self._scheduler.num_waiting > 0
+
+    @property
     def num_streams(self) -> int:
         """Streams that are open now."""
         return self._num_streams
@@ -198,6 +217,7 @@ class ServerCore:
     def connect(self, reply: Callable[[ServerMessage], None]) -> _Connection:
         """A new stream; its first message must be a :class:`Hello`."""
         connection = _Connection(self, reply)
+        self.observer.stream_opened(connection)
         with self._changed:
             self._num_streams += 1
             too_many = self._num_streams > self.config.max_streams
@@ -215,6 +235,7 @@ class ServerCore:
             self._sessions.remove(connection)
             self._scheduler.forget(connection)
             self._changed.notify_all()
+        self.observer.stream_closed(connection)
 
     def agree(self, plan: Plan) -> None:
         """Raises :class:`PlanMismatch`, worded for the client, unless this server serves the client's plan."""
@@ -258,6 +279,7 @@ class ServerCore:
                 raise _shutting_down()
             self._sessions.add(owner, time.monotonic(), self._scheduler.retry_after_ms)
             self._changed.notify_all()  # from now on the thread looks for idle ones
+        self.observer.session_opened(owner, plan.cut)
         return session
 
     def touch_session(self, owner: object) -> None:
@@ -265,16 +287,28 @@ class ServerCore:
         with self._changed:
             self._sessions.touch(owner, time.monotonic())
 
-    def close_session(self, owner: object) -> None:
+    def close_session(self, owner: object, *, expired: bool = False) -> None:
         """Gives back what a session has reserved."""
         with self._changed:
             self._sessions.remove(owner)
+        self.observer.session_closed(owner, expired=expired)
 
     def _reserve(self, owner: object, num_bytes: int) -> None:
         with self._changed:
             self._sessions.reserve(owner, num_bytes, self._scheduler.retry_after_ms)
 
     # -- the compute thread ----------------------------------------------------------------------
+
+    def _live(self) -> None:
+        try:
+            self._compute()
+        except BaseException:
+            _log.critical("the compute thread has crashed; what waits is given up", exc_info=True)
+            self.has_crashed = True
+            running, self._running = self._running, None
+            if running is not None:
+                running.reply(_own_fault(running))
+            self.drain(0)
 
     def _compute(self) -> None:
         while (job := self._next()) is not None:
@@ -309,22 +343,27 @@ class ServerCore:
         except ServerlightError as error:
             return Failure(request_id=request_id, error=error)
         except BaseException:  # whatever a model raises, the thread must live on for the others
-            _log.exception("request %d at cut %s failed", request_id, job.cut)
+            _log.exception("request %d at cut %s failed", request_id, job.cut, **log_fields(job))
             return _own_fault(job)
 
     def _deliver(self, job: Job, message: InferReply | StepReply | Failure) -> None:
         try:
             job.reply(message)
         except Exception:  # an output that cannot be serialised, say
-            _log.exception("the reply to request %d at cut %s failed", job.request.request_id, job.cut)
-            job.reply(_own_fault(job))
+            _log.exception("the reply to request %d at cut %s failed", job.request.request_id, job.cut, **log_fields(job))
+            job.reply(message := _own_fault(job))
+        self.num_answered += 1
+        self.observer.answered(job, message)
 
 
 class _Connection:
     """The protocol of one stream: Hello first, then requests with rising ids."""
 
+    _numbers = itertools.count(1)
+
     def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None]) -> None:
         self._core, self._reply = core, reply
+        self.number = next(self._numbers)
         self._plan: Plan | None = None
         self._session: Session | None = None
         self._last_id = 0
@@ -357,6 +396,7 @@ class _Connection:
         """Says why and ends the stream."""
         if not self.over:
             self.over = True
+            self._core.observer.refused(self, error)
             self._reply(Failure(request_id=0, error=error))
 
     def close(self) -> None:
@@ -377,6 +417,7 @@ class _Connection:
         plan = _read_plan(hello.plan_json)
         self._core.agree(plan)
         self._plan = plan
+        self._core.observer.greeted(self, plan)
         config = self._core.config
         self._reply(
             Welcome(
@@ -389,7 +430,7 @@ class _Connection:
 
     def expire(self) -> None:
         """The session had no step for too long."""
-        self._close_session()
+        self._close_session(expired=True)
         self.fail(PeerUnavailable("the session was idle for too long and is forgotten; open it again"))
 
     def _open(self, message: OpenSession) -> None:
@@ -402,9 +443,9 @@ class _Connection:
             self._core.agree(plan)
         self._session = self._core.open_session(self, plan, message)
 
-    def _close_session(self) -> None:
+    def _close_session(self, *, expired: bool = False) -> None:
         self._session = None
-        self._core.close_session(self)
+        self._core.close_session(self, expired=expired)
 
     def _take_step(self, message: InferRequest | Step | MoveCut | Failure, session: Session) -> None:
         if isinstance(message, InferRequest):
@@ -440,6 +481,7 @@ class _Connection:
         try:
             self._core.submit(job)
         except ServerlightError as error:
+            self._core.observer.refused(self, error, request_id=message.request_id)
             self._reply(Failure(request_id=message.request_id, error=error))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serverlight.apps.cut_options import check_cut_or_plan
+from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import (
     DtypeOption,
     JsonOption,
@@ -23,6 +24,7 @@ from serverlight.apps.options import (
     read_dtype,
 )
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
+from serverlight.apps.watch_options import WatchOptions
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
+@takes_options(watch=WatchOptions)
 def serve(
     model: ModelArgument,
+    watch: WatchOptions,
     cut: Annotated[
         list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
     ] = None,
@@ -92,8 +96,9 @@ def serve(
         agreed.check_basis(turned)
     bases = dict.fromkeys(cuts, turned) if turned else {}
     server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config)
-    with _set_by_signals(stopping), server:
-        _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
+    facts = {"model": loaded.name, "revision": loaded.revision, "cuts": cuts}
+    with _set_by_signals(stopping), watch.watching(server, facts) as url, server:
+        _announce({"address": server.address, **facts, **({"http": url} if url else {})}, json)
         stopping.wait()
         given_up = server.drain()
     print(f"stopped; {given_up} requests were given up", file=sys.stderr)
@@ -122,6 +127,7 @@ def _announce(facts: dict[str, Any], json: str | None) -> None:
         print(
             f"serving {facts['model']} (revision {facts['revision']}) on {facts['address']}, "
             f"cut at {', '.join(facts['cuts'])}"
+            + (f"; watch it at {facts['http']}" if "http" in facts else "")
         )
     sys.stdout.flush()
 

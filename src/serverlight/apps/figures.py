@@ -89,18 +89,19 @@ class _Sums:
 class _Rates:
     """One device's, running."""
 
-    seen: Device
+    seen: Device | None = None
     up: float = 0.0
     down: float = 0.0
     requests: float = 0.0
     idle_s: float = 0.0
 
     def look(self, device: Device, seconds: float) -> None:
-        for name, field in (("up", "up_bytes"), ("down", "down_bytes"), ("requests", "requests")):
-            newest = (getattr(device, field) - getattr(self.seen, field)) / seconds
-            before = getattr(self, name)
-            setattr(self, name, before + _NEWEST_SHARE * (newest - before))
-        self.idle_s = self.idle_s + seconds if device.requests == self.seen.requests else 0.0
+        before = self.seen or Device(number=device.number)
+        weight = 1.0 if self.seen is None else _NEWEST_SHARE
+        self.up += weight * ((device.up_bytes - before.up_bytes) / seconds - self.up)
+        self.down += weight * ((device.down_bytes - before.down_bytes) / seconds - self.down)
+        self.requests += weight * ((device.requests - before.requests) / seconds - self.requests)
+        self.idle_s = self.idle_s + seconds if device.requests == before.requests else 0.0
         self.seen = dataclasses.replace(device)
 
 
@@ -144,7 +145,7 @@ class Figures:
         before, self._rates = self._rates, {}
         rows = []
         for stream, device in self._tally.devices.items():
-            rates = self._rates[stream] = before.get(stream) or _Rates(dataclasses.replace(device))
+            rates = self._rates[stream] = before.get(stream) or _Rates()
             rates.look(device, seconds)
             rows.append(_row(device, rates))
         rows.sort(key=lambda row: (-row["up_per_s"], row["idle_s"], row["number"]))
@@ -182,8 +183,8 @@ def _point(new: _Sums, seconds: float, gauges: Gauges) -> dict[str, Any]:
 def _row(device: Device, rates: _Rates) -> dict[str, Any]:
     return {
         "number": device.number,
+        "session": f"{device.number}.{device.num_sessions}" if device.has_session else None,
         "cut": device.cut,
-        "has_session": device.has_session,
         "up_per_s": rates.up,
         "down_per_s": rates.down,
         "requests_per_s": rates.requests,

@@ -70,13 +70,13 @@ class SessionLog:
             _log.info("stream %d refused: %s", device.number, event.code, extra=about)
         elif isinstance(event, StreamClosed):
             if device.has_session:
-                self._session_ended(device, "lost")
+                self._session_ended(device, "with_stream")
             _log.info("stream %d closed", device.number, extra={"stream": device.number, **_sums(device)})
 
     def _session_ended(self, device: Device, how: str) -> None:
         session = f"{device.number}.{device.num_sessions}"
         about = {"stream": device.number, "session": session, "how": how, "cut": device.cut}
-        _log.info("session %s %s", session, how, extra=about)
+        _log.info("session %s ended: %s", session, how.replace("_", " "), extra=about)
 
 
 def _sums(device: Device) -> dict[str, int]:

@@ -205,7 +205,7 @@ class Tally:
         """By model and cut."""
 
         self.sessions_ended: Counter[str] = Counter()
-        """By how: ``closed``, ``expired``, or ``lost`` with the stream."""
+        """By how: ``closed``, ``expired``, or ``with_stream``, as most clients end theirs."""
 
         self.exits: Counter[str] = Counter()
         """Cuts that moved in mid-sequence, by how: ``shipped`` or ``recomputed``."""
@@ -233,7 +233,7 @@ class Tally:
             device.errors += 1
         else:
             assert isinstance(event, StreamClosed)
-            self._session_ended(device, "lost")
+            self._session_ended(device, "with_stream")
             del self.devices[event.stream]
 
     def _answered(self, device: Device, event: Answered) -> None:

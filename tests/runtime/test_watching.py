@@ -62,9 +62,7 @@ class Watched:
         self.recorder.session_opened(self.stream, cut)
 
     def answer(self, request: Step | MoveCut, message: Any) -> None:
-        job = Job(
-            owner=self.stream, cut="layers.4", request=request, reply=lambda _: None, arrived_s=0.0
-        )
+        job = Job(owner=self.stream, cut="layers.4", request=request, reply=lambda _: None, arrived_s=0.0)
         self.recorder.answered(job, message)
 
     def step(self, step: int, *frames: bytes) -> None:
@@ -229,9 +227,7 @@ def test_every_session_ends_once(watched: Watched) -> None:
     assert not tally.devices
 
 
-def test_recorder_forgets_rather_than_grows(
-    watched: Watched, frame: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recorder_forgets_rather_than_grows(watched: Watched, frame: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody looks, answers beyond a limit are counted as lost, and the end of a stream is noted all the same."""
     monkeypatch.setattr("serverlight.runtime.observe._MAX_EVENTS", 5)
     watched.open()

@@ -12,7 +12,19 @@ from serverlight.runtime.tally import Device, Tally
 
 __all__ = ["JsonFormatter", "SessionLog", "log_as_json"]
 
-_FIELDS = ("stream", "session", "request_id", "model", "cut", "code", "how", "requests", "tokens", "up_bytes", "down_bytes")
+_FIELDS = (
+    "stream",
+    "session",
+    "request_id",
+    "model",
+    "cut",
+    "code",
+    "how",
+    "requests",
+    "tokens",
+    "up_bytes",
+    "down_bytes",
+)
 """What a record may say beside its text."""
 
 _log = logging.getLogger(__name__)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["WatchOptions"]
 
 Facts = dict[str, Any]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,13 @@ class WatchOptions:
     log_json: Annotated[
         bool, typer.Option("--log-json", help="Write the log as lines of JSON on standard error, with sessions.")
     ] = False
+
+    def say(self, text: str) -> None:
+        """A line on standard error, as the log has them."""
+        if self.log_json:
+            _log.info(text)
+        else:
+            print(text, file=sys.stderr)
 
     @contextlib.contextmanager
     def watching(self, server: Server, facts: Facts) -> Iterator[str | None]:

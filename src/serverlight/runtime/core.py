@@ -350,7 +350,9 @@ class ServerCore:
         try:
             job.reply(message)
         except Exception:  # an output that cannot be serialised, say
-            _log.exception("the reply to request %d at cut %s failed", job.request.request_id, job.cut, **log_fields(job))
+            _log.exception(
+                "the reply to request %d at cut %s failed", job.request.request_id, job.cut, **log_fields(job)
+            )
             job.reply(message := _own_fault(job))
         self.num_answered += 1
         self.observer.answered(job, message)

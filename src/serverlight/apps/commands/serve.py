@@ -101,7 +101,7 @@ def serve(
         _announce({"address": server.address, **facts, **({"http": url} if url else {})}, json)
         stopping.wait()
         given_up = server.drain()
-    print(f"stopped; {given_up} requests were given up", file=sys.stderr)
+    watch.say(f"stopped; {given_up} requests were given up")
 
 
 def _load(spec: str, cuts: list[str], return_cut: str | None, dtype: Any) -> LoadedModel | LoadedDecoder:
@@ -126,8 +126,7 @@ def _announce(facts: dict[str, Any], json: str | None) -> None:
     if json != STDOUT:
         print(
             f"serving {facts['model']} (revision {facts['revision']}) on {facts['address']}, "
-            f"cut at {', '.join(facts['cuts'])}"
-            + (f"; watch it at {facts['http']}" if "http" in facts else "")
+            f"cut at {', '.join(facts['cuts'])}" + (f"; watch it at {facts['http']}" if "http" in facts else "")
         )
     sys.stdout.flush()
 

@@ -36,6 +36,7 @@ from serverlight.errors import AddressInUse  # noqa: E402
 from serverlight.runtime.tally import Tally  # noqa: E402
 
 WAIT_S = 20
+FACTS = {"model": "net", "revision": "1", "cuts": ["1"]}
 
 
 class Site:
@@ -68,8 +69,7 @@ def net() -> tuple[sl.LoadedModel, sl.Partition]:
 @pytest.fixture
 def site(net: tuple[sl.LoadedModel, sl.Partition]) -> Iterator[Site]:
     server = sl.Server(net[0], ["1"], parts=net[1])
-    facts = {"model": net[0].name, "revision": net[0].revision, "cuts": ["1"]}
-    with WatchOptions(http=0).watching(server, facts) as url:
+    with WatchOptions(http=0).watching(server, FACTS) as url:
         assert url
         with server:
             yield Site(server, *net, url)
@@ -158,7 +158,7 @@ def test_foreign_host_is_refused(site: Site) -> None:
 def test_taken_port_is_an_error(site: Site) -> None:
     """Two servers never share one."""
     port = int(site.address.rpartition(":")[2])
-    with pytest.raises(AddressInUse), WatchOptions(http=port).watching(site.server, {}):
+    with pytest.raises(AddressInUse), WatchOptions(http=port).watching(site.server, FACTS):
         pass
 
 
@@ -166,8 +166,7 @@ def test_nothing_is_left_running(net: tuple[sl.LoadedModel, sl.Partition]) -> No
     """When the server has stopped, so have the threads that watched it, with readers of events still there."""
     before = set(threading.enumerate())
     server = sl.Server(net[0], ["1"], parts=net[1])
-    facts = {"model": "net", "revision": "1", "cuts": ["1"]}
-    with WatchOptions(http=0).watching(server, facts) as url, server:
+    with WatchOptions(http=0).watching(server, FACTS) as url, server:
         assert url
         reading = events_of(Site(server, *net, url))
         next(reading)
@@ -389,32 +388,42 @@ def load_on(site: Site) -> Iterator[None]:
         asking.join()
 
 
+def see(page: Any, condition: Callable[[], Any]) -> None:
+    """Waits until the page shows something; its policy forbids what playwright would wait with."""
+    for _ in range(WAIT_S * 20):
+        if condition():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("waited in vain")
+
+
 def test_dashboard_is_live(site: Site, page: Any) -> None:
     """Figures in the browser change while a load runs; nothing is reported on its console, and a phone need not scroll sideways."""
     page.wait_for_selector("#status.good")
     assert page.inner_text("#what").startswith("net")
     assert page.is_visible("#no-devices")
     with load_on(site):
-        page.wait_for_function("document.querySelectorAll('#devices tbody tr').length == 1")
-        page.wait_for_function("/^[1-9]/.test(document.getElementById('rate').textContent)")
+        page.wait_for_selector("#devices tbody tr")
+        see(page, lambda: re.match(r"[1-9]", page.inner_text("#rate")))
         before = page.inner_text("#rate-note")
-        page.wait_for_function("(before) => document.getElementById('rate-note').textContent != before", arg=before)
+        see(page, lambda: page.inner_text("#rate-note") != before)
         assert page.inner_text("#devices .chip") == "1"
         assert re.match(r"\d+\s*%", page.inner_text("#saved-up"))
         assert "estimate" in page.inner_text("#saved-server-note")
         page.focus("#chart-rate")
         page.keyboard.press("ArrowLeft")
         assert "requests/s" in page.inner_text("#chart-rate .tip")
+        assert page.locator("#devices tbody tr").count() == 1
     page.wait_for_selector("#no-devices", state="visible")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.complaints == []
 
 
-def test_dashboard_notices_that_the_server_is_gone(site: Site, page: Any) -> None:
-    """A page that hears nothing more says so, rather than show old figures as new."""
+def test_dashboard_says_that_a_server_drains(site: Site, page: Any) -> None:
+    """Whoever looks sees that the server is on its way out."""
     page.wait_for_selector("#status.good")
     site.server.drain()
-    page.wait_for_function("document.getElementById('status').textContent == 'draining'")
+    see(page, lambda: page.inner_text("#status") == "draining")
 
 
 def test_text_can_be_read() -> None:

@@ -13,30 +13,30 @@ import pytest
 import torch
 
 pytest.importorskip("prometheus_client")
-from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+from prometheus_client.parser import text_string_to_metric_families
 
-from serverlight.codec import Codec, CodecConfig  # noqa: E402
-from serverlight.errors import PeerUnavailable, RemoteError, ServerBusy  # noqa: E402
-from serverlight.models import LoadedModel  # noqa: E402
-from serverlight.partition import Partition  # noqa: E402
-from serverlight.plan import Plan  # noqa: E402
-from serverlight.runtime import Server, ServerConfig, connect  # noqa: E402
-from serverlight.runtime import health as health_module  # noqa: E402
-from serverlight.runtime.core import ServerCore  # noqa: E402
-from serverlight.runtime.grpc_transport import check_health  # noqa: E402
-from serverlight.runtime.health import Health, watch_over  # noqa: E402
-from serverlight.runtime.messages import Failure, MoveCut, Step, StepReply, Timing  # noqa: E402
-from serverlight.runtime.metrics import Metrics  # noqa: E402
-from serverlight.runtime.observe import (  # noqa: E402
+from serverlight.codec import Codec, CodecConfig
+from serverlight.errors import PeerUnavailable, RemoteError, ServerBusy
+from serverlight.models import LoadedModel
+from serverlight.partition import Partition
+from serverlight.plan import Plan
+from serverlight.runtime import Server, ServerConfig, connect
+from serverlight.runtime import health as health_module
+from serverlight.runtime.core import ServerCore
+from serverlight.runtime.grpc_transport import check_health
+from serverlight.runtime.health import Health, watch_over
+from serverlight.runtime.messages import Failure, MoveCut, Step, StepReply, Timing
+from serverlight.runtime.metrics import Metrics
+from serverlight.runtime.observe import (
     Recorder,
     SessionClosed,
     SessionOpened,
     StreamClosed,
     StreamOpened,
 )
-from serverlight.runtime.scheduler import Job  # noqa: E402
-from serverlight.runtime.tally import Tally  # noqa: E402
-from serverlight.runtime.transport import InProcessTransport  # noqa: E402
+from serverlight.runtime.scheduler import Job
+from serverlight.runtime.tally import Tally
+from serverlight.runtime.transport import InProcessTransport
 
 Pair = tuple[LoadedModel, Partition]
 CODEC = CodecConfig(profile="slicer", sparsity=0.6, num_groups=4)

@@ -34,6 +34,7 @@ class JsonFormatter(logging.Formatter):
     """One object a record: time, level, logger, message, what it is about, and a traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
         when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         line = {
             "time": when.isoformat(timespec="milliseconds"),

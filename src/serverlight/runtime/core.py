@@ -136,14 +136,10 @@ class ServerCore:
         head_shares: Mapping[str, float] | None = None,
     ) -> None:
         self.config = config or ServerConfig()
-        self.head_shares = dict(head_shares or {})
-        """The device's share of the work of the whole model, by cut, where it is known."""
-        self.observer = Observer()
-        """Is told what happens; to be set before the start."""
-        self.has_crashed = False
-        """Whether the compute thread ended by an error: nothing is answered any more."""
-        self.num_answered = 0
-        """Requests that the compute thread has answered."""
+        self.head_shares = dict(head_shares or {})  # the device's part of the whole model's work, where it is known
+        self.observer = Observer()  # is told what happens; to be set before the start
+        self.has_crashed = False  # the compute thread ended by an error: nothing is answered any more
+        self.num_answered = 0  # by the compute thread, since the start
         self._runner, self._plans, self._codec = runner, dict(plans), codec
         self._scheduler = Scheduler(max_waiting=self.config.max_waiting)
         self._sessions = SessionTable(
@@ -228,7 +224,7 @@ class ServerCore:
             connection.fail(ServerBusy(retry_after_ms))
         return connection
 
-    def disconnect(self, connection: object) -> None:
+    def disconnect(self, connection: _Connection) -> None:
         """A stream is gone, and with it the requests that it had waiting."""
         with self._changed:
             self._num_streams -= 1
@@ -287,7 +283,7 @@ class ServerCore:
         with self._changed:
             self._sessions.touch(owner, time.monotonic())
 
-    def close_session(self, owner: object, *, expired: bool = False) -> None:
+    def close_session(self, owner: _Connection, *, expired: bool = False) -> None:
         """Gives back what a session has reserved."""
         with self._changed:
             self._sessions.remove(owner)
@@ -343,7 +339,7 @@ class ServerCore:
         except ServerlightError as error:
             return Failure(request_id=request_id, error=error)
         except BaseException:  # whatever a model raises, the thread must live on for the others
-            _log.exception("request %d at cut %s failed", request_id, job.cut, **log_fields(job))
+            _log.exception("request %d at cut %s failed", request_id, job.cut, extra=log_fields(job))
             return _own_fault(job)
 
     def _deliver(self, job: Job, message: InferReply | StepReply | Failure) -> None:
@@ -351,7 +347,7 @@ class ServerCore:
             job.reply(message)
         except Exception:  # an output that cannot be serialised, say
             _log.exception(
-                "the reply to request %d at cut %s failed", job.request.request_id, job.cut, **log_fields(job)
+                "the reply to request %d at cut %s failed", job.request.request_id, job.cut, extra=log_fields(job)
             )
             job.reply(message := _own_fault(job))
         self.num_answered += 1

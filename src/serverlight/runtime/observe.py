@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from serverlight.errors import ServerlightError
-from serverlight.runtime.messages import Failure, Frame, InferReply, InferRequest, MoveCut, Step, StepReply, Timing
+from serverlight.runtime.messages import Failure, Frame, InferReply, MoveCut, Step, StepReply, Timing
 
 if TYPE_CHECKING:
     from serverlight.plan import Plan
@@ -196,10 +196,10 @@ def _answered(job: Job, message: InferReply | StepReply | Failure) -> Answered:
     )
 
 
-def log_fields(job: Job) -> dict[str, dict[str, object]]:
-    """What a log record of a request says beside its text; see :mod:`serverlight.apps.json_logs`."""
+def log_fields(job: Job) -> dict[str, object]:
+    """What a log record of a request says beside its text, as ``extra``."""
     number = getattr(job.owner, "number", None)
-    return {"extra": {"stream": number, "request_id": job.request.request_id, "cut": job.cut}}
+    return {"stream": number, "request_id": job.request.request_id, "cut": job.cut}
 
 
 # -- the recorder -----------------------------------------------------------------------------------

@@ -343,15 +343,14 @@ class ServerCore:
             return _own_fault(job)
 
     def _deliver(self, job: Job, message: InferReply | StepReply | Failure) -> None:
+        self.num_answered += 1
+        self.observer.answered(job, message)  # before the reply: whoever has an answer finds it counted
         try:
             job.reply(message)
         except Exception:  # an output that cannot be serialised, say
-            _log.exception(
-                "the reply to request %d at cut %s failed", job.request.request_id, job.cut, extra=log_fields(job)
-            )
-            job.reply(message := _own_fault(job))
-        self.num_answered += 1
-        self.observer.answered(job, message)
+            text = "the reply to request %d at cut %s failed"
+            _log.exception(text, job.request.request_id, job.cut, extra=log_fields(job))
+            job.reply(_own_fault(job))
 
 
 class _Connection:

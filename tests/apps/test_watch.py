@@ -100,6 +100,17 @@ def test_scrape_after_requests(site: Site) -> None:
     assert "serverlight_ready 1.0" in text
 
 
+def test_every_metric_is_in_the_guide(site: Site) -> None:
+    """The table of docs/operating.md has each metric that a server gives, and no other."""
+    with site.connect() as client:
+        client.infer(torch.zeros(1, 6))
+        text = site.get("/metrics")[2]
+    given = set(re.findall(r"^# TYPE (serverlight_\w+)", text, re.MULTILINE))
+    guide = (pathlib.Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    table = guide.partition("### Metrics")[2].partition("```yaml")[0]
+    assert set(re.findall(r"`(serverlight_\w+)`", table)) == given
+
+
 def test_probes_while_draining(site: Site) -> None:
     """While accepted requests finish, the server is alive and not ready."""
     assert site.get("/healthz")[::2] == (200, '{"status":"ok"}')

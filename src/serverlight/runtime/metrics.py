@@ -36,7 +36,7 @@ class Metrics:
 
     Args:
         tally: the sums; whoever calls :meth:`render` sees to it that they keep still meanwhile.
-        gauges: name without its prefix, to what it says and how to find it out.
+        gauges: name without its prefix, to what it says and how to find it out; one that ends in ``_total`` only rises.
         info: labels of ``serverlight_info``: versions, say.
     """
 
@@ -64,7 +64,8 @@ class _Sums(Collector):
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("serverlight", "What is served, and by which version.", value=dict(self._info))
         for name, (text, value) in self._gauges.items():
-            yield GaugeMetricFamily(f"serverlight_{name}", text, value=value())
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield family(f"serverlight_{name}", text, value=value())
         work = self._tally.work
         yield from self._requests(work)
         for name, (text, of) in _HISTOGRAMS.items():

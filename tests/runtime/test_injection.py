@@ -146,7 +146,7 @@ from serverlight.faults import FaultPlan
 from serverlight.runtime.injection import InjectingServer
 from serverlight.runtime.messages import Ping
 class Nobody:
-    def connect(self, reply):
+    def connect(self, reply, client):
         return self
 InjectingServer(Nobody(), FaultPlan.parse(["crash:1"])).connect(print).receive(Ping())
 """

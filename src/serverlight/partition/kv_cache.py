@@ -13,7 +13,7 @@ from torch import Tensor
 from serverlight.errors import ConfigError, InputMismatch
 from serverlight.huggingface import new_cache, set_token_count, sliding_window
 
-__all__ = ["ROLLBACK_TOKENS", "KVCache", "LayerSize", "LayerState", "move_cut"]
+__all__ = ["ROLLBACK_TOKENS", "KVCache", "LayerSize", "LayerState", "Saved", "move_cut"]
 
 ROLLBACK_TOKENS = 64
 """How many tokens beyond its window a windowed layer remembers, so that they can be taken back."""
@@ -69,6 +69,17 @@ class LayerSize:
         return self.num_kept(num_tokens) * self.num_heads * (self.key_size + self.value_size) * self.dtype.itemsize
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """What a cache remembered at one moment."""
+
+    num_tokens: int
+    """How many tokens had been seen."""
+
+    states: tuple[tuple[Tensor | None, Tensor | None], ...]
+    """Keys and values of each layer of the range; ``None`` before the first token."""
+
+
 class KVCache:
     """Remembers a sequence for the layers from :attr:`first` up to :attr:`last`; made by ``part.new_cache()``.
 
@@ -97,7 +108,7 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of all keys and values."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._held if layer.keys is not None)
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.held if layer.keys is not None)
 
     @contextlib.contextmanager
     def step(self, batch_size: int, num_tokens: int) -> Iterator[Any]:
@@ -108,19 +119,31 @@ class KVCache:
         """
         if self.batch_size not in (None, batch_size):
             raise InputMismatch(f"a batch of {batch_size}, but this cache has {self.batch_size}; make a new cache")
-        before = [(layer, layer.keys, layer.values) for layer in self._held]
+        before = self.save()
         try:
             yield self.raw
         except BaseException:
-            for layer, keys, values in before:
-                _fill(layer, keys, values, self.num_tokens)
+            self.restore(before)
             raise
         self.batch_size = batch_size
-        self.num_tokens += num_tokens
-        for layer in self._held:
-            if (kept := self._max_tokens(layer)) is not None:
-                layer.keys, layer.values = layer.keys[..., -kept:, :], layer.values[..., -kept:, :]
+        self._count(num_tokens)
+
+    def save(self) -> Saved:
+        """What is remembered now; it takes memory only once more tokens have come."""
+        return Saved(num_tokens=self.num_tokens, states=tuple((layer.keys, layer.values) for layer in self.held))
+
+    def restore(self, saved: Saved) -> None:
+        """Forgets all that came after; the range must still be that of then."""
+        for layer, (keys, values) in zip(self.held, saved.states, strict=True):
+            _fill(layer, keys, values, saved.num_tokens)
+        self.num_tokens = saved.num_tokens
         self._count_foreign()
+
+    def grow(self, states: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Takes what a step of one token, run elsewhere, made of each layer's keys and values, old and new in one."""
+        for layer, (keys, values) in zip(self.held, states, strict=True):
+            _fill(layer, keys, values, self.num_tokens + 1)
+        self._count(1)
 
     def crop(self, num_tokens: int) -> None:
         """Takes back the last ``num_tokens`` tokens.
@@ -131,7 +154,7 @@ class KVCache:
         if not 0 <= num_tokens <= self.num_tokens:
             raise ConfigError("num_tokens", f"must be 0 to {self.num_tokens}, as many as were seen; got {num_tokens}")
         left = self.num_tokens - num_tokens
-        for layer in self._held:
+        for layer in self.held:
             if (window := sliding_window(layer)) is not None and self.num_tokens:
                 possible = layer.keys.shape[-2] - min(window - 1, left)
                 if possible < num_tokens:
@@ -139,7 +162,7 @@ class KVCache:
                         "num_tokens", f"{num_tokens} is too many, a window of {window} tokens has moved on; "
                         "make the cache with more rollback_tokens"
                     )  # fmt: skip
-        for layer in self._held:
+        for layer in self.held:
             if num_tokens:
                 _fill(layer, layer.keys[..., :-num_tokens, :], layer.values[..., :-num_tokens, :], left)
         self.num_tokens = left
@@ -205,7 +228,7 @@ class KVCache:
                 dtype=layer.keys.dtype,
                 max_tokens=self._max_tokens(layer),
             )
-            for layer in self._held
+            for layer in self.held
         )
 
     def _max_tokens(self, layer: Any) -> int | None:
@@ -213,9 +236,17 @@ class KVCache:
         return None if window is None else max(window - 1 + self._rollback_tokens, 1)
 
     @property
-    def _held(self) -> list[Any]:
+    def held(self) -> list[Any]:
+        """The layers of the range, as transformers keeps them."""
         held: list[Any] = self.raw.layers[self.first : self.last]
         return held
+
+    def _count(self, num_tokens: int) -> None:
+        self.num_tokens += num_tokens
+        for layer in self.held:
+            if (kept := self._max_tokens(layer)) is not None:
+                layer.keys, layer.values = layer.keys[..., -kept:, :], layer.values[..., -kept:, :]
+        self._count_foreign()
 
     def _count_foreign(self) -> None:
         for index, layer in enumerate(self.raw.layers):

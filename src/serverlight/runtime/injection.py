@@ -77,10 +77,10 @@ class InjectingServer:
         self._server, self._plan, self._on_strike = server, plan, on_strike or _log_strike
         self._count, self._started_s = itertools.count(), time.monotonic()
 
-    def connect(self, reply: Callable[[ServerMessage], None]) -> Connection:
+    def connect(self, reply: Callable[[ServerMessage], None], *, client: str | None = None) -> Connection:
         """A new stream."""
         victim = _Victim(self._plan, next(self._count), self._started_s, self._on_strike)
-        return _InjectedConnection(self._server, reply, victim)
+        return _InjectedConnection(self._server, reply, client, victim)
 
 
 class InjectingTransport:
@@ -129,9 +129,11 @@ class InjectingTransport:
 class _InjectedConnection:
     """The server's end of one stream."""
 
-    def __init__(self, server: MessageServer, reply: Callable[[ServerMessage], None], victim: _Victim) -> None:
+    def __init__(
+        self, server: MessageServer, reply: Callable[[ServerMessage], None], client: str | None, victim: _Victim
+    ) -> None:
         self._reply, self._victim, self._line = reply, victim, _Line()
-        self._connection = server.connect(self._pass_on)
+        self._connection = server.connect(self._pass_on, client=client)
 
     @property
     def over(self) -> bool:

@@ -15,6 +15,7 @@ import typer
 
 from serverlight.apps.cut_options import check_cut_or_plan
 from serverlight.apps.fault_options import InjectOption, InjectSeedOption, read_faults
+from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import (
     DtypeOption,
     JsonOption,
@@ -23,7 +24,9 @@ from serverlight.apps.options import (
     ThreadsOption,
     read_dtype,
 )
+from serverlight.apps.security_options import SecurityOptions
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
+from serverlight.apps.watch_options import WatchOptions
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,15 +36,20 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
+@takes_options(guard=SecurityOptions, watch=WatchOptions)
 def serve(
     model: ModelArgument,
+    guard: SecurityOptions,
+    watch: WatchOptions,
     cut: Annotated[
         list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
     ] = None,
     plan: Annotated[
         str | None, typer.Option(metavar="FILE", help="Serve this plan alone, with exactly its codec settings.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; traffic is not encrypted.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback want certificates and tokens.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 50051,
     basis: Annotated[
         str | None, typer.Option(metavar="FILE", help="A basis that clients of all these cuts may send features in.")
@@ -78,7 +86,7 @@ def serve(
 
     check_writable("json", json)
     check_cut_or_plan(cut, plan)
-    faults = read_faults(inject, inject_seed)
+    security, faults = guard.read(host), read_faults(inject, inject_seed)
     config = ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20))
     numbers = read_dtype(dtype)
     agreed = Plan.load(plan) if plan else None
@@ -95,12 +103,15 @@ def serve(
     if agreed:
         agreed.check_basis(turned)
     bases = dict.fromkeys(cuts, turned) if turned else {}
-    server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config, faults=faults)
-    with _set_by_signals(stopping), server:
-        _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
+    server = Server(
+        loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config, security=security, faults=faults
+    )
+    facts = {"model": loaded.name, "revision": loaded.revision, "cuts": cuts}
+    with _set_by_signals(stopping), watch.watching(server, facts) as url, server:
+        _announce({"address": server.address, **facts, **({"http": url} if url else {})}, json)
         stopping.wait()
         given_up = server.drain()
-    print(f"stopped; {given_up} requests were given up", file=sys.stderr)
+    watch.say(f"stopped; {given_up} requests were given up")
 
 
 def _load(spec: str, cuts: list[str], return_cut: str | None, dtype: Any) -> LoadedModel | LoadedDecoder:
@@ -125,7 +136,7 @@ def _announce(facts: dict[str, Any], json: str | None) -> None:
     if json != STDOUT:
         print(
             f"serving {facts['model']} (revision {facts['revision']}) on {facts['address']}, "
-            f"cut at {', '.join(facts['cuts'])}"
+            f"cut at {', '.join(facts['cuts'])}" + (f"; watch it at {facts['http']}" if "http" in facts else "")
         )
     sys.stdout.flush()
 

@@ -88,8 +88,9 @@ def main() -> int:
 
 def model_and_plan() -> tuple[Partition, Plan, torch.Tensor]:
     model = load_model("demo-vision")
-    plan = Plan(model=model.name, revision=model.revision, cut=CUT, codec=CODEC)
-    return partition(model.module, model.example_inputs), plan, torch.rand(1, *model.example_inputs.shape[1:])
+    parts = partition(model.module, model.example_inputs)
+    plan = Plan(model=model.name, revision=model.revision, cut=parts.cut(CUT).name, codec=CODEC)
+    return parts, plan, torch.rand(1, *model.example_inputs.shape[1:])
 
 
 class Abuser:

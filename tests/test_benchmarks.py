@@ -61,4 +61,5 @@ def test_abuse(tmp_path: pathlib.Path) -> None:
     subprocess.run([sys.executable, script, *map(str, words)], check=True, capture_output=True)
     rows = json.loads(out.read_text())["rows"]
     assert [row["abuser"] for row in rows] == ["flood", "liar", "half-open"]
+    assert all(row["abuser_sends_per_s"] > 10 for row in rows)
     assert all(row["requests_with"] > 0 < row["requests_without"] and row["errors"] == 0 for row in rows)

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2
 from serverlight.errors import (
     CertificateMismatch,
     ConfigError,
+    InputMismatch,
     MessageTooLarge,
     PeerUnavailable,
     QuotaExceeded,
@@ -27,7 +28,7 @@ from serverlight.partition import Partition
 from serverlight.runtime import grpc_transport
 from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.grpc_transport import MAX_METADATA_BYTES, SERVICE, GrpcTransport, check_health
-from serverlight.runtime.messages import Failure, InferReply, Welcome
+from serverlight.runtime.messages import Failure, InferReply, Ping, Pong, Welcome
 from serverlight.runtime.quotas import Quota, Quotas
 from serverlight.runtime.security import Security
 from serverlight.runtime.server import Server
@@ -526,6 +527,40 @@ def test_bytes_over_quota_are_refused(make_core: Any, open_stream: Any) -> None:
     stream.greet()
     assert isinstance(stream.infer(1, bytes(1000)), InferReply)
     assert stream.infer(2, b"x").error.quota == "bytes_per_s"
+
+
+def test_streams_over_quota_are_refused(make_core: Any, open_stream: Any, until: Any) -> None:
+    """A client may not take all streams; one that closes makes room for its next, and others notice nothing."""
+    core = make_core(quotas=Quotas(lambda name: Quota(max_streams=1)))
+    first = open_stream(InProcessTransport(core, client="one"))
+    first.greet()
+    assert open_stream(InProcessTransport(core, client="one")).inbox.next().error.quota == "max_streams"
+    assert isinstance(open_stream(InProcessTransport(core, client="another")).greet(), Welcome)
+    assert isinstance(first.infer(1), InferReply)
+    first.transport.close()
+    assert isinstance(open_stream(InProcessTransport(core, client="one")).greet(), Welcome)
+
+
+def test_idle_talk_is_read_at_a_steady_rate(
+    make_core: Any, serve: Any, dial: Any, runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stream that keeps the server busy for nothing the rest lies unread; other streams are read as ever."""
+    monkeypatch.setattr(grpc_transport, "_TALK_PER_S", 1e-3)
+    monkeypatch.setattr(grpc_transport, "_TALK_AT_ONCE", 3.0)
+    runner.fail_on[b"bad"] = InputMismatch("does not fit")
+    thread = serve(make_core())
+    chatty, refused, other = dial(thread), dial(thread), dial(thread)
+    for stream in (chatty, refused, other):
+        stream.greet()
+    for i in range(1, 4):
+        assert isinstance(chatty.ask(Ping()), Pong)
+        assert isinstance(refused.infer(i, b"bad"), Failure)
+    chatty.say_infer(1, b"behind pings")
+    refused.say_infer(4, b"bad")  # was waited for already when the last refusal was written, or is not read
+    refused.say_infer(5, b"behind refusals")
+    for i in range(1, 20):
+        assert isinstance(other.infer(i), InferReply)
+    assert {b"behind pings", b"behind refusals"} & set(runner.seen) == set()
 
 
 def test_quota_comes_from_the_file_and_changes_with_it(

@@ -18,6 +18,7 @@ from serverlight.errors import (
     PeerUnavailable,
     PlanMismatch,
     ProtocolError,
+    QuotaExceeded,
     RemoteError,
     ServerBusy,
     ServerlightError,
@@ -206,16 +207,18 @@ class ServerCore:
             self._num_streams += 1
             too_many = self._num_streams > self.config.max_streams
             retry_after_ms = self._scheduler.retry_after_ms
+            over_quota = self._quotas.enter(client)
         if self._is_draining:
             connection.fail(_shutting_down())
-        elif too_many:
-            connection.fail(ServerBusy(retry_after_ms))
+        elif too_many or over_quota:
+            connection.fail(QuotaExceeded("max_streams", retry_after_ms) if over_quota else ServerBusy(retry_after_ms))
         return connection
 
-    def disconnect(self, connection: object) -> None:
+    def disconnect(self, connection: _Connection) -> None:
         """A stream is gone, and with it the requests that it had waiting."""
         with self._changed:
             self._num_streams -= 1
+            self._quotas.leave(connection.client)
             self._sessions.remove(connection)
             self._scheduler.forget(connection)
             self._changed.notify_all()
@@ -263,12 +266,13 @@ class ServerCore:
 
     def open_session(self, owner: _Connection, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ServerBusy` at once where there are too many."""
+        with self._changed:
+            self._quotas.charge(owner.client, 0, time.monotonic())
         session = self._runner.open_session(plan, opened)
         with self._changed:
             if self._is_draining:
                 raise _shutting_down()
-            self._quotas.charge(owner.client, 0, now_s := time.monotonic())
-            self._sessions.add(owner, now_s, self._scheduler.retry_after_ms, client=owner.client)
+            self._sessions.add(owner, time.monotonic(), self._scheduler.retry_after_ms, client=owner.client)
             self._changed.notify_all()  # from now on the thread looks for idle ones
         return session
 

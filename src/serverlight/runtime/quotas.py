@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ _SLACK = 1e-9
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quota:
     """The share of one client, all its connections together; ``None`` leaves it to the limits for all."""
+
+    max_streams: int | None = None
+    """Streams at a time; one is enough for a vision model, a language model takes one for each sequence."""
 
     max_sessions: int | None = None
     """Sequences of a language model at a time."""
@@ -102,10 +106,26 @@ class Quotas:
     def __init__(self, quota_of: Callable[[str], Quota] | None = None) -> None:
         self._quota_of = quota_of
         self._meters: dict[str, _Meter] = {}
+        self._streams: Counter[str] = Counter()
 
     def of(self, client: str | None) -> Quota:
         """What a client may use; everything, where it has no name."""
         return Quota() if client is None or self._quota_of is None else self._quota_of(client)
+
+    def enter(self, client: str | None) -> bool:
+        """Counts a stream, and says whether it is one too many; it counts until :meth:`leave` in either case."""
+        if client is None:
+            return False
+        self._streams[client] += 1
+        most = self.of(client).max_streams
+        return most is not None and self._streams[client] > most
+
+    def leave(self, client: str | None) -> None:
+        """A stream is gone."""
+        if client is not None:
+            self._streams[client] -= 1
+            if not self._streams[client]:
+                del self._streams[client]
 
     def charge(self, client: str | None, num_bytes: int, now_s: float) -> None:
         """Counts a request; raises :class:`QuotaExceeded`, and then counts nothing."""

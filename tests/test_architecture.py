@@ -41,9 +41,10 @@ ONLY_IN = {  # package -> the files that may import it
     "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py"},
     "triton": {"codec/backends/gpu_kernels.py", "codec/backends/gpu_writer_kernels.py"},
     "fastapi": {"apps/openai_api.py"},
-    "starlette": {"apps/openai_api.py"},
+    "starlette": {"apps/openai_api.py", "apps/watch_http.py"},
     "pydantic": set(),
-    "uvicorn": {"apps/commands/edge.py"},
+    "uvicorn": {"apps/commands/edge.py", "apps/watch_http.py"},
+    "prometheus_client": {"runtime/metrics.py"},
     "sklearn": set(),
     "psutil": set(),
 }

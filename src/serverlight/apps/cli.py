@@ -42,6 +42,7 @@ EXTRA_OF_PACKAGE = {
     "starlette": "edge",
     "uvicorn": "edge",
     "matplotlib": "plot",
+    "prometheus_client": "watch",
 }
 """Package that a command may miss -> the extra that brings it."""
 

@@ -25,6 +25,7 @@ from serverlight.apps.options import (
 )
 from serverlight.apps.security_options import SecurityOptions
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
+from serverlight.apps.watch_options import WatchOptions
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
-@takes_options(guard=SecurityOptions)
+@takes_options(guard=SecurityOptions, watch=WatchOptions)
 def serve(
     model: ModelArgument,
     guard: SecurityOptions,
+    watch: WatchOptions,
     cut: Annotated[
         list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
     ] = None,
@@ -99,11 +101,12 @@ def serve(
         agreed.check_basis(turned)
     bases = dict.fromkeys(cuts, turned) if turned else {}
     server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config, security=security)
-    with _set_by_signals(stopping), server:
-        _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
+    facts = {"model": loaded.name, "revision": loaded.revision, "cuts": cuts}
+    with _set_by_signals(stopping), watch.watching(server, facts) as url, server:
+        _announce({"address": server.address, **facts, **({"http": url} if url else {})}, json)
         stopping.wait()
         given_up = server.drain()
-    print(f"stopped; {given_up} requests were given up", file=sys.stderr)
+    watch.say(f"stopped; {given_up} requests were given up")
 
 
 def _load(spec: str, cuts: list[str], return_cut: str | None, dtype: Any) -> LoadedModel | LoadedDecoder:
@@ -128,7 +131,7 @@ def _announce(facts: dict[str, Any], json: str | None) -> None:
     if json != STDOUT:
         print(
             f"serving {facts['model']} (revision {facts['revision']}) on {facts['address']}, "
-            f"cut at {', '.join(facts['cuts'])}"
+            f"cut at {', '.join(facts['cuts'])}" + (f"; watch it at {facts['http']}" if "http" in facts else "")
         )
     sys.stdout.flush()
 

@@ -490,6 +490,16 @@ def test_public_address_is_taken_with_guards(
     Security(insecure=True).check_host(host)
 
 
+@pytest.mark.parametrize("host", PUBLIC)
+def test_open_port_is_for_this_machine(server_pair: Any, token: str, tokens: pathlib.Path, host: str) -> None:
+    """What has no guards of its own does not get the server's: others may reach it only where that is asked for by name."""
+    guarded = Security(**server_pair, tokens=str(tokens))
+    with pytest.raises(ConfigError, match=r"^http_host: .* can be reached by others"):
+        guarded.check_open_host("http_host", host)
+    guarded.check_open_host("http_host", "127.0.0.1")
+    Security(insecure=True).check_open_host("http_host", host)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
 def test_loopback_needs_no_guards(host: str) -> None:
     """On this machine anything goes."""

@@ -32,6 +32,7 @@ from serverlight.runtime.messages import Failure, InferReply, Ping, Pong, Welcom
 from serverlight.runtime.quotas import Quota, Quotas
 from serverlight.runtime.security import Security
 from serverlight.runtime.server import Server
+from serverlight.runtime.tls_failure import explain
 from serverlight.runtime.tokens import add_client, hash_token
 from serverlight.runtime.transport import InProcessTransport
 
@@ -384,14 +385,15 @@ def test_certificate_of_the_client_does_not_fit(
 
 
 def test_certificates_are_renewed_without_a_restart(
-    make_core: Any, serve: Any, dial: Any, ours: Authority, theirs: Authority
+    make_core: Any, serve: Any, dial: Any, ours: Authority, theirs: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """New files of certificate and key are taken up; files that are no pair are not."""
+    """New files of certificate and key are taken up; files that are no pair are not, and the log says so."""
     pair, renewed = ours.issue("127.0.0.1"), theirs.issue("127.0.0.1")
     thread = serve(make_core(), Security(**pair))
     assert isinstance(dial(thread, tls_ca=ours.file).greet(), Welcome)
     write(pair["tls_key"], renewed["tls_key"])  # half of it
     assert isinstance(dial(thread, tls_ca=ours.file).greet(), Welcome)
+    assert "is not the key of" in caplog.text
     write(pair["tls_cert"], renewed["tls_cert"])
     assert isinstance(dial(thread, tls_ca=theirs.file).greet(), Welcome)
     refusal(dial(thread, tls_ca=ours.file))
@@ -399,6 +401,19 @@ def test_certificates_are_renewed_without_a_restart(
 
 def write(target: str, source: str) -> None:
     pathlib.Path(target).write_bytes(pathlib.Path(source).read_bytes())
+
+
+def test_server_that_answers_is_no_matter_of_certificates(
+    make_core: Any, serve: Any, ours: Authority, server_pair: Any
+) -> None:
+    """A connection that broke for another reason is not blamed on certificates that the server takes."""
+    pair = ours.issue("phone@example.org")
+    thread = serve(make_core(), Security(**server_pair, client_ca=ours.file))
+    details = "failed to connect to all addresses; last error: Socket closed"
+    fits = Credentials(tls_ca=ours.file, **pair)
+    assert explain(details, f"127.0.0.1:{thread.port}", fits) is None
+    assert explain("Socket closed", f"127.0.0.1:{thread.port}", Credentials()) is None
+    assert isinstance(explain(details, f"127.0.0.1:{thread.port}", Credentials()), CertificateMismatch)
 
 
 def test_server_that_is_gone_is_no_matter_of_certificates(ours: Authority, open_stream: Any) -> None:
@@ -498,6 +513,14 @@ def test_open_port_is_for_this_machine(server_pair: Any, token: str, tokens: pat
         guarded.check_open_host("http_host", host)
     guarded.check_open_host("http_host", "127.0.0.1")
     Security(insecure=True).check_open_host("http_host", host)
+
+
+def test_name_is_loopback_with_all_its_addresses_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that means this machine and another address is public."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(ConfigError, match="can be reached by others"):
+        Security().check_host("both.example.org")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])

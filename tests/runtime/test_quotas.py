@@ -111,7 +111,7 @@ def test_a_clock_that_stands_still_gives_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["max_streams", "max_sessions", "max_kv_bytes", "requests_per_s", "bytes_per_s", "burst_s"]
+    "field", ["max_streams", "max_sessions", "max_kv_bytes", "requests_per_s", "bytes_per_s", "burst_s", "weight"]
 )
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, True, "5"])
 def test_bad_quota_is_named(field: str, value: object) -> None:

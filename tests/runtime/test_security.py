@@ -630,6 +630,23 @@ def test_many_connections_have_one_turn(make_core: Any, runner: Any, open_stream
     assert [data[:4] for data in runner.seen[1:7]] == [b"many", b"sing"] * 3
 
 
+def test_weight_comes_with_the_client(make_core: Any, runner: Any, open_stream: Any, until: Any) -> None:
+    """A client with twice the weight gets two requests through for each one of another's."""
+    core = make_core(quotas=Quotas(lambda name: Quota(weight=2) if name == "heavy" else Quota()))
+    streams = {name: open_stream(InProcessTransport(core, client=name)) for name in ("held", "heavy", "light")}
+    for stream in streams.values():
+        stream.greet()
+    runner.may_run.clear()
+    streams["held"].say_infer(1)
+    assert runner.has_begun.acquire(timeout=WAIT_S)
+    for name in ("heavy", "light"):
+        for i in range(1, 5):
+            streams[name].say_infer(i, name.encode())
+    runner.may_run.set()
+    until(lambda: len(runner.seen) == 9)
+    assert runner.seen[1:7] == [b"heavy", b"heavy", b"light"] * 2
+
+
 def test_flood_does_not_keep_others_out(make_core: Any, runner: Any, open_stream: Any) -> None:
     """When all places are taken by one client, another is still taken, in place of the flood's newest request."""
     core = make_core(max_waiting=4)

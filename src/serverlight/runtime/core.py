@@ -276,6 +276,10 @@ class ServerCore:
 
     # -- sessions --------------------------------------------------------------------------------
 
+    def weight_of(self, client: str | None) -> int:
+        """How many requests a client has in one turn."""
+        return self._quotas.of(client).weight
+
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that sequences have reserved."""
@@ -510,6 +514,7 @@ class _Connection:
         job = Job(
             owner=self,
             client=self.client,
+            weight=self._core.weight_of(self.client),
             cut=self._plan.cut if self._plan else "",
             request=message,
             reply=self._reply,

@@ -41,11 +41,14 @@ class Quota:
     burst_s: float = 5.0
     """So many seconds' worth of either may come at once after a rest."""
 
+    weight: int = 1
+    """Requests in one of its turns at the compute thread: where there is too much to do, three get three times as much."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             whole = str(field.type).startswith("int")
-            if value is None and field.name != "burst_s":
+            if value is None and "None" in str(field.type):
                 continue
             if (
                 isinstance(value, bool)

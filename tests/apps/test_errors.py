@@ -34,6 +34,10 @@ WRONG = {
         ["serve", "demo-vision", "--cut", "layer3.0", "--host", "0.0.0.0"],
         "can be reached by others; give",
     ),
+    "public address for HTTP": (
+        ["serve", "demo-vision", "--cut", "layer3.0", "--http", "0", "--http-host", "0.0.0.0"],
+        "behind a proxy or a tunnel",
+    ),
     "certificate without key": (["serve", "demo-vision", "--cut", "layer3.0", "--tls-cert", "a.pem"], "go together"),
     "no token file": (
         ["serve", "demo-vision", "--cut", "layer3.0", "--tokens", "nowhere.toml"],

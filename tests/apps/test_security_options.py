@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from serverlight.apps.openai_replies import problem_of
 from serverlight.apps.security_options import TOKEN_VARIABLE, CredentialOptions
+from serverlight.errors import CertificateMismatch, Unauthenticated
 from serverlight.runtime.tokens import hash_token, parse_clients
 
 trustme = pytest.importorskip("trustme", reason="trustme makes the certificates of these tests")
@@ -72,6 +74,17 @@ def test_run_through_every_guard(cli: Cli, guarded: Guarded, monkeypatch: pytest
     assert cli(*guarded.words("ca", "pair")).code == 0
 
 
+def test_generate_shows_the_same(cli: Cli, guarded: Guarded) -> None:
+    """A device that writes text gets as far as the plan with its token, and without it no further than any stranger."""
+    words = ["generate", "demo-lm", "Once", "--cut", "layers.4"]
+    options = guarded.words("ca", "pair", "token")[len(RUN) :]
+    let_in = cli(*words, *options)
+    assert (let_in.code, "plan mismatch in model" in let_in.err) == (2, True)
+    stranger = cli(*words, *options[: options.index("--token-file")])
+    assert (stranger.code, "no valid token" in stranger.err) == (2, True)
+    assert "demo-vision" not in stranger.err
+
+
 def test_token_is_printed_once(cli: Cli, tmp_path: pathlib.Path) -> None:
     """Standard output has the token and nothing else, and the file its hash; --days sets its end."""
     path = tmp_path / "tokens.toml"
@@ -95,3 +108,11 @@ def test_token_of_the_environment(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     assert CredentialOptions(token_file=str(tmp_path / "token")).read("localhost:1").token == "sl_file"
     monkeypatch.setenv(TOKEN_VARIABLE, "")
     assert CredentialOptions().read("localhost:1").token is None
+
+
+@pytest.mark.parametrize("error", [Unauthenticated("no valid token"), CertificateMismatch("tls_ca", "another name")])
+def test_endpoint_keeps_its_own_secrets(error: Exception) -> None:
+    """Whoever asks a device is not told what is wrong between the device and its server, only that something is."""
+    problem = problem_of(error)
+    assert (problem.status, problem.code) == (502, "server_refused")
+    assert str(error) not in problem.message

@@ -82,6 +82,18 @@ def test_clients_do_not_share() -> None:
         quotas.charge("a", 1, 0.0)
 
 
+def test_streams_of_one_client() -> None:
+    """One stream too many is told so, and makes room for nobody before it is gone; others have their own."""
+    quotas = Quotas(lambda name: Quota(max_streams=2))
+    assert [quotas.enter("a") for _ in range(3)] == [False, False, True]
+    assert [quotas.enter("b"), quotas.enter(None)] == [False, False]
+    quotas.leave("a")
+    assert quotas.enter("a")
+    quotas.leave("a")
+    quotas.leave("a")
+    assert not quotas.enter("a")
+
+
 def test_a_new_quota_counts_at_once() -> None:
     """A client whose quota was raised need not wait for what the old one would have asked."""
     figures = {"client": Quota(requests_per_s=1e-3, burst_s=1)}
@@ -98,7 +110,9 @@ def test_a_clock_that_stands_still_gives_nothing() -> None:
     assert [bucket.wait_s(1, now_s) for now_s in (5.0, 3.0, 5.0, 5.5, 6.0)] == [1.0, 1.0, 1.0, 0.5, 0.0]
 
 
-@pytest.mark.parametrize("field", ["max_sessions", "max_kv_bytes", "requests_per_s", "bytes_per_s", "burst_s"])
+@pytest.mark.parametrize(
+    "field", ["max_streams", "max_sessions", "max_kv_bytes", "requests_per_s", "bytes_per_s", "burst_s", "weight"]
+)
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, True, "5"])
 def test_bad_quota_is_named(field: str, value: object) -> None:
     """A figure that cannot be is refused by its name."""

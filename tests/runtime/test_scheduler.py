@@ -15,10 +15,17 @@ def job(
     deadline_ms: int | None = None,
     arrived_s: float = 0.0,
     client: str | None = None,
+    weight: int = 1,
 ) -> Job:
     request = InferRequest(request_id=request_id, payloads=(), deadline_ms=deadline_ms)
     return Job(
-        owner=owner, client=client, cut="middle", request=request, reply=lambda message: None, arrived_s=arrived_s
+        owner=owner,
+        client=client,
+        weight=weight,
+        cut="middle",
+        request=request,
+        reply=lambda message: None,
+        arrived_s=arrived_s,
     )
 
 
@@ -74,6 +81,31 @@ def test_connections_of_one_client_have_one_turn() -> None:
         scheduler.admit(job(owner="only", client="single", request_id=request_id))
     taken = [scheduler.take() for _ in range(6)]
     assert [each.client for each in taken if each] == ["many", "single"] * 3
+
+
+@given(weights=st.lists(st.integers(1, 5), min_size=1, max_size=5), rounds=st.integers(1, 4))
+def test_weights_share_the_thread(weights: list[int], rounds: int) -> None:
+    """Of clients that always have more, each gets its weight in every round, one after the other."""
+    scheduler = Scheduler(max_waiting=1000)
+    for _ in range(max(weights) * rounds):
+        for name, weight in enumerate(weights):
+            scheduler.admit(job(client=str(name), weight=weight))
+    taken = [scheduler.take() for _ in range(sum(weights) * rounds)]
+    one_round = [str(name) for name, weight in enumerate(weights) for _ in range(weight)]
+    assert [each.client for each in taken if each] == one_round * rounds
+
+
+def test_weight_is_not_saved_up() -> None:
+    """A client that had less to send than its weight has no more in its next turn than in any other."""
+    scheduler = Scheduler(max_waiting=100)
+    scheduler.admit(job(client="heavy", weight=3))
+    scheduler.admit(job(client="light"))
+    assert scheduler.take()
+    for _ in range(6):
+        scheduler.admit(job(client="heavy", weight=3))
+        scheduler.admit(job(client="light"))
+    taken = [scheduler.take() for _ in range(9)]
+    assert [each.client for each in taken if each] == ["light", *["heavy"] * 3, "light", *["heavy"] * 3, "light"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=80), st.integers(1, 12))

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2
 from serverlight.errors import (
     CertificateMismatch,
     ConfigError,
+    InputMismatch,
     MessageTooLarge,
     PeerUnavailable,
     QuotaExceeded,
@@ -27,10 +28,11 @@ from serverlight.partition import Partition
 from serverlight.runtime import grpc_transport
 from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.grpc_transport import MAX_METADATA_BYTES, SERVICE, GrpcTransport, check_health
-from serverlight.runtime.messages import Failure, InferReply, Welcome
+from serverlight.runtime.messages import Failure, InferReply, Ping, Pong, Welcome
 from serverlight.runtime.quotas import Quota, Quotas
 from serverlight.runtime.security import Security
 from serverlight.runtime.server import Server
+from serverlight.runtime.tls_failure import explain
 from serverlight.runtime.tokens import add_client, hash_token
 from serverlight.runtime.transport import InProcessTransport
 
@@ -383,14 +385,15 @@ def test_certificate_of_the_client_does_not_fit(
 
 
 def test_certificates_are_renewed_without_a_restart(
-    make_core: Any, serve: Any, dial: Any, ours: Authority, theirs: Authority
+    make_core: Any, serve: Any, dial: Any, ours: Authority, theirs: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """New files of certificate and key are taken up; files that are no pair are not."""
+    """New files of certificate and key are taken up; files that are no pair are not, and the log says so."""
     pair, renewed = ours.issue("127.0.0.1"), theirs.issue("127.0.0.1")
     thread = serve(make_core(), Security(**pair))
     assert isinstance(dial(thread, tls_ca=ours.file).greet(), Welcome)
     write(pair["tls_key"], renewed["tls_key"])  # half of it
     assert isinstance(dial(thread, tls_ca=ours.file).greet(), Welcome)
+    assert "is not the key of" in caplog.text
     write(pair["tls_cert"], renewed["tls_cert"])
     assert isinstance(dial(thread, tls_ca=theirs.file).greet(), Welcome)
     refusal(dial(thread, tls_ca=ours.file))
@@ -398,6 +401,19 @@ def test_certificates_are_renewed_without_a_restart(
 
 def write(target: str, source: str) -> None:
     pathlib.Path(target).write_bytes(pathlib.Path(source).read_bytes())
+
+
+def test_server_that_answers_is_no_matter_of_certificates(
+    make_core: Any, serve: Any, ours: Authority, server_pair: Any
+) -> None:
+    """A connection that broke for another reason is not blamed on certificates that the server takes."""
+    pair = ours.issue("phone@example.org")
+    thread = serve(make_core(), Security(**server_pair, client_ca=ours.file))
+    details = "failed to connect to all addresses; last error: Socket closed"
+    fits = Credentials(tls_ca=ours.file, **pair)
+    assert explain(details, f"127.0.0.1:{thread.port}", fits) is None
+    assert explain("Socket closed", f"127.0.0.1:{thread.port}", Credentials()) is None
+    assert isinstance(explain(details, f"127.0.0.1:{thread.port}", Credentials()), CertificateMismatch)
 
 
 def test_server_that_is_gone_is_no_matter_of_certificates(ours: Authority, open_stream: Any) -> None:
@@ -489,6 +505,24 @@ def test_public_address_is_taken_with_guards(
     Security(insecure=True).check_host(host)
 
 
+@pytest.mark.parametrize("host", PUBLIC)
+def test_open_port_is_for_this_machine(server_pair: Any, token: str, tokens: pathlib.Path, host: str) -> None:
+    """What has no guards of its own does not get the server's: others may reach it only where that is asked for by name."""
+    guarded = Security(**server_pair, tokens=str(tokens))
+    with pytest.raises(ConfigError, match=r"^http_host: .* can be reached by others"):
+        guarded.check_open_host("http_host", host)
+    guarded.check_open_host("http_host", "127.0.0.1")
+    Security(insecure=True).check_open_host("http_host", host)
+
+
+def test_name_is_loopback_with_all_its_addresses_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that means this machine and another address is public."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(ConfigError, match="can be reached by others"):
+        Security().check_host("both.example.org")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
 def test_loopback_needs_no_guards(host: str) -> None:
     """On this machine anything goes."""
@@ -528,6 +562,40 @@ def test_bytes_over_quota_are_refused(make_core: Any, open_stream: Any) -> None:
     assert stream.infer(2, b"x").error.quota == "bytes_per_s"
 
 
+def test_streams_over_quota_are_refused(make_core: Any, open_stream: Any, until: Any) -> None:
+    """A client may not take all streams; one that closes makes room for its next, and others notice nothing."""
+    core = make_core(quotas=Quotas(lambda name: Quota(max_streams=1)))
+    first = open_stream(InProcessTransport(core, client="one"))
+    first.greet()
+    assert open_stream(InProcessTransport(core, client="one")).inbox.next().error.quota == "max_streams"
+    assert isinstance(open_stream(InProcessTransport(core, client="another")).greet(), Welcome)
+    assert isinstance(first.infer(1), InferReply)
+    first.transport.close()
+    assert isinstance(open_stream(InProcessTransport(core, client="one")).greet(), Welcome)
+
+
+def test_idle_talk_is_read_at_a_steady_rate(
+    make_core: Any, serve: Any, dial: Any, runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stream that keeps the server busy for nothing the rest lies unread; other streams are read as ever."""
+    monkeypatch.setattr(grpc_transport, "_TALK_PER_S", 1e-3)
+    monkeypatch.setattr(grpc_transport, "_TALK_AT_ONCE", 3.0)
+    runner.fail_on[b"bad"] = InputMismatch("does not fit")
+    thread = serve(make_core())
+    chatty, refused, other = dial(thread), dial(thread), dial(thread)
+    for stream in (chatty, refused, other):
+        stream.greet()
+    for i in range(1, 4):
+        assert isinstance(chatty.ask(Ping()), Pong)
+        assert isinstance(refused.infer(i, b"bad"), Failure)
+    chatty.say_infer(1, b"behind pings")
+    refused.say_infer(4, b"bad")  # was waited for already when the last refusal was written, or is not read
+    refused.say_infer(5, b"behind refusals")
+    for i in range(1, 20):
+        assert isinstance(other.infer(i), InferReply)
+    assert {b"behind pings", b"behind refusals"} & set(runner.seen) == set()
+
+
 def test_quota_comes_from_the_file_and_changes_with_it(
     make_core: Any, serve: Any, dial: Any, token: str, tokens: pathlib.Path
 ) -> None:
@@ -560,6 +628,23 @@ def test_many_connections_have_one_turn(make_core: Any, runner: Any, open_stream
     runner.may_run.set()
     until(lambda: len(runner.seen) == 9)
     assert [data[:4] for data in runner.seen[1:7]] == [b"many", b"sing"] * 3
+
+
+def test_weight_comes_with_the_client(make_core: Any, runner: Any, open_stream: Any, until: Any) -> None:
+    """A client with twice the weight gets two requests through for each one of another's."""
+    core = make_core(quotas=Quotas(lambda name: Quota(weight=2) if name == "heavy" else Quota()))
+    streams = {name: open_stream(InProcessTransport(core, client=name)) for name in ("held", "heavy", "light")}
+    for stream in streams.values():
+        stream.greet()
+    runner.may_run.clear()
+    streams["held"].say_infer(1)
+    assert runner.has_begun.acquire(timeout=WAIT_S)
+    for name in ("heavy", "light"):
+        for i in range(1, 5):
+            streams[name].say_infer(i, name.encode())
+    runner.may_run.set()
+    until(lambda: len(runner.seen) == 9)
+    assert runner.seen[1:7] == [b"heavy", b"heavy", b"light"] * 2
 
 
 def test_flood_does_not_keep_others_out(make_core: Any, runner: Any, open_stream: Any) -> None:

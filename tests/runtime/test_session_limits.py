@@ -191,14 +191,16 @@ QUOTAS = {
 @pytest.mark.parametrize("quota", QUOTAS.values(), ids=QUOTAS)
 def test_client_keeps_to_its_quota(tail: Any, head: Any, plan: Plan, tmp_path: pathlib.Path, quota: str) -> None:
     """A sequence that is faster than its client's quota goes on in its place when it may, with the same tokens."""
-    expected = DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=12, chunk_tokens=2)
+    prompt = PROMPT + PROMPT[:6]
+    wanted = {"max_new_tokens": 12, "chunk_tokens": 6}  # two long frames and a short one, for which there may be room
+    expected = DecoderLoopback(plan, head, tail).generate(prompt, **wanted)
     path = tmp_path / "tokens.toml"
     token = add_client(str(path), "phone")
     path.write_text(path.read_text() + quota)
     with Server(tail, [CUT], security=Security(tokens=str(path))) as server:
         client = DecoderClient([server.address], plan=plan, head=head, credentials=Credentials(token=token))
         refused = count_refusals(server)
-        made = client.generate(PROMPT, max_new_tokens=12, chunk_tokens=2)
+        made = client.generate(prompt, **wanted)
     assert made.token_ids == expected
     assert made.num_recoveries == 0
     assert refused

@@ -61,7 +61,7 @@ def test_file_is_read() -> None:
         (f"[clients.'a b']\nsha256 = '{A}'", "client 'a b': a name is"),
         (
             f"[clients.phone]\nsha256 = '{A}'\nmax_session = 3",
-            "'phone': unknown 'max_session'; quotas are max_sessions,",
+            "'phone': unknown 'max_session'; quotas are max_streams,",
         ),
         (f"[clients.phone]\nsha256 = '{A}'\nmax_sessions = 0", "'phone': max_sessions: must be"),
         (f"[clients.phone]\nsha256 = '{A}'\nexpires = '2027-01-31'", "'phone': expires must be"),

@@ -39,8 +39,8 @@ class SecurityOptions:
         bool, typer.Option("--insecure", help="Listen where others can connect, without certificates or tokens.")
     ] = False
 
-    def read(self, host: str) -> Security:
-        """Checks all of it, and the address; raises :class:`ConfigError` before any model is loaded."""
+    def read(self, host: str, http_host: str) -> Security:
+        """Checks all of it, and the addresses; raises :class:`ConfigError` before any model is loaded."""
         from serverlight.runtime.security import Security
 
         security = Security(
@@ -51,6 +51,7 @@ class SecurityOptions:
             insecure=self.insecure,
         )
         security.check_host(host)
+        security.check_open_host("http_host", http_host)
         return security
 
 

@@ -20,6 +20,7 @@ from serverlight.errors import (
     PeerUnavailable,
     PlanMismatch,
     ProtocolError,
+    QuotaExceeded,
     RemoteError,
     ServerBusy,
     ServerlightError,
@@ -237,10 +238,11 @@ class ServerCore:
             self._connections.add(connection)
             too_many = len(self._connections) > self.config.max_streams
             retry_after_ms = self._scheduler.retry_after_ms
+            over_quota = self._quotas.enter(client)
         if self._is_draining:
             connection.fail(_shutting_down())
-        elif too_many:
-            connection.fail(ServerBusy(retry_after_ms))
+        elif too_many or over_quota:
+            connection.fail(QuotaExceeded("max_streams", retry_after_ms) if over_quota else ServerBusy(retry_after_ms))
         return connection
 
     def disconnect(self, connection: _Connection) -> None:
@@ -248,6 +250,7 @@ class ServerCore:
         with self._changed:
             self._connections.discard(connection)
             self._window.forget(connection)
+            self._quotas.leave(connection.client)
             self._sessions.remove(connection)
             self._scheduler.forget(connection)
             self._changed.notify_all()
@@ -285,6 +288,10 @@ class ServerCore:
 
     # -- sessions --------------------------------------------------------------------------------
 
+    def weight_of(self, client: str | None) -> int:
+        """How many requests a client has in one turn."""
+        return self._quotas.of(client).weight
+
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that sequences have reserved."""
@@ -297,12 +304,13 @@ class ServerCore:
 
     def open_session(self, owner: _Connection, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ServerBusy` at once where there are too many."""
+        with self._changed:
+            self._quotas.charge(owner.client, 0, time.monotonic())
         session = self._runner.open_session(plan, opened)
         with self._changed:
             if self._is_draining:
                 raise _shutting_down()
-            self._quotas.charge(owner.client, 0, now_s := time.monotonic())
-            self._sessions.add(owner, now_s, self._scheduler.retry_after_ms, client=owner.client)
+            self._sessions.add(owner, time.monotonic(), self._scheduler.retry_after_ms, client=owner.client)
             self._changed.notify_all()  # from now on the thread looks for idle ones
         self.observer.session_opened(owner, plan.cut)
         return session
@@ -523,6 +531,7 @@ class _Connection:
         job = Job(
             owner=self,
             client=self.client,
+            weight=self._core.weight_of(self.client),
             cut=self._plan.cut if self._plan else "",
             request=message,
             reply=self._answer,

@@ -47,6 +47,7 @@ from serverlight.runtime.messages import (
     ServerMessage,
     Welcome,
 )
+from serverlight.runtime.quotas import Bucket
 from serverlight.runtime.security import Security
 from serverlight.runtime.tokens import TokenFile
 from serverlight.runtime.transport import (
@@ -73,6 +74,9 @@ MAX_METADATA_BYTES = 8 * 2**10
 
 _HANDSHAKE_S, _IDLE_CONNECTION_S = 10.0, 60.0
 _MAX_CONNECTIONS, _MAX_CALLS_PER_CONNECTION = 1024, 100
+
+_TALK_PER_S, _TALK_AT_ONCE = 200.0, 1000.0
+"""Messages of a stream that are no work: so many a second, and so many at once after a rest."""
 
 _GRANT_CHECK_S = 1.0
 """How long a stream may outlive its token."""
@@ -322,7 +326,9 @@ _UNANSWERED = OpenSession, CloseSession, Ping
 class _ServerStream:
     """Takes at most so many requests ahead of the replies, so that a client cannot pile up work or unread replies.
 
-    One message more is read, and waits where it is a request: a ping is answered however many are under way.
+    One message more is read, and waits where it is a request: a ping is answered however many are under way. What is no
+    work, and keeps the loop busy all the same (pings, sessions that are opened and closed, requests that are refused), is
+    read no faster than at a steady rate.
     """
 
     def __init__(self, context: Any, max_in_flight: int, max_message_bytes: int) -> None:
@@ -331,6 +337,7 @@ class _ServerStream:
         self._outbox: asyncio.Queue[tuple[bytes, ServerMessage] | None] = asyncio.Queue()
         self._owes_pong = False
         self._slots = asyncio.Semaphore(max_in_flight)
+        self._talk = Bucket(rate_per_s=_TALK_PER_S, capacity=_TALK_AT_ONCE)
         self.grant = granted()
         self.connection: Connection
 
@@ -349,6 +356,8 @@ class _ServerStream:
             if self._owes_pong:  # one answers all pings of a client that does not read
                 return
             self._owes_pong = True
+        elif isinstance(message, Failure):
+            self._talk.take(1, self._loop.time())
         self._outbox.put_nowait((data, message))
 
     def end(self) -> None:
@@ -387,12 +396,16 @@ class _ServerStream:
             self.end()
 
     async def _read_one(self, connection: Connection, timeout_s: float | None) -> bool:
+        if (pause_s := self._talk.wait_s(1, self._loop.time())) > 0:
+            await asyncio.sleep(pause_s)
         try:
             data = await asyncio.wait_for(self._context.read(), timeout_s)
             if data is grpc.aio.EOF:  # type: ignore[attr-defined]
                 return False
             message = decode_client(data)
-            if not isinstance(message, _UNANSWERED):
+            if isinstance(message, _UNANSWERED):
+                self._talk.take(1, self._loop.time())
+            else:
                 await self._slots.acquire()
             connection.receive(message)
         except TimeoutError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ _SLACK = 1e-9
 class Quota:
     """The share of one client, all its connections together; ``None`` leaves it to the limits for all."""
 
+    max_streams: int | None = None
+    """Streams at a time; one is enough for a vision model, a language model takes one for each sequence."""
+
     max_sessions: int | None = None
     """Sequences of a language model at a time."""
 
@@ -37,11 +41,14 @@ class Quota:
     burst_s: float = 5.0
     """So many seconds' worth of either may come at once after a rest."""
 
+    weight: int = 1
+    """Requests in one of its turns at the compute thread: where there is too much to do, three get three times as much."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             whole = str(field.type).startswith("int")
-            if value is None and field.name != "burst_s":
+            if value is None and "None" in str(field.type):
                 continue
             if (
                 isinstance(value, bool)
@@ -102,10 +109,26 @@ class Quotas:
     def __init__(self, quota_of: Callable[[str], Quota] | None = None) -> None:
         self._quota_of = quota_of
         self._meters: dict[str, _Meter] = {}
+        self._streams: Counter[str] = Counter()
 
     def of(self, client: str | None) -> Quota:
         """What a client may use; everything, where it has no name."""
         return Quota() if client is None or self._quota_of is None else self._quota_of(client)
+
+    def enter(self, client: str | None) -> bool:
+        """Counts a stream, and says whether it is one too many; it counts until :meth:`leave` in either case."""
+        if client is None:
+            return False
+        self._streams[client] += 1
+        most = self.of(client).max_streams
+        return most is not None and self._streams[client] > most
+
+    def leave(self, client: str | None) -> None:
+        """A stream is gone."""
+        if client is not None:
+            self._streams[client] -= 1
+            if not self._streams[client]:
+                del self._streams[client]
 
     def charge(self, client: str | None, num_bytes: int, now_s: float) -> None:
         """Counts a request; raises :class:`QuotaExceeded`, and then counts nothing."""

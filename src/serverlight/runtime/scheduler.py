@@ -26,6 +26,9 @@ class Job:
     client: str | None = None
     """Whose connection that is, where it is known."""
 
+    weight: int = 1
+    """How many requests its client has in one turn."""
+
     cut: str
     """Which tail it is for."""
 
@@ -73,6 +76,8 @@ class Scheduler:
     def __init__(self, *, max_waiting: int) -> None:
         self._max_waiting = max_waiting
         self._queues: dict[object, deque[Job]] = {}  # none is empty; whose turn is next comes first
+        self._front: object = None  # whose turn it is
+        self._num_in_turn = 0
         self._mean_s = 0.0
 
     @property
@@ -100,10 +105,14 @@ class Scheduler:
         if not self._queues:
             return None
         whose = next(iter(self._queues))
-        waiting = self._queues.pop(whose)
+        self._num_in_turn = self._num_in_turn + 1 if whose == self._front else 1
+        self._front, waiting = whose, self._queues[whose]
         job = waiting.popleft()
+        if not waiting or self._num_in_turn >= job.weight:
+            del self._queues[whose]
+            self._front = None
         if waiting:
-            self._queues[whose] = waiting
+            self._queues.setdefault(whose, waiting)
         return job
 
     def take_batch(self, limit: int) -> list[Job]:

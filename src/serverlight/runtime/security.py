@@ -72,11 +72,19 @@ class Security:
                 "or --insecure on a network that you trust"
             )  # fmt: skip
 
+    def check_open_host(self, field: str, host: str) -> None:
+        """Raises :class:`ConfigError` for an address that others can reach, for what neither encrypts nor asks for tokens."""
+        if not (self.insecure or _stays_here(host, field)):
+            raise ConfigError(
+                field, f"{host or 'every address'} can be reached by others, who may read all that is there; listen on "
+                "127.0.0.1 behind a proxy or a tunnel, or give --insecure on a network that you trust"
+            )  # fmt: skip
 
-def _stays_here(host: str) -> bool:
+
+def _stays_here(host: str, field: str = "host") -> bool:
     """Whether all addresses of a host are loopback; those of no host are all of the machine's."""
     try:
         found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise ConfigError("host", f"cannot resolve {host!r}: {error}") from None
+        raise ConfigError(field, f"cannot resolve {host!r}: {error}") from None
     return all(is_loopback(str(address[0])) for *_, address in found)

@@ -86,7 +86,7 @@ def serve(
 
     check_writable("json", json)
     check_cut_or_plan(cut, plan)
-    security, faults = guard.read(host), read_faults(inject, inject_seed)
+    security, faults = guard.read(host, watch.http_host), read_faults(inject, inject_seed)
     config = ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20))
     numbers = read_dtype(dtype)
     agreed = Plan.load(plan) if plan else None

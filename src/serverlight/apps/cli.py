@@ -41,6 +41,7 @@ EXTRA_OF_PACKAGE = {
     "starlette": "edge",
     "uvicorn": "edge",
     "matplotlib": "plot",
+    "ray": "ray",
 }
 """Package that a command may miss -> the extra that brings it."""
 

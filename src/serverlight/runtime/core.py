@@ -183,6 +183,16 @@ class ServerCore:
         return self._num_streams
 
     @property
+    def num_sessions(self) -> int:
+        """Sequences of a language model that are remembered now."""
+        return len(self._sessions)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread that computes is there; without it nothing is answered."""
+        return self._thread.is_alive()
+
+    @property
     def is_draining(self) -> bool:
         """Whether new work is refused."""
         return self._is_draining
@@ -238,6 +248,11 @@ class ServerCore:
     def kv_bytes(self) -> int:
         """Bytes of keys and values that sequences have reserved."""
         return self._sessions.kv_bytes
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """One for each cut that is served; they name the model."""
+        return tuple(self._plans.values())
 
     @property
     def cuts(self) -> tuple[str, ...]:

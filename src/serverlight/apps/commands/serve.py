@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from serverlight.apps.cut_options import check_cut_or_plan
+from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import (
     DtypeOption,
     JsonOption,
@@ -22,18 +22,17 @@ from serverlight.apps.options import (
     ThreadsOption,
     read_dtype,
 )
+from serverlight.apps.ray_options import RayOptions
+from serverlight.apps.recipe import Recipe
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
-from serverlight.errors import ConfigError
-
-if TYPE_CHECKING:
-    from serverlight.generation import LoadedDecoder
-    from serverlight.models import LoadedModel
 
 __all__ = ["serve"]
 
 
+@takes_options(scale=RayOptions)
 def serve(
     model: ModelArgument,
+    scale: RayOptions,
     cut: Annotated[
         list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
     ] = None,
@@ -66,53 +65,50 @@ def serve(
 
     Example: `serverlight serve demo-vision --cut layer2.2 --port 50051`
     """
-    import torch
-
-    from serverlight.codec import Basis
-    from serverlight.plan import Plan
-    from serverlight.runtime import Server
     from serverlight.runtime.core import ServerConfig
 
     check_writable("json", json)
     check_cut_or_plan(cut, plan)
-    config = ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20))
-    numbers = read_dtype(dtype)
-    agreed = Plan.load(plan) if plan else None
+    scale.check()
+    read_dtype(dtype)
+    recipe = Recipe(
+        model=model,
+        cuts=tuple(cut or ()),
+        plan=plan,
+        basis=basis,
+        return_cut=return_cut,
+        dtype=dtype,
+        threads=threads,
+        config=ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20)),
+    )
     stopping = threading.Event()
     if until_eof:
         threading.Thread(target=_stop_at_eof, args=(stopping,), name="serverlight-stdin", daemon=True).start()
-    torch.set_num_threads(threads)
-    cuts = [agreed.cut] if agreed else list(cut or ())
-    loaded = _load(model, cuts, return_cut or (agreed.return_cut if agreed else None), numbers)
-    if agreed:
-        dataclasses.replace(agreed, model=loaded.name, revision=loaded.revision).check_compatible(agreed)
-    codec = agreed.codec if agreed else None
-    turned = Basis.load(basis) if basis else None
-    if agreed:
-        agreed.check_basis(turned)
-    bases = dict.fromkeys(cuts, turned) if turned else {}
-    server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config)
+    if scale.ray:
+        _serve_many(recipe, scale, host, port, stopping, json)
+        return
+    server = recipe.make(host, port)
     with _set_by_signals(stopping), server:
-        _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
+        served = server.core.plans
+        facts = {"address": server.address, "model": served[0].model, "revision": served[0].revision}
+        _announce({**facts, "cuts": [plan.cut for plan in served]}, json)
         stopping.wait()
         given_up = server.drain()
     print(f"stopped; {given_up} requests were given up", file=sys.stderr)
 
 
-def _load(spec: str, cuts: list[str], return_cut: str | None, dtype: Any) -> LoadedModel | LoadedDecoder:
-    from serverlight.models import is_language_model, load_model
+def _serve_many(
+    recipe: Recipe, options: RayOptions, host: str, port: int, stopping: threading.Event, json: str | None
+) -> None:
+    from serverlight.apps.ray_app import Cluster, Scale
 
-    if not is_language_model(spec):
-        for name, value in {"return_cut": return_cut, "dtype": dtype}.items():
-            if value is not None:
-                raise ConfigError(name, f"is for language models, and {spec!r} is none; leave it away")
-        return load_model(spec)
-    from serverlight.generation import LoadedDecoder, layer_of  # brings transformers, which takes seconds
-
-    first = min(cuts, key=layer_of)
-    if return_cut:
-        return LoadedDecoder.middle(spec, first, return_cut, dtype=dtype)
-    return LoadedDecoder.tail(spec, first, dtype=dtype)
+    scale = Scale(replicas=options.replicas, max_replicas=options.max_replicas, host=host, ports=options.replica_ports)
+    # Ray sets handlers for signals when it starts; ours come after them.
+    with Cluster(recipe, scale, host=host, port=port) as cluster, _set_by_signals(stopping):
+        report = cluster.report()
+        _announce({"address": cluster.address, **{name: report[name] for name in ("model", "revision", "cuts")}}, json)
+        stopping.wait()
+    print("stopped; all replicas have drained", file=sys.stderr)
 
 
 def _announce(facts: dict[str, Any], json: str | None) -> None:

@@ -100,7 +100,7 @@ class Directory:
         try:
             connection.request("GET", self.target, headers={"Accept": "application/json"})
             answer = connection.getresponse()
-            body = answer.read(MAX_ANSWER_BYTES + 1)
+            body: bytes = answer.read(MAX_ANSWER_BYTES + 1)
         except (OSError, http.client.HTTPException) as error:
             raise PeerUnavailable(f"{self._name} cannot be asked ({error!r}); is `serve --ray` up?") from None
         finally:

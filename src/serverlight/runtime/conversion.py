@@ -289,6 +289,7 @@ def _timing_from_pb(timing: pb.Timing) -> Timing:
         cpu_ms=timing.cpu_ms,
         process_cpu_ms=timing.process_cpu_ms,
         sample_ms=timing.sample_ms,
+        batch_size=timing.batch_size,
     )
 
 
@@ -300,6 +301,7 @@ def _timing_to_pb(timing: Timing) -> pb.Timing:
         cpu_ms=timing.cpu_ms,
         process_cpu_ms=timing.process_cpu_ms,
         sample_ms=timing.sample_ms,
+        batch_size=timing.batch_size,
     )
 
 

@@ -61,6 +61,12 @@ class ServerConfig:
     max_batch: int = 64
     """The most samples in one request."""
 
+    max_batch_requests: int = 64
+    """The most requests that run as one batch; 1 runs one after the other."""
+
+    max_batch_delay_ms: float = 5.0
+    """The longest that a request waits for others to join its batch, in milliseconds."""
+
     max_waiting: int = 64
     """The most requests that wait, all clients together; further ones get :class:`ServerBusy`."""
 
@@ -95,7 +101,7 @@ class ServerConfig:
             if field.type == "int" and (not isinstance(value, int) or value < least):
                 raise ConfigError(field.name, f"must be a whole number of at least {least}, got {value!r}")
             if field.type == "float" and not value >= 0:
-                raise ConfigError(field.name, f"must be zero or more seconds, got {value!r}")
+                raise ConfigError(field.name, f"must be zero or more, got {value!r}")
 
 
 class Runner(Protocol):

@@ -141,6 +141,9 @@ class Timing:
     sample_ms: float = 0.0
     """Of a step: choosing the token, or encoding what goes back."""
 
+    batch_size: int = 1
+    """How many requests ran together, this one included; 0 where the server does not say."""
+
     @property
     def total_ms(self) -> float:
         """From reading the request to the reply."""

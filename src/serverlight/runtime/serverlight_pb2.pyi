@@ -191,20 +191,22 @@ class Logprobs(_message.Message):
     def __init__(self, chosen: _Optional[float] = ..., ids: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Timing(_message.Message):
-    __slots__ = ("queue_ms", "decode_ms", "tail_ms", "cpu_ms", "process_cpu_ms", "sample_ms")
+    __slots__ = ("queue_ms", "decode_ms", "tail_ms", "cpu_ms", "process_cpu_ms", "sample_ms", "batch_size")
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     DECODE_MS_FIELD_NUMBER: _ClassVar[int]
     TAIL_MS_FIELD_NUMBER: _ClassVar[int]
     CPU_MS_FIELD_NUMBER: _ClassVar[int]
     PROCESS_CPU_MS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_MS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     queue_ms: float
     decode_ms: float
     tail_ms: float
     cpu_ms: float
     process_cpu_ms: float
     sample_ms: float
-    def __init__(self, queue_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., tail_ms: _Optional[float] = ..., cpu_ms: _Optional[float] = ..., process_cpu_ms: _Optional[float] = ..., sample_ms: _Optional[float] = ...) -> None: ...
+    batch_size: int
+    def __init__(self, queue_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., tail_ms: _Optional[float] = ..., cpu_ms: _Optional[float] = ..., process_cpu_ms: _Optional[float] = ..., sample_ms: _Optional[float] = ..., batch_size: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("request_id", "code", "message", "attributes_json")

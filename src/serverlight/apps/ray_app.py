@@ -126,8 +126,9 @@ class Replica:
 
     def _address(self) -> str:
         host, _, port = self._server.address.rpartition(":")
-        node: str = ray.util.get_node_ip_address()
-        return f"{node}:{port}" if host in ("0.0.0.0", "[::]") else f"{host}:{port}"
+        if host in ("0.0.0.0", "[::]"):
+            host = ray.util.get_node_ip_address()
+        return f"{host}:{port}"
 
 
 class Directory:

@@ -105,13 +105,16 @@ def _serve_many(
     scale = Scale(replicas=options.replicas, max_replicas=options.max_replicas, host=host, ports=options.replica_ports)
     announcing = contextlib.redirect_stdout(sys.stdout)
     # What Ray prints is no figure. It sets handlers for signals when it starts, so ours come after it.
-    with contextlib.redirect_stdout(sys.stderr), Cluster(recipe, scale, host=host, port=port) as cluster:
-        with _set_by_signals(stopping):
-            report = cluster.report()
-            facts = {"address": cluster.address, **{name: report[name] for name in ("model", "revision", "cuts")}}
-            with announcing:
-                _announce(facts, json)
-            stopping.wait()
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        Cluster(recipe, scale, host=host, port=port) as cluster,
+        _set_by_signals(stopping),
+    ):
+        report = cluster.report()
+        facts = {"address": cluster.address, **{name: report[name] for name in ("model", "revision", "cuts")}}
+        with announcing:
+            _announce(facts, json)
+        stopping.wait()
     print("stopped; all replicas have drained", file=sys.stderr)
 
 

@@ -231,11 +231,18 @@ def test_replica_is_well_until_it_leaves() -> None:
     assert done.stdout.startswith("ill: "), done.stderr
 
 
-def test_ends_with_its_replicas(served: Served) -> None:
-    """When it is told to stop, replicas drain, no process of theirs remains, and the exit code is 0."""
+def test_ends_with_its_replicas(served: Served, head: LoadedDecoder, plan: Plan) -> None:
+    """When it is told to stop, a sequence that is under way ends where it began, no process of a replica remains, the exit
+    code is 0, and nothing but what was asked for went to standard output.
+    """
     pids = list(served.replicas().values())
+    stream = DecoderClient([served.address], plan=plan, head=head).stream([1, 60], max_new_tokens=20)
+    tokens = [next(stream)]
     served.process.send_signal(signal.SIGTERM)
+    time.sleep(3.0)  # a replica that does not wait would be gone by now
+    tokens += stream
+    assert (len(tokens), tokens[-1].num_recoveries) == (20, 0)
     assert served.process.wait(LONG_S) == 0
-    assert served.process.stdout is not None
-    assert served.process.stdout.read() == "", "nothing but what was asked for goes to standard output"
     assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids)
+    assert served.process.stdout is not None
+    assert served.process.stdout.read() == ""

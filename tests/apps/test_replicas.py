@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +92,14 @@ def test_options_that_cannot_be(given: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RayOptions(**given).check()
     assert caught.value.field == field
+
+
+def test_ray_is_asked_for_by_name(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Ray the command says what to install, and loads no model."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    outcome = cli("serve", "demo-lm", "--cut", "layers.4", "--ray")
+    assert outcome.code == 2
+    assert "serverlight[ray]" in outcome.err
 
 
 def test_same_server_from_a_recipe() -> None:

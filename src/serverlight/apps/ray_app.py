@@ -264,20 +264,17 @@ class Cluster:
             serve.start(http_options={"host": self._host, "port": self._port})
             self._directory = serve.run(make_app(self._recipe, self._scale), name=APP, route_prefix="/")
         except RuntimeError as error:
-            self._stop_ray()
+            self._stop()
             raise ModelError(f"no replica could start: {error}; the same command without --ray may tell more") from None
         except BaseException:
-            self._stop_ray()
+            self._stop()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            serve.delete(APP)  # waits until all replicas have drained
-        finally:
-            self._stop_ray()
+        self._stop()
 
     def _start_ray(self) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -291,10 +288,14 @@ class Cluster:
         store = _OBJECT_STORE_BYTES
         ray.init("local", num_cpus=cpus, object_store_memory=store, include_dashboard=False, **quiet)
 
-    def _stop_ray(self) -> None:
-        if self._is_ours:
-            serve.shutdown()
-        ray.shutdown()
+    def _stop(self) -> None:
+        try:
+            with contextlib.suppress(exceptions.RayServeException):  # Serve has not begun
+                serve.delete(APP)  # waits until all replicas have drained
+            if self._is_ours:
+                serve.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _take_port(host: str, port: int) -> int:

@@ -194,7 +194,7 @@ def test_manifest_is_one_that_serve_takes() -> None:
 
 
 WELL_AND_ILL = """
-import asyncio, sys, threading, time
+import threading
 from serverlight.apps.ray_app import Replica, Scale
 from serverlight.apps.recipe import Recipe
 from serverlight.codec import CodecConfig
@@ -205,7 +205,7 @@ from serverlight.runtime.decoder_client import DecoderClient
 
 replica = Replica(Recipe(model="demo-lm", cuts=("layers.4",), dtype="float32"), Scale(ports="47100-47199"))
 assert replica.report()["address"].startswith("127.0.0.1:471"), replica.report()
-asyncio.run(replica.check_health())
+replica.check_health()
 head = LoadedDecoder.head("demo-lm", "layers.4")
 plan = Plan(model=head.name, revision=head.revision, cut="layers.4", codec=CodecConfig(sparsity=0.2))
 stream = DecoderClient([replica.report()["address"]], plan=plan, head=head).stream([1, 60], max_new_tokens=9)
@@ -217,7 +217,7 @@ tokens += stream  # it is let finish
 leaving.join(15)
 assert (len(tokens), tokens[-1].num_recoveries, leaving.is_alive()) == (9, 0, False)
 try:
-    asyncio.run(replica.check_health())
+    replica.check_health()
 except PeerUnavailable as error:
     print("ill:", error)
 """

@@ -12,6 +12,7 @@ import pytest
 from serverlight.apps.ray_options import RayOptions
 from serverlight.apps.recipe import Recipe
 from serverlight.apps.replicas import load_of, rank, wanted_replicas
+from serverlight.apps.watch_options import WatchOptions
 from serverlight.errors import ConfigError
 
 SESSIONS = [f"tablet-{i}" for i in range(600)]
@@ -90,7 +91,7 @@ def test_what_is_scarcest_counts(name: str) -> None:
 def test_options_that_cannot_be(given: dict[str, Any], field: str) -> None:
     """An option that means nothing, or cannot be met, is named before anything is loaded."""
     with pytest.raises(ConfigError) as caught:
-        RayOptions(**given).check()
+        RayOptions(**given).check(WatchOptions())
     assert caught.value.field == field
 
 
@@ -108,3 +109,10 @@ def test_same_server_from_a_recipe() -> None:
     for server in (recipe.make("127.0.0.1", 0), recipe.make("127.0.0.1", 0)):
         assert (server.core.cuts, server.address) == (("layers.6", "layers.7"), "127.0.0.1:0")
         assert {plan.model for plan in server.core.plans} == {"demo-lm"}
+
+
+def test_no_page_for_many_servers() -> None:
+    """Options that would be without effect under Ray are refused, not forgotten."""
+    with pytest.raises(ConfigError) as caught:
+        RayOptions(ray=True).check(WatchOptions(http=0))
+    assert caught.value.field == "http"

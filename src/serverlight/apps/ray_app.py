@@ -94,15 +94,10 @@ class Replica:
         """What Serve hands to its policy."""
         return {"load": self._load()}
 
-    async def check_health(self) -> None:
-        """Raises where it should be replaced: its thread is gone, or its socket does not answer that it serves."""
-        from serverlight.runtime.grpc_transport import check_health
-
-        core = self._server.core
-        if not core.is_alive or core.is_draining:
-            raise PeerUnavailable("the compute thread has ended, or the server is stopping; start another replica")
-        if not await asyncio.to_thread(check_health, self._address()):
-            raise PeerUnavailable(f"{self._address()} does not serve; start another replica")
+    def check_health(self) -> None:
+        """Raises where it should be replaced: its thread is gone or does not get on, or it takes no requests."""
+        if not self._server.is_ready:
+            raise PeerUnavailable(f"the compute thread is {self._server.health}, or stopping; start another replica")
 
     def __del__(self) -> None:
         """Serve calls it when the replica is to go, after the directory has forgotten it."""
@@ -178,19 +173,22 @@ class Directory:
 
 def build(args: dict[str, Any]) -> Any:
     """The Serve application, from the ``args`` of a Serve config file: fields of :class:`Recipe` and :class:`Scale`, and
-    ``config`` with those of :class:`ServerConfig`.
+    ``config`` and ``security`` with those of :class:`ServerConfig` and :class:`Security`.
 
     Raises:
         TypeError: a field is not known.
-        ConfigError: a limit cannot be.
+        ConfigError: a limit cannot be, or others can reach ``host``, and ``security`` does not keep them out.
     """
     from serverlight.runtime import ServerConfig
+    from serverlight.runtime.security import Security
 
     given = dict(args)
     names = {field.name for field in dataclasses.fields(Scale)}
     scale = Scale(**{name: given.pop(name) for name in names & given.keys()})
-    config = ServerConfig(**given.pop("config", {}))
-    return make_app(Recipe(**{**given, "cuts": tuple(given.get("cuts", ())), "config": config}), scale)
+    config, security = ServerConfig(**given.pop("config", {})), Security(**given.pop("security", {}))
+    security.check_host(scale.host)
+    cuts = tuple(given.pop("cuts", ()))
+    return make_app(Recipe(**given, cuts=cuts, config=config, security=security), scale)
 
 
 def make_app(recipe: Recipe, scale: Scale) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from serverlight.apps.replicas import read_ports
 from serverlight.errors import ConfigError
+
+if TYPE_CHECKING:
+    from serverlight.apps.watch_options import WatchOptions
 
 __all__ = ["RayOptions"]
 
@@ -29,8 +32,12 @@ class RayOptions:
         str | None, typer.Option(metavar="FIRST-LAST", help="With --ray: where servers listen; by default anywhere.")
     ] = None
 
-    def check(self) -> None:
+    def check(self, watch: WatchOptions) -> None:
         """Raises :class:`ConfigError` for what cannot be."""
+        if self.ray and (watch.http is not None or watch.log_json):
+            raise ConfigError(
+                "http", "with --ray the directory has /replicas instead; leave --http and --log-json away"
+            )
         given = {
             "replicas": self.replicas != 1,
             "max_replicas": self.max_replicas is not None,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from serverlight.generation import LoadedDecoder
     from serverlight.models import LoadedModel
     from serverlight.runtime import Server, ServerConfig
+    from serverlight.runtime.security import Security
 
 __all__ = ["Recipe"]
 
@@ -45,6 +46,9 @@ class Recipe:
     config: ServerConfig | None = None
     """Limits; by default the server's own."""
 
+    security: Security | None = None
+    """Who may connect; by default whoever reaches loopback. Its files must lie where the server runs."""
+
     def make(self, host: str, port: int) -> Server:
         """Loads the model and makes the server, which does not listen yet.
 
@@ -73,7 +77,16 @@ class Recipe:
         if agreed:
             agreed.check_basis(turned)
         bases = dict.fromkeys(cuts, turned) if turned else {}
-        return Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=self.config)
+        return Server(
+            loaded,
+            cuts,
+            codec=codec,
+            bases=bases,
+            host=host,
+            port=port,
+            config=self.config,
+            security=self.security,
+        )
 
 
 def _load(spec: str, cuts: list[str], return_cut: str | None, dtype: Any) -> LoadedModel | LoadedDecoder:

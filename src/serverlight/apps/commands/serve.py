@@ -24,14 +24,18 @@ from serverlight.apps.options import (
 )
 from serverlight.apps.ray_options import RayOptions
 from serverlight.apps.recipe import Recipe
+from serverlight.apps.security_options import SecurityOptions
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
+from serverlight.apps.watch_options import WatchOptions
 
 __all__ = ["serve"]
 
 
-@takes_options(scale=RayOptions)
+@takes_options(guard=SecurityOptions, watch=WatchOptions, scale=RayOptions)
 def serve(
     model: ModelArgument,
+    guard: SecurityOptions,
+    watch: WatchOptions,
     scale: RayOptions,
     cut: Annotated[
         list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
@@ -39,7 +43,9 @@ def serve(
     plan: Annotated[
         str | None, typer.Option(metavar="FILE", help="Serve this plan alone, with exactly its codec settings.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; traffic is not encrypted.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback want certificates and tokens.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 50051,
     basis: Annotated[
         str | None, typer.Option(metavar="FILE", help="A basis that clients of all these cuts may send features in.")
@@ -69,7 +75,8 @@ def serve(
 
     check_writable("json", json)
     check_cut_or_plan(cut, plan)
-    scale.check()
+    scale.check(watch)
+    security = guard.read(host)
     read_dtype(dtype)
     recipe = Recipe(
         model=model,
@@ -80,6 +87,7 @@ def serve(
         dtype=dtype,
         threads=threads,
         config=ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20)),
+        security=security,
     )
     stopping = threading.Event()
     if until_eof:
@@ -88,13 +96,13 @@ def serve(
         _serve_many(recipe, scale, host, port, stopping, json)
         return
     server = recipe.make(host, port)
-    with _set_by_signals(stopping), server:
-        served = server.core.plans
-        facts = {"address": server.address, "model": served[0].model, "revision": served[0].revision}
-        _announce({**facts, "cuts": [plan.cut for plan in served]}, json)
+    served = server.core.plans
+    facts = {"model": served[0].model, "revision": served[0].revision, "cuts": [plan.cut for plan in served]}
+    with _set_by_signals(stopping), watch.watching(server, facts) as url, server:
+        _announce({"address": server.address, **facts, **({"http": url} if url else {})}, json)
         stopping.wait()
         given_up = server.drain()
-    print(f"stopped; {given_up} requests were given up", file=sys.stderr)
+    watch.say(f"stopped; {given_up} requests were given up")
 
 
 def _serve_many(
@@ -124,7 +132,7 @@ def _announce(facts: dict[str, Any], json: str | None) -> None:
     if json != STDOUT:
         print(
             f"serving {facts['model']} (revision {facts['revision']}) on {facts['address']}, "
-            f"cut at {', '.join(facts['cuts'])}"
+            f"cut at {', '.join(facts['cuts'])}" + (f"; watch it at {facts['http']}" if "http" in facts else "")
         )
     sys.stdout.flush()
 

@@ -98,6 +98,7 @@ def test_options_that_cannot_be(given: dict[str, Any], field: str) -> None:
 def test_ray_is_asked_for_by_name(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Ray the command says what to install, and loads no model."""
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "serverlight.apps.ray_app", raising=False)  # half a module, where doctests looked
     outcome = cli("serve", "demo-lm", "--cut", "layers.4", "--ray")
     assert outcome.code == 2
     assert "serverlight[ray]" in outcome.err

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.setup
 # Two processes that spin on the same cores slow each other down many times over; waiting passively costs nothing.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo test test-slow check bench docs vectors proto fuzz fuzz-messages clean
+.PHONY: setup demo test test-slow test-ray check bench docs vectors proto fuzz fuzz-messages clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -24,6 +24,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout=3600 $(ARGS)
+
+test-ray: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	$(BIN)/python -m pytest -m slow --timeout=600 tests/apps/test_ray_app.py $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

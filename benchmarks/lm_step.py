@@ -47,6 +47,7 @@ from serverlight.plan import Plan
 from serverlight.runtime.decoder_client import DecoderClient, Token
 from serverlight.runtime.device import Device
 from serverlight.runtime.heartbeat import Heartbeat
+from serverlight.runtime.resolver import FixedAddresses
 from serverlight.runtime.sequence import Link, RemoteSequence
 from serverlight.runtime.server import Server
 from serverlight.sampling import Sampling
@@ -257,7 +258,9 @@ def split(token: Token, total_ms: float, link_ms: float) -> dict[str, float]:
 
 def count_bytes(relay: Relay, plan: Plan, head: LoadedDecoder, num_steps: int) -> dict[str, Any]:
     """Means over all steps of what crossed the sockets; a prompt comes before."""
-    link = Link([relay.address], timeout_s=60.0, step_timeout_s=60.0, recovery_s=60.0, heartbeat=Heartbeat())
+    link = Link(
+        FixedAddresses((relay.address,)), timeout_s=60.0, step_timeout_s=60.0, recovery_s=60.0, heartbeat=Heartbeat()
+    )
     device = Device(plan, head.part, None)  # type: ignore[arg-type]
     sequence = RemoteSequence(link, plan, SAMPLING, device)
     token_ids, frame_bytes, skipped = PROMPT, 0, (0, 0)

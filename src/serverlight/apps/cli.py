@@ -44,6 +44,7 @@ EXTRA_OF_PACKAGE = {
     "uvicorn": "edge",
     "matplotlib": "plot",
     "prometheus_client": "watch",
+    "ray": "ray",
 }
 """Package that a command may miss -> the extra that brings it."""
 

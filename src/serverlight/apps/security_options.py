@@ -92,7 +92,7 @@ class CredentialOptions:
             token=self._token(),
             insecure=self.insecure,
         )
-        for address in addresses:
+        for address in (a for a in addresses if "://" not in a):  # what a directory names is checked when it does
             credentials.check_address(address.rpartition(":")[0])
         return credentials
 

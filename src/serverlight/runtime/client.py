@@ -19,6 +19,7 @@ from serverlight.plan import Plan
 from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.grpc_transport import GrpcTransport
 from serverlight.runtime.messages import Frame, Image, Payload, Timing
+from serverlight.runtime.resolver import resolver_of
 from serverlight.runtime.stream import ClientStream
 from serverlight.runtime.tensors import from_raw, to_raw
 from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES, Transport
@@ -75,7 +76,8 @@ def connect(
     """Connects to a server and agrees on the plan.
 
     Args:
-        address: ``HOST:PORT`` of a :class:`~serverlight.runtime.server.Server`.
+        address: ``HOST:PORT`` of a :class:`~serverlight.runtime.server.Server`, or ``ray+http://HOST:PORT`` of a directory,
+            which is asked once.
         plan: which model, cut where, compressed how.
         model: the model that the plan names, or its partition if it has been made already.
         basis: the one that the plan names, if it names one.
@@ -93,7 +95,8 @@ def connect(
         ConfigError: another basis than the plan's, or a token that would travel without encryption.
         CutNotFound: the model has no such cut.
     """
-    transport = GrpcTransport(address, max_message_bytes=max_message_bytes, credentials=credentials)
+    found = resolver_of([address]).resolve(timeout_s)[0]
+    transport = GrpcTransport(found, max_message_bytes=max_message_bytes, credentials=credentials)
     return Client(transport, plan=plan, model=model, basis=basis, timeout_s=timeout_s, deadline_ms=deadline_ms)
 
 

@@ -298,6 +298,11 @@ class ServerCore:
         return self._sessions.kv_bytes
 
     @property
+    def plans(self) -> tuple[Plan, ...]:
+        """One for each cut that is served; they name the model."""
+        return tuple(self._plans.values())
+
+    @property
     def cuts(self) -> tuple[str, ...]:
         """The cuts that are served."""
         return tuple(self._plans)

@@ -21,6 +21,7 @@ from serverlight.runtime.heartbeat import Heartbeat
 from serverlight.runtime.messages import Timing
 from serverlight.runtime.moving import Mover
 from serverlight.runtime.pace import Observed
+from serverlight.runtime.resolver import Resolver, resolver_of
 from serverlight.runtime.sequence import Link, RemoteSequence, Replies
 from serverlight.sampling import Choice, Sampling
 
@@ -85,7 +86,8 @@ class DecoderClient:
     """One device: the head of a language model and servers that have its tail. One generation at a time.
 
     Args:
-        addresses: ``HOST:PORT`` of servers, in the order of preference; all should serve the same cuts.
+        addresses: ``HOST:PORT`` of servers, in the order of preference; all should serve the same cuts. Also
+            ``ray+http://HOST:PORT`` of directories, which are asked again when a server is lost, or a resolver.
         plan: which model, cut where, compressed how.
         head: the front of the plan's model.
         timeout_s: how long connecting may take, each time.
@@ -104,7 +106,7 @@ class DecoderClient:
 
     def __init__(
         self,
-        addresses: Sequence[str],
+        addresses: Sequence[str] | Resolver,
         *,
         plan: Plan,
         head: LoadedDecoder,
@@ -116,8 +118,7 @@ class DecoderClient:
         tail: LoadedDecoder | None = None,
         credentials: Credentials | None = None,
     ) -> None:
-        if not addresses:
-            raise ConfigError("addresses", "give at least one HOST:PORT")
+        resolver = resolver_of(addresses)
         for part in (head, *([tail] if tail else [])):
             check_same_model(plan, part)
         if not isinstance(head.part, DecoderHead):
@@ -132,7 +133,7 @@ class DecoderClient:
         self._new_device()  # a part that is too short is found out now
         self._footprint = Footprint.measure(self._head, self._tail, plan) if caps else Footprint(head=())
         self._link = Link(
-            addresses, timeout_s, step_timeout_s, recovery_s, heartbeat or Heartbeat(), credentials or Credentials()
+            resolver, timeout_s, step_timeout_s, recovery_s, heartbeat or Heartbeat(), credentials or Credentials()
         )
 
     @property

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -29,6 +29,7 @@ from serverlight.runtime.grpc_transport import GrpcTransport
 from serverlight.runtime.heartbeat import Heartbeat
 from serverlight.runtime.messages import MoveCut, OpenSession, Step, StepReply
 from serverlight.runtime.quotas import RENEWED
+from serverlight.runtime.resolver import Resolver
 from serverlight.runtime.stream import ClientStream
 from serverlight.sampling import Sampling
 
@@ -53,7 +54,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 class Link:
     """Where servers are, and how long to wait for them."""
 
-    addresses: Sequence[str]
+    resolver: Resolver
     timeout_s: float
     step_timeout_s: float
     recovery_s: float
@@ -93,7 +94,8 @@ class RemoteSequence:
     _pending: list[_Pending] = field(default_factory=list)
     _max_in_flight: int = 1
     _num_steps: int = 0
-    _next_address: int = 0
+    _address: str | None = None
+    _failed: set[str] = field(default_factory=set)
     _has_begun: bool = False
 
     def begin(self) -> None:
@@ -116,6 +118,7 @@ class RemoteSequence:
     def wait(self) -> Replies:
         """The replies to all that was sent, from this server or another."""
         replies = self._insist(self._collect)
+        self._failed.clear()
         self._num_taken = self.device.num_frames
         return replies
 
@@ -163,9 +166,9 @@ class RemoteSequence:
             return
         self._has_begun = True
         reasons = []
-        for address in self.link.addresses:
+        for address in self.link.resolver.resolve(self.link.timeout_s):
             try:
-                return self._connect()
+                return self._connect(address)
             except _RECOVERABLE as error:
                 self._drop()
                 if isinstance(error, ServerBusy):  # somebody is there, and says when to come back
@@ -180,7 +183,7 @@ class RemoteSequence:
         while True:
             try:
                 if self._stream is None:
-                    self._connect()
+                    self._connect(self._choose())
                     self._replay()
                     self.num_recoveries += 1
                 return act()
@@ -198,8 +201,15 @@ class RemoteSequence:
             time.sleep(pause_s)
             pause_s = min(4 * pause_s, _LONGEST_PAUSE_S)
 
-    def _connect(self) -> None:
-        address = self.link.addresses[self._next_address % len(self.link.addresses)]
+    def _choose(self) -> str:
+        """The best address that has not failed since the last reply; where all have, they begin anew."""
+        addresses = self.link.resolver.resolve(self.link.timeout_s)
+        if self._failed.issuperset(addresses):
+            self._failed.clear()
+        return next(address for address in addresses if address not in self._failed)
+
+    def _connect(self, address: str) -> None:
+        self._address = address
         stream = ClientStream(GrpcTransport(address, credentials=self.link.credentials))
         welcome = stream.greet(self.plan, self.link.timeout_s)
         self._stream, self._num_steps, self._pending = stream, 0, []
@@ -272,4 +282,5 @@ class RemoteSequence:
 
     def _drop(self) -> None:
         self.close()
-        self._next_address += 1
+        if self._address is not None:
+            self._failed.add(self._address)

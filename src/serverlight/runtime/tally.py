@@ -79,7 +79,7 @@ class Work:
     """By code."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    """By part; of requests that ran together each has its share."""
+    """By part; of a tail that ran for several requests each has its share."""
 
     runs: float = 0.0
     """Batches that ran; of requests that ran together each counts as its share."""
@@ -130,11 +130,11 @@ class Work:
             self.frame_bytes, self.elements = self.frame_bytes + event.frame_bytes, self.elements + elements
             self.bits.add(8 * event.frame_bytes / elements)
         if (timing := event.timing) is not None:
-            share = 1e-3 / max(1, timing.batch_size)
-            self.runs += share * 1e3
-            self.seconds["decode"] += timing.decode_ms * share
-            self.seconds["tail"] += timing.tail_ms * share
-            self.seconds["sample"] += timing.sample_ms * share
+            share = 1 / max(1, timing.batch_size)
+            self.runs += share
+            self.seconds["decode"] += timing.decode_ms / 1e3
+            self.seconds["tail"] += timing.tail_ms / 1e3 * share  # the layers run once for all that run together
+            self.seconds["sample"] += timing.sample_ms / 1e3
             self.cpu_s += timing.cpu_ms / 1e3
             self.queue.add(timing.queue_ms / 1e3)
             self.total.add(timing.total_ms / 1e3)

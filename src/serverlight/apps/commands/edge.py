@@ -29,7 +29,10 @@ def edge(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A language model: a Hugging Face id or folder.")],
     server: Annotated[
         list[str],
-        typer.Option(metavar="HOST:PORT", help="Where `serverlight serve` listens; may be repeated, the best first."),
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where `serverlight serve` listens, or its `ray+http://...`; may be repeated, the best first.",
+        ),
     ],
     where: CutOptions,
     trust: CredentialOptions,

@@ -54,7 +54,10 @@ def generate(
     trust: CredentialOptions,
     server: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="Where `serverlight serve` listens; more are taken when one dies."),
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where `serverlight serve` listens; more are taken when one dies. Or its `ray+http://...`.",
+        ),
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="No server: head and tail in this process.")] = False,
     max_new_tokens: Annotated[

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,23 +23,21 @@ from serverlight.apps.options import (
     ThreadsOption,
     read_dtype,
 )
+from serverlight.apps.ray_options import RayOptions
+from serverlight.apps.recipe import Recipe
 from serverlight.apps.security_options import SecurityOptions
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
 from serverlight.apps.watch_options import WatchOptions
-from serverlight.errors import ConfigError
-
-if TYPE_CHECKING:
-    from serverlight.generation import LoadedDecoder
-    from serverlight.models import LoadedModel
 
 __all__ = ["serve"]
 
 
-@takes_options(guard=SecurityOptions, watch=WatchOptions)
+@takes_options(guard=SecurityOptions, watch=WatchOptions, scale=RayOptions)
 def serve(
     model: ModelArgument,
     guard: SecurityOptions,
     watch: WatchOptions,
+    scale: RayOptions,
     cut: Annotated[
         list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
     ] = None,
@@ -77,36 +74,34 @@ def serve(
 
     Example: `serverlight serve demo-vision --cut layer2.2 --port 50051`
     """
-    import torch
-
-    from serverlight.codec import Basis
-    from serverlight.plan import Plan
-    from serverlight.runtime import Server
     from serverlight.runtime.core import ServerConfig
 
     check_writable("json", json)
     check_cut_or_plan(cut, plan)
+    scale.check(watch)
     security, faults = guard.read(host, watch.http_host), read_faults(inject, inject_seed)
-    config = ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20))
-    numbers = read_dtype(dtype)
-    agreed = Plan.load(plan) if plan else None
+    read_dtype(dtype)
+    recipe = Recipe(
+        model=model,
+        cuts=tuple(cut or ()),
+        plan=plan,
+        basis=basis,
+        return_cut=return_cut,
+        dtype=dtype,
+        threads=threads,
+        config=ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20)),
+        security=security,
+        faults=faults,
+    )
     stopping = threading.Event()
     if until_eof:
         threading.Thread(target=_stop_at_eof, args=(stopping,), name="serverlight-stdin", daemon=True).start()
-    torch.set_num_threads(threads)
-    cuts = [agreed.cut] if agreed else list(cut or ())
-    loaded = _load(model, cuts, return_cut or (agreed.return_cut if agreed else None), numbers)
-    if agreed:
-        dataclasses.replace(agreed, model=loaded.name, revision=loaded.revision).check_compatible(agreed)
-    codec = agreed.codec if agreed else None
-    turned = Basis.load(basis) if basis else None
-    if agreed:
-        agreed.check_basis(turned)
-    bases = dict.fromkeys(cuts, turned) if turned else {}
-    server = Server(
-        loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config, security=security, faults=faults
-    )
-    facts = {"model": loaded.name, "revision": loaded.revision, "cuts": cuts}
+    if scale.ray:
+        _serve_many(recipe, scale, host, port, stopping, json)
+        return
+    server = recipe.make(host, port)
+    served = server.core.plans
+    facts = {"model": served[0].model, "revision": served[0].revision, "cuts": [plan.cut for plan in served]}
     with _set_by_signals(stopping), watch.watching(server, facts) as url, server:
         _announce({"address": server.address, **facts, **({"http": url} if url else {})}, json)
         stopping.wait()
@@ -114,20 +109,25 @@ def serve(
     watch.say(f"stopped; {given_up} requests were given up")
 
 
-def _load(spec: str, cuts: list[str], return_cut: str | None, dtype: Any) -> LoadedModel | LoadedDecoder:
-    from serverlight.models import is_language_model, load_model
+def _serve_many(
+    recipe: Recipe, options: RayOptions, host: str, port: int, stopping: threading.Event, json: str | None
+) -> None:
+    from serverlight.apps.ray_app import Cluster, Scale
 
-    if not is_language_model(spec):
-        for name, value in {"return_cut": return_cut, "dtype": dtype}.items():
-            if value is not None:
-                raise ConfigError(name, f"is for language models, and {spec!r} is none; leave it away")
-        return load_model(spec)
-    from serverlight.generation import LoadedDecoder, layer_of  # brings transformers, which takes seconds
-
-    first = min(cuts, key=layer_of)
-    if return_cut:
-        return LoadedDecoder.middle(spec, first, return_cut, dtype=dtype)
-    return LoadedDecoder.tail(spec, first, dtype=dtype)
+    scale = Scale(replicas=options.replicas, max_replicas=options.max_replicas, host=host, ports=options.replica_ports)
+    announcing = contextlib.redirect_stdout(sys.stdout)
+    # What Ray prints is no figure. It sets handlers for signals when it starts, so ours come after it.
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        Cluster(recipe, scale, host=host, port=port) as cluster,
+        _set_by_signals(stopping),
+    ):
+        report = cluster.report()
+        facts = {"address": cluster.address, **{name: report[name] for name in ("model", "revision", "cuts")}}
+        with announcing:
+            _announce(facts, json)
+        stopping.wait()
+    print("stopped; all replicas have drained", file=sys.stderr)
 
 
 def _announce(facts: dict[str, Any], json: str | None) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from serverlight import __version__
 from serverlight.apps.commands.bench_codec import bench
+from serverlight.apps.commands.bench_runtime import bench_runtime
 from serverlight.apps.commands.cuts import cuts
 from serverlight.apps.commands.demo import demo
 from serverlight.apps.commands.edge import edge
@@ -59,6 +60,7 @@ app.command()(edge)
 app.command()(cuts)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)
+bench.command("runtime")(bench_runtime)
 app.add_typer(bench, name="bench")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serverlight.apps.batch_options import MaxBatchDelayOption, MaxBatchRequestsOption
 from serverlight.apps.cut_options import check_cut_or_plan
 from serverlight.apps.options import (
     DtypeOption,
@@ -50,6 +51,8 @@ def serve(
     kv_memory: Annotated[
         float, typer.Option(metavar="MIB", min=1, help="Keys and values of all of them together, in MiB.")
     ] = 1024,
+    max_batch_requests: MaxBatchRequestsOption = 64,
+    max_batch_delay: MaxBatchDelayOption = 5.0,
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = 1,
     until_eof: Annotated[
@@ -75,7 +78,12 @@ def serve(
 
     check_writable("json", json)
     check_cut_or_plan(cut, plan)
-    config = ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20))
+    config = ServerConfig(
+        max_sessions=max_sessions,
+        max_kv_bytes=int(kv_memory * 2**20),
+        max_batch_requests=max_batch_requests,
+        max_batch_delay_ms=max_batch_delay,
+    )
     numbers = read_dtype(dtype)
     agreed = Plan.load(plan) if plan else None
     stopping = threading.Event()

@@ -1,0 +1,40 @@
+"""What is claimed of a server with many devices, beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serverlight.evaluation.checks import Check
+from serverlight.evaluation.load.figures import LoadRow
+
+__all__ = ["MIN_OVER_IN_PROCESS", "MIN_OVER_ONE_BY_ONE", "load_checks"]
+
+MIN_OVER_ONE_BY_ONE = {"lm": 4.0, "vision": None}
+"""Throughput over that of the same server with one request at a time; of images it is only told."""
+
+MIN_OVER_IN_PROCESS = 0.9
+"""Throughput over that of the same batches in one process, without a network."""
+
+
+def load_checks(rows: Sequence[LoadRow]) -> list[Check]:
+    """Our rows beside those of the server without batches and of the process without a server, where both are there."""
+    found = list[Check]()
+    for workload in dict.fromkeys(row.workload for row in rows):
+        for rival, limit in (("one-by-one", MIN_OVER_ONE_BY_ONE[workload]), ("in-process", MIN_OVER_IN_PROCESS)):
+            found += _beside(rows, workload, rival, limit)
+    return found
+
+
+def _beside(rows: Sequence[LoadRow], workload: str, system: str, limit: float | None) -> list[Check]:
+    by = {(row.system, row.clients): row for row in rows if row.workload == workload and row.rate_per_s is None}
+    return [
+        Check(
+            name=f"{workload}, {clients} clients: throughput over {system}",
+            value=by["serverlight", clients].throughput_per_s / row.throughput_per_s,
+            unit="x",
+            bound=">=",
+            limit=limit,
+        )
+        for (name, clients), row in by.items()
+        if name == system and row.throughput_per_s and ("serverlight", clients) in by
+    ]

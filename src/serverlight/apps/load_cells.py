@@ -15,7 +15,7 @@ from serverlight.apps.vision import JPEG_QUALITY, load_model_images
 from serverlight.codec import CodecConfig
 from serverlight.errors import ConfigError
 from serverlight.evaluation.load import Requests, Script, Text, record_features, record_files, record_text
-from serverlight.evaluation.load.figures import System, Workload
+from serverlight.evaluation.load.figures import FP16, FULL, IN_PROCESS, OURS, SERIAL, Workload
 from serverlight.evaluation.load.in_process import Batch, image_batches
 from serverlight.evaluation.tasks.tokens import token_ids
 from serverlight.generation import LANGUAGE_CODEC, LoadedDecoder, check_length, layer_of
@@ -26,8 +26,7 @@ from serverlight.partition import Partition, partition
 
 __all__ = ["Cell", "Load", "lm_load", "vision_load"]
 
-FULL, FP16, OURS, SERIAL, IN_PROCESS = "full-server", "fp16-cut", "serverlight", "one-by-one", "in-process"
-CURVES: tuple[System, ...] = (FULL, FP16, OURS)
+CURVES = (FULL, FP16, OURS)
 """Measured with every number of devices; the others only where the claim is."""
 
 CLAIMED_CLIENTS: dict[Workload, int] = {"vision": 32, "lm": 16}
@@ -50,7 +49,7 @@ class Cell:
     """One row to be: a system with a number of devices."""
 
     workload: Workload
-    system: System
+    system: str
     scripts: tuple[Script, ...]
     """One for each device."""
 
@@ -95,7 +94,7 @@ def vision_load(spec: str, clients: Sequence[int], wanted: list[str], data: str 
     files = record_files(model, parts, [encode_jpeg(image, JPEG_QUALITY) for image in images])
     halves = record_features(model, parts, _shallow_cut(parts), HALVES, images)
     coded = [record_features(model, parts, cut, codec_for(spec, cut, "serverlight"), images) for cut in deep]
-    scripts: dict[System, list[Requests]] = {FULL: [files], FP16: [halves], OURS: coded}
+    scripts: dict[str, list[Requests]] = {FULL: [files], FP16: [halves], OURS: coded}
     cuts = {script.plan.cut: None for group in scripts.values() for script in group}
     return Load(
         model=spec,
@@ -122,7 +121,7 @@ def lm_load(
         num_texts = min(len(texts), max(clients), NUM_TEXTS)
         return [record_text(head, cuts[i % len(cuts)], codec, *texts[i]) for i in range(num_texts)]
 
-    scripts: dict[System, list[Text]] = {
+    scripts: dict[str, list[Text]] = {
         FULL: [_as_ids(text) for text in record(["layers.0"], HALVES)],
         FP16: record([shallow], HALVES),
         OURS: record(deep, LANGUAGE_CODEC),
@@ -139,11 +138,11 @@ def lm_load(
 def _cells(
     workload: Workload,
     clients: Sequence[int],
-    scripts: dict[System, list[Requests]] | dict[System, list[Text]],
-    notes: dict[System, str],
+    scripts: dict[str, list[Requests]] | dict[str, list[Text]],
+    notes: dict[str, str],
     batches: Callable[[Sequence[Script]], Callable[[], list[Batch]]] | None,
 ) -> tuple[Cell, ...]:
-    def devices(system: System, count: int) -> tuple[Script, ...]:
+    def devices(system: str, count: int) -> tuple[Script, ...]:
         return tuple(scripts[system][i % len(scripts[system])] for i in range(count))
 
     found = [

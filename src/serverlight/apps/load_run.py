@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from serverlight.apps.demo.children import Child, Family
 from serverlight.apps.load_cells import Cell, Load
@@ -89,7 +90,7 @@ def _start(family: Family, load: Load, name: str, dtype: str) -> Child:
 
 
 def _take_turn(
-    cell: Cell, addresses: dict[str, str], pace: Pace, number: int, links: Sequence[LinkConfig], cores: Cores
+    cell: Cell, addresses: Mapping[Any, str], pace: Pace, number: int, links: Sequence[LinkConfig], cores: Cores
 ) -> Turn:
     if cell.server is None:
         assert cell.batches

@@ -189,7 +189,8 @@ class AsyncGrpcStream:
     def __init__(self, address: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
         self._address = address
         self._channel = grpc.aio.insecure_channel(address, options=_client_options(max_message_bytes))
-        self._call = self._channel.stream_stream(f"/{SERVICE}/Connect", None, None)()
+        # The types of the package know no call whose messages are written one by one.
+        self._call: Any = self._channel.stream_stream(f"/{SERVICE}/Connect", None, None)()  # type: ignore[call-arg]
 
     async def send(self, message: ClientMessage) -> int:
         """Sends the message when there is room for it; returns its bytes on the wire. Raises :class:`TransportError`."""
@@ -213,7 +214,7 @@ class AsyncGrpcStream:
     async def close(self) -> None:
         """Ends the stream and the connection."""
         self._call.cancel()
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def _reason(self, exc: Exception) -> TransportError:
         code, details = await self._call.code(), await self._call.details()

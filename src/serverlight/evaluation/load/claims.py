@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serverlight.evaluation.checks import Check
-from serverlight.evaluation.load.figures import LoadRow
+from serverlight.evaluation.load.figures import IN_PROCESS, OURS, SERIAL, LoadRow
 
 __all__ = ["MIN_OVER_IN_PROCESS", "MIN_OVER_ONE_BY_ONE", "load_checks"]
 
@@ -20,7 +20,7 @@ def load_checks(rows: Sequence[LoadRow]) -> list[Check]:
     """Our rows beside those of the server without batches and of the process without a server, where both are there."""
     found = list[Check]()
     for workload in dict.fromkeys(row.workload for row in rows):
-        for rival, limit in (("one-by-one", MIN_OVER_ONE_BY_ONE[workload]), ("in-process", MIN_OVER_IN_PROCESS)):
+        for rival, limit in ((SERIAL, MIN_OVER_ONE_BY_ONE[workload]), (IN_PROCESS, MIN_OVER_IN_PROCESS)):
             found += _beside(rows, workload, rival, limit)
     return found
 
@@ -30,11 +30,11 @@ def _beside(rows: Sequence[LoadRow], workload: str, system: str, limit: float | 
     return [
         Check(
             name=f"{workload}, {clients} clients: throughput over {system}",
-            value=by["serverlight", clients].throughput_per_s / row.throughput_per_s,
+            value=by[OURS, clients].throughput_per_s / row.throughput_per_s,
             unit="x",
             bound=">=",
             limit=limit,
         )
         for (name, clients), row in by.items()
-        if name == system and row.throughput_per_s and ("serverlight", clients) in by
+        if name == system and row.throughput_per_s and (OURS, clients) in by
     ]

@@ -13,10 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "FP16",
+    "FULL",
+    "IN_PROCESS",
+    "OURS",
     "PERCENTILES",
+    "SERIAL",
+    "SYSTEMS",
     "LoadRow",
     "Sample",
     "Turn",
+    "Workload",
     "arrivals",
     "correct_for_omission",
     "load_row",
@@ -26,7 +33,10 @@ __all__ = [
 
 PERCENTILES = (50, 95, 99)
 
-System = Literal["full-server", "fp16-cut", "serverlight", "one-by-one", "in-process"]
+FULL, FP16, OURS, SERIAL, IN_PROCESS = SYSTEMS = ("full-server", "fp16-cut", "serverlight", "one-by-one", "in-process")
+"""What is compared: a server of the whole model, a shallow cut in plain halves, deep cuts in our frames with batches, the same
+with one request at a time, and the same batches without a server."""
+
 Workload = Literal["vision", "lm"]
 
 MAX_ADDED = 1 << 20
@@ -100,7 +110,9 @@ class LoadRow:
     """One workload and system with a number of devices; an item is an image or a token."""
 
     workload: Workload
-    system: System
+    system: str
+    """One of :data:`SYSTEMS`."""
+
     clients: int
     cuts: tuple[str, ...]
     """Where the devices have cut the model, in the order in which they take them."""
@@ -168,7 +180,7 @@ def arrivals(rate_per_s: float, duration_s: float, seed: int) -> tuple[float, ..
     >>> arrivals(0.0, 10.0, seed=1)
     ()
     >>> [round(second, 2) for second in arrivals(2.0, 2.0, seed=1)]
-    [0.07, 1.01, 1.74, 1.89]
+    [0.07, 1.01, 1.73, 1.88]
     """
     source, found, now_s = random.Random(seed), list[float](), 0.0
     while rate_per_s > 0 and (now_s := now_s + source.expovariate(rate_per_s)) < duration_s:
@@ -224,7 +236,7 @@ def load_row(
     turns: Sequence[Turn],
     *,
     workload: Workload,
-    system: System,
+    system: str,
     clients: int,
     cuts: Sequence[str],
     rate_per_s: float | None = None,
@@ -246,7 +258,7 @@ def load_row(
     if rate_per_s is None and steps_ms:
         corrected = correct_for_omission(steps_ms, statistics.median(steps_ms) + (device_ms if thinks else 0.0))
     seconds, firsts_ms = sum(turn.seconds for turn in turns), [s.latency_ms for s in timed if s.is_first]
-    is_closed = rate_per_s is None and system != "in-process"
+    is_closed = rate_per_s is None and system != IN_PROCESS
     firsts_own_ms = [s.latency_ms for s in answers if is_closed and s.client == 0 and not s.is_first]
     return LoadRow(
         workload=workload,
@@ -254,8 +266,8 @@ def load_row(
         clients=clients,
         cuts=tuple(cuts),
         throughput_per_s=len(answers) / seconds if seconds else 0.0,
-        **{f"latency_ms_p{percent}": percentile(corrected, percent) for percent in PERCENTILES},  # type: ignore[arg-type]
-        **{f"measured_ms_p{percent}": percentile(steps_ms, percent) for percent in PERCENTILES},  # type: ignore[arg-type]
+        **{f"latency_ms_p{percent}": percentile(corrected, percent) for percent in PERCENTILES},
+        **{f"measured_ms_p{percent}": percentile(steps_ms, percent) for percent in PERCENTILES},
         server_cpu_s_per_item=_cpu_s_per_item(turns),
         uplink_bytes_per_item=sum(sample.uplink_bytes for sample in answers) / max(1, len(answers)),
         mean_batch=mean_batch([sample.batch_size for sample in answers]),

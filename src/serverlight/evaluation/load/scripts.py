@@ -106,12 +106,13 @@ def record_text(
         for piece, _ in chunks(list(token_ids), CHUNK_TOKENS):
             hidden.append(head.part(piece, cache))
     states = torch.cat(hidden, dim=1)
-    prompt = states[:, :prompt_tokens].split(CHUNK_TOKENS, dim=1)
-    steps = states[:, prompt_tokens:].split(1, dim=1)
+    ends = [*range(CHUNK_TOKENS, prompt_tokens, CHUNK_TOKENS), *range(prompt_tokens, states.shape[1])]
+    frames = [encoder.encode(part.contiguous()) for part in torch.tensor_split(states, ends, dim=1)]
+    num_chunks = -(-prompt_tokens // CHUNK_TOKENS)
     return Text(
         plan=plan,
-        prompt=tuple(encoder.encode(part.contiguous()) for part in prompt),
-        steps=tuple(encoder.encode(part.contiguous()) for part in steps),
+        prompt=tuple(frames[:num_chunks]),
+        steps=tuple(frames[num_chunks:]),
         prompt_tokens=prompt_tokens,
         device_ms=_step_ms(plan, head.part, token_ids),
     )

@@ -221,6 +221,14 @@ class NotPartitionable(PartitionError):
         self.model, self.reason = model, reason
 
 
+class NotBatchable(PartitionError):
+    """A language model whose sequences do not get in a batch what they get alone; a server runs them one by one."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"{model} cannot be batched: {reason}; run its sequences one after the other")
+        self.model, self.reason = model, reason
+
+
 class ContextExceeded(PartitionError):
     """A prompt, or a prompt and what was generated, has more tokens than the model's context holds."""
 

@@ -42,7 +42,8 @@ class DecoderPart(nn.Module):
         """How many token ids there are."""
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
         """The most tokens of a sequence; ``None`` where the model sets no limit (ALiBi)."""
-        self._driver = driver
+        self.driver = driver
+        """What runs the layers."""
         self.eval().requires_grad_(False)
 
     def __repr__(self) -> str:
@@ -99,7 +100,7 @@ class DecoderPart(nn.Module):
         _check_shape("position_ids", position_ids, (batch_size, num_tokens))
         span = Span(first=cache.first, last=cache.last, finishes=self.finishes)
         with cache.step(batch_size, num_tokens) as raw:
-            return self._driver.run(
+            return self.driver.run(
                 span,
                 inputs.to(self.device),
                 raw,

@@ -9,16 +9,18 @@ No code is written for any architecture.
 
 from __future__ import annotations
 
+import inspect
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from serverlight.partition.layout import Layout
 
-__all__ = ["Driver", "Span"]
+__all__ = ["Driver", "Pass", "Span", "Stop", "hidden_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,44 +37,69 @@ class Span:
     """Whether the model's end runs too: final norm and language-model head."""
 
 
-class _Stop(Exception):  # it is no error: carries the hidden state out of the model's forward
+class Stop(Exception):
+    """Carries the hidden state out of the model's forward."""
+
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
 
 
-class _Switch:
-    """What the call in progress wants of the layers; nothing while the model is called as usual."""
+class Pass(Protocol):
+    """What a call in progress does at the layers."""
 
-    span: Span | None = None
-    received: Tensor | None = None
+    def at(self, index: int, run: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """What layer ``index`` returns, ``run`` being its own forward; may raise :class:`Stop`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _SpanPass:
+    """Runs the layers of a span."""
+
+    span: Span
+    received: Tensor | None
+    layout: Layout
+    num_layers: int
+
+    def at(self, index: int, run: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
+        span, received = self.span, self.received
+        if index < span.first:
+            if index == self.num_layers - 1 and received is not None:  # a part without layers: only the model's end
+                hidden = received
+            return self.layout.returned(hidden)
+        if index == span.first and received is not None:
+            hidden = received
+        if index >= span.last:
+            raise Stop(hidden)
+        output = run(hidden, *args, **kwargs)
+        if index == span.last - 1 and not span.finishes:
+            raise Stop(hidden_of(output))
+        return output
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden state in what a layer returned."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+class _Switch:
+    """The call in progress; none while the model is called as usual."""
+
+    current: Pass | None = None
 
 
 class _Slot:
     """Stands where a layer's forward was."""
 
-    def __init__(self, switch: _Switch, layer: nn.Module, index: int, count: int, *, returns_tuple: bool) -> None:
-        self._switch = switch
+    def __init__(self, switch: _Switch, layer: nn.Module, index: int) -> None:
+        self._switch, self._index = switch, index
         self._layer = weakref.ref(layer)  # the layer holds the slot: a cycle would keep weights alive
-        self._index, self._is_last = index, index == count - 1
-        self._returns_tuple = returns_tuple
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        span, received = self._switch.span, self._switch.received
-        if span is None:
+        if (current := self._switch.current) is None:
             return self._run(hidden_states, *args, **kwargs)
-        if self._index < span.first:
-            if self._is_last and received is not None:  # a part without layers: only the model's end
-                hidden_states = received
-            return (hidden_states,) if self._returns_tuple else hidden_states
-        if self._index == span.first and received is not None:
-            hidden_states = received
-        if self._index >= span.last:
-            raise _Stop(hidden_states)
-        output = self._run(hidden_states, *args, **kwargs)
-        if self._index == span.last - 1 and not span.finishes:
-            raise _Stop(output[0] if isinstance(output, tuple) else output)
-        return output
+        return current.at(self._index, self._run, hidden_states, args, kwargs)
 
     def _run(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         layer: Any = self._layer()
@@ -92,9 +119,10 @@ class Driver:
         self._switch = _Switch()
         layers = model.get_submodule(layout.layers)
         self.num_layers = len(layers)
+        self.argument_names = tuple(inspect.signature(type(layers[0]).forward).parameters)[2:]
+        """Of a layer's forward, after the hidden state."""
         for index, layer in enumerate(layers):
-            slot = _Slot(self._switch, layer, index, len(layers), returns_tuple=layout.returns_tuple)
-            layer.forward = slot
+            layer.forward = _Slot(self._switch, layer, index)
 
     def run(self, span: Span, inputs: Tensor, cache: Any, *, num_logits: int | None = None, **kwargs: Any) -> Tensor:
         """Runs a span.
@@ -117,18 +145,27 @@ class Driver:
             wanted["position_ids"] = kwargs["position_ids"]
         if num_logits is not None and "logits_to_keep" in self.layout.arguments:
             wanted["logits_to_keep"] = num_logits
-        if inputs.is_floating_point():
-            self._switch.received = inputs
-            # What stands in for the embeddings gives the model's forward its sizes; the values are never used.
-            wanted["inputs_embeds"] = inputs.new_zeros(*inputs.shape[:2], self.embedding_size)
-        else:
+        received = inputs if inputs.is_floating_point() else None
+        if received is None:
             wanted["input_ids"] = inputs
-        self._switch.span = span
+        else:
+            wanted["inputs_embeds"] = self.stand_in(received)
+        current = _SpanPass(span=span, received=received, layout=self.layout, num_layers=self.num_layers)
+        output = self.call(current, past_key_values=cache, **wanted)
+        return output if num_logits is None or not span.finishes else output[:, -num_logits:]
+
+    def stand_in(self, received: Tensor) -> Tensor:
+        """What stands in for the embeddings and gives the model's forward its sizes; the values are never used."""
+        return received.new_zeros(*received.shape[:2], self.embedding_size)
+
+    def call(self, current: Pass, **wanted: Any) -> Tensor:
+        """Calls the model's forward with a pass at its layers; returns logits, or the hidden state of a :class:`Stop`."""
+        self._switch.current = current
         try:
             with torch.no_grad():
-                logits: Tensor = self.model(past_key_values=cache, use_cache=True, **wanted).logits
-        except _Stop as stop:
+                logits: Tensor = self.model(use_cache=True, **wanted).logits
+        except Stop as stop:
             return stop.hidden
         finally:
-            self._switch.span = self._switch.received = None
-        return logits if num_logits is None else logits[:, -num_logits:]
+            self._switch.current = None
+        return logits

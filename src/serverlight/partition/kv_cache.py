@@ -97,7 +97,7 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of all keys and values."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._held if layer.keys is not None)
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.held if layer.keys is not None)
 
     @contextlib.contextmanager
     def step(self, batch_size: int, num_tokens: int) -> Iterator[Any]:
@@ -108,7 +108,7 @@ class KVCache:
         """
         if self.batch_size not in (None, batch_size):
             raise InputMismatch(f"a batch of {batch_size}, but this cache has {self.batch_size}; make a new cache")
-        before = [(layer, layer.keys, layer.values) for layer in self._held]
+        before = [(layer, layer.keys, layer.values) for layer in self.held]
         try:
             yield self.raw
         except BaseException:
@@ -116,11 +116,13 @@ class KVCache:
                 _fill(layer, keys, values, self.num_tokens)
             raise
         self.batch_size = batch_size
-        self.num_tokens += num_tokens
-        for layer in self._held:
-            if (kept := self._max_tokens(layer)) is not None:
-                layer.keys, layer.values = layer.keys[..., -kept:, :], layer.values[..., -kept:, :]
-        self._count_foreign()
+        self._count(num_tokens)
+
+    def grow(self, states: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Takes what a step of one token, run elsewhere, made of each layer's keys and values, old and new in one."""
+        for layer, (keys, values) in zip(self.held, states, strict=True):
+            _fill(layer, keys, values, self.num_tokens + 1)
+        self._count(1)
 
     def crop(self, num_tokens: int) -> None:
         """Takes back the last ``num_tokens`` tokens.
@@ -131,7 +133,7 @@ class KVCache:
         if not 0 <= num_tokens <= self.num_tokens:
             raise ConfigError("num_tokens", f"must be 0 to {self.num_tokens}, as many as were seen; got {num_tokens}")
         left = self.num_tokens - num_tokens
-        for layer in self._held:
+        for layer in self.held:
             if (window := sliding_window(layer)) is not None and self.num_tokens:
                 possible = layer.keys.shape[-2] - min(window - 1, left)
                 if possible < num_tokens:
@@ -139,7 +141,7 @@ class KVCache:
                         "num_tokens", f"{num_tokens} is too many, a window of {window} tokens has moved on; "
                         "make the cache with more rollback_tokens"
                     )  # fmt: skip
-        for layer in self._held:
+        for layer in self.held:
             if num_tokens:
                 _fill(layer, layer.keys[..., :-num_tokens, :], layer.values[..., :-num_tokens, :], left)
         self.num_tokens = left
@@ -205,7 +207,7 @@ class KVCache:
                 dtype=layer.keys.dtype,
                 max_tokens=self._max_tokens(layer),
             )
-            for layer in self._held
+            for layer in self.held
         )
 
     def _max_tokens(self, layer: Any) -> int | None:
@@ -213,9 +215,17 @@ class KVCache:
         return None if window is None else max(window - 1 + self._rollback_tokens, 1)
 
     @property
-    def _held(self) -> list[Any]:
+    def held(self) -> list[Any]:
+        """The layers of the range, as transformers keeps them."""
         held: list[Any] = self.raw.layers[self.first : self.last]
         return held
+
+    def _count(self, num_tokens: int) -> None:
+        self.num_tokens += num_tokens
+        for layer in self.held:
+            if (kept := self._max_tokens(layer)) is not None:
+                layer.keys, layer.values = layer.keys[..., -kept:, :], layer.values[..., -kept:, :]
+        self._count_foreign()
 
     def _count_foreign(self) -> None:
         for index, layer in enumerate(self.raw.layers):

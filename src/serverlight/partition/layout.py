@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from serverlight.errors import NotPartitionable
 
@@ -30,6 +30,10 @@ class Layout:
 
     arguments: frozenset[str]
     """Those of ``position_ids`` and ``logits_to_keep`` that the model's forward takes."""
+
+    def returned(self, hidden: Tensor) -> Any:
+        """A hidden state as a layer returns it."""
+        return (hidden,) if self.returns_tuple else hidden
 
 
 def find_layers(model: nn.Module, count: int) -> str:

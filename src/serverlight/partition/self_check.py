@@ -17,7 +17,7 @@ from serverlight.partition.kv_cache import move_cut
 from serverlight.partition.layout import Layout, observe, part_class
 from serverlight.partition.tiny_config import tiny_config
 
-__all__ = ["check_architecture"]
+__all__ = ["SPECIAL_TOKENS", "check_architecture", "part_of", "random_model", "say"]
 
 PADDING = 3
 """How many tokens of the first sequence of the test are padding, on the left."""
@@ -52,7 +52,7 @@ def check_architecture(model_class: Any, config: Any) -> Layout:
     try:
         tiny = tiny_config(config)
     except Exception as exc:
-        raise NotPartitionable(model_class.__name__, f"its config cannot be shrunk for a test ({_say(exc)})") from exc
+        raise NotPartitionable(model_class.__name__, f"its config cannot be shrunk for a test ({say(exc)})") from exc
     key = (model_class, tiny.to_json_string(use_diff=False))
     if key not in _known:
         try:
@@ -70,7 +70,7 @@ def _check(model_class: Any, config: Any) -> Layout:
     with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        whole = _try(name, "a tiny one cannot be built", _random_model, model_class, config)
+        whole = _try(name, "a tiny one cannot be built", random_model, model_class, config)
         ids = torch.randint(0, config.vocab_size - SPECIAL_TOKENS, (2, sum(CHUNKS)))
         mask = torch.ones_like(ids)
         mask[0, :PADDING] = 0
@@ -98,16 +98,17 @@ def _try(name: str, what: str, work: Callable[..., Result], *args: Any) -> Resul
     except NotPartitionable as exc:
         raise NotPartitionable(name, exc.reason) from exc
     except Exception as exc:
-        raise NotPartitionable(name, f"{what} ({_say(exc)})") from exc
+        raise NotPartitionable(name, f"{what} ({say(exc)})") from exc
 
 
-def _say(exc: Exception) -> str:
+def say(exc: Exception) -> str:
+    """An error's class and first line."""
     first, *_ = str(exc).splitlines() or [""]
     return f"{type(exc).__name__}: {first[:200]}"
 
 
-def _random_model(model_class: Any, config: Any) -> Any:
-    """Weights large enough for every module to matter; a fresh model's may be zero."""
+def random_model(model_class: Any, config: Any) -> Any:
+    """A tiny model with weights large enough for every module to matter; a fresh model's may be zero."""
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in model_class(config).parameters())
     if size > MOST_PARAMETERS:
@@ -138,8 +139,8 @@ def _run_parts(
     whole: Any, layout: Layout, held: tuple[int, int], cuts: Sequence[int], ids: Tensor, mask: Tensor
 ) -> list[Tensor]:
     count = len(whole.get_submodule(layout.layers))
-    head = _part_of(whole, layout, DecoderHead, 0, held[0])
-    tail = _part_of(whole, layout, DecoderTail, held[1], count)
+    head = part_of(whole, layout, DecoderHead, 0, held[0])
+    tail = part_of(whole, layout, DecoderTail, held[1], count)
     head_cache, tail_cache = head.new_cache(last=cuts[0]), tail.new_cache(first=cuts[0])
     logits, seen = [], 0
     for tokens, cut in zip(CHUNKS, cuts, strict=True):
@@ -151,7 +152,7 @@ def _run_parts(
     return logits
 
 
-def _part_of(whole: Any, layout: Layout, kind: type[Part], first: int, last: int) -> Part:
+def part_of(whole: Any, layout: Layout, kind: type[Part], first: int, last: int) -> Part:
     """A part that is built as from files, but takes its weights from a model at hand."""
     built = part_class(type(whole), layout, range(first, last), embeds=kind.embeds, finishes=kind.finishes)
     model = built(whole.config).eval()

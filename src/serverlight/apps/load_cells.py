@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from serverlight.codec import CodecConfig
 from serverlight.errors import ConfigError
 from serverlight.evaluation.load import Requests, Script, Text, record_features, record_files, record_text
 from serverlight.evaluation.load.figures import FP16, FULL, IN_PROCESS, OURS, SERIAL, Workload
-from serverlight.evaluation.load.in_process import Batch, image_batches
+from serverlight.evaluation.load.in_process import Batch, image_batches, text_batches
 from serverlight.evaluation.tasks.tokens import token_ids
 from serverlight.generation import LANGUAGE_CODEC, LoadedDecoder, check_length, layer_of
 from serverlight.huggingface import SHIPPED, find_folder
@@ -99,7 +100,7 @@ def vision_load(spec: str, clients: Sequence[int], wanted: list[str], data: str 
     return Load(
         model=spec,
         cuts=tuple(cuts),
-        cells=_cells("vision", clients, scripts, {}, lambda found: lambda: image_batches(parts, found)),  # type: ignore[arg-type]
+        cells=_cells("vision", clients, scripts, {}, functools.partial(image_batches, parts)),
         is_language=False,
     )
 
@@ -109,17 +110,19 @@ def lm_load(
 ) -> Load:
     """Records texts of a language model.
 
-    Raises :class:`ContextExceeded` where prompt and steps are more than the model holds, and what loading raises.
+    Raises :class:`ContextExceeded` where prompt and steps are more than the model holds, :class:`NotBatchable` for a model
+    whose sequences run alone, and what loading raises.
     """
     num_layers = LoadedDecoder.head(spec, "layers.0", dtype=dtype).part.num_layers
-    deep = wanted or [f"layers.{round(num_layers * sixth / 6)}" for sixth in (1, 2, 3, 4)]
+    deep = wanted or [f"layers.{max(1, round(num_layers * sixth / 6))}" for sixth in (1, 2, 3, 4)]
+    deep = list(dict.fromkeys(deep))
     shallow = min(deep, key=layer_of)
     head = LoadedDecoder.head(spec, max(deep, key=layer_of), dtype=dtype)
+    tail = LoadedDecoder.tail(spec, shallow, dtype=dtype)
     texts = _texts(spec, head, text, steps)
 
     def record(cuts: Sequence[str], codec: CodecConfig) -> list[Text]:
-        num_texts = min(len(texts), max(clients), NUM_TEXTS)
-        return [record_text(head, cuts[i % len(cuts)], codec, *texts[i]) for i in range(num_texts)]
+        return [record_text(head, cuts[i % len(cuts)], codec, *texts[i]) for i in range(min(max(clients), NUM_TEXTS))]
 
     scripts: dict[str, list[Text]] = {
         FULL: [_as_ids(text) for text in record(["layers.0"], HALVES)],
@@ -130,7 +133,7 @@ def lm_load(
     return Load(
         model=spec,
         cuts=tuple(cuts),
-        cells=_cells("lm", clients, scripts, {FULL: FULL_LM_NOTE}, None),
+        cells=_cells("lm", clients, scripts, {FULL: FULL_LM_NOTE}, functools.partial(text_batches, tail)),
         is_language=True,
     )
 
@@ -140,7 +143,7 @@ def _cells(
     clients: Sequence[int],
     scripts: dict[str, list[Requests]] | dict[str, list[Text]],
     notes: dict[str, str],
-    batches: Callable[[Sequence[Script]], Callable[[], list[Batch]]] | None,
+    batches: Callable[[Sequence[Any]], list[Batch]],
 ) -> tuple[Cell, ...]:
     def devices(system: str, count: int) -> tuple[Script, ...]:
         return tuple(scripts[system][i % len(scripts[system])] for i in range(count))
@@ -152,10 +155,12 @@ def _cells(
     ]
     claimed = CLAIMED_CLIENTS[workload] if CLAIMED_CLIENTS[workload] in clients else max(clients)
     ours = devices(OURS, claimed)
-    found.append(Cell(workload=workload, system=SERIAL, scripts=ours, server="serial"))
-    if batches:
-        found.append(Cell(workload=workload, system=IN_PROCESS, scripts=ours, server=None, batches=batches(ours)))
-    return tuple(found)
+    alone = functools.partial(batches, ours)
+    return (
+        *found,
+        Cell(workload=workload, system=SERIAL, scripts=ours, server="serial"),
+        Cell(workload=workload, system=IN_PROCESS, scripts=ours, server=None, batches=alone),
+    )
 
 
 def _shallow_cut(parts: Partition) -> str:

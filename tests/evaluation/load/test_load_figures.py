@@ -159,11 +159,17 @@ def test_turn_without_answers_has_a_row() -> None:
 
 def test_checks_compare_equal_numbers_of_devices() -> None:
     """What is claimed is a ratio of our row to a rival's with as many devices; a rival without one is not judged."""
-    ours = row_of(Turn(begin_s=0.0, end_s=1.0, samples=[sample(0.1, 0.2)] * 8))
+    ours = row_of(Turn(begin_s=0.0, end_s=1.0, samples=[sample(0.1, 0.1 + 0.1 * at) for at in range(8)]))
     rivals = [
-        dataclasses.replace(ours, system=SERIAL, throughput_per_s=2.0),
+        dataclasses.replace(ours, system=SERIAL, throughput_per_s=2.0, server_cpu_s_per_item=0.5),
         dataclasses.replace(ours, system=IN_PROCESS, throughput_per_s=10.0),
         dataclasses.replace(ours, system=IN_PROCESS, throughput_per_s=1.0, clients=64),
     ]
     checks = load_checks([ours, *rivals])
-    assert [(check.value, check.holds) for check in checks] == [(4.0, True), (0.8, False)]
+    cpu_ratios = [pytest.approx(value) for value in (5.0, 1.0)]
+    assert [(check.value, check.holds) for check in checks] == [
+        (4.0, True),
+        (cpu_ratios[0], None),
+        (0.8, False),
+        (cpu_ratios[1], None),
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from serverlight.evaluation.codec_bench import TaskReport
 from serverlight.evaluation.load import LoadRow
@@ -278,6 +278,9 @@ def _draw_load(axes: Axes, points: Sequence[tuple[LoadRow, float]]) -> None:
                 markersize=9 if system in (SERIAL, IN_PROCESS) else 5, zorder=3 if system == OURS else 2,
             )  # fmt: skip
     axes.set(xscale="log", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     clients = sorted({row.clients for row, _ in points})
     axes.set_xticks(clients, [str(count) for count in clients])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -32,6 +32,7 @@ from serverlight.runtime.messages import (
     ServerMessage,
     Timing,
 )
+from serverlight.runtime.scheduler import Answer, Job
 from serverlight.runtime.transport import InProcessTransport, Transport
 
 PLAN = Plan(model="echo", revision="1", cut="middle", codec=CodecConfig(profile="slicer", sparsity=0.5))
@@ -49,7 +50,16 @@ class EchoRunner:
         self.fail_on: dict[bytes, Exception] = {}
         self.seen: list[bytes] = []
 
-    def run(self, cut: str, request: InferRequest, *, queue_ms: float) -> InferReply:
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
+        for job in jobs:
+            try:
+                yield job, self.answer(job)
+            except Exception as error:
+                yield job, error
+
+    def answer(self, job: Job) -> InferReply:
+        cut, request, queue_ms = job.cut, job.request, (time.monotonic() - job.arrived_s) * 1e3
+        assert isinstance(request, InferRequest)
         data = request.payloads[0].data
         self.seen.append(data)
         self.has_begun.release()

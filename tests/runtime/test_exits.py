@@ -30,7 +30,7 @@ from serverlight.plan import Plan  # noqa: E402
 from serverlight.runtime.conversion import decode_client, encode_client  # noqa: E402
 from serverlight.runtime.core import ServerConfig  # noqa: E402
 from serverlight.runtime.decoder_client import DecoderClient, Generation  # noqa: E402
-from serverlight.runtime.decoders import DecoderSession  # noqa: E402
+from serverlight.runtime.decoder_session import DecoderSession  # noqa: E402
 from serverlight.runtime.exits import Caps, Exit  # noqa: E402
 from serverlight.runtime.grpc_transport import GrpcTransport  # noqa: E402
 from serverlight.runtime.messages import Failure, MoveCut, OpenSession, Step, StepReply  # noqa: E402

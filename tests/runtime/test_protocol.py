@@ -168,11 +168,11 @@ def test_reply_that_cannot_be_written_is_a_remote_error(
     """When the answer itself cannot be serialised the client is told, and the compute thread lives on."""
     stream = connect_to(make_core())
     stream.greet()
-    run = runner.run
+    answer = runner.answer
     bad = RawTensor(dtype="uint8", shape=(-1,), data=b"")
-    monkeypatch.setattr(runner, "run", lambda *a, **k: dataclasses.replace(run(*a, **k), outputs=(bad,)))
-    answer = stream.infer(1)
-    assert (answer.request_id, type(answer.error)) == (1, RemoteError)
+    monkeypatch.setattr(runner, "answer", lambda job: dataclasses.replace(answer(job), outputs=(bad,)))
+    failure = stream.infer(1)
+    assert (failure.request_id, type(failure.error)) == (1, RemoteError)
     assert "reply to request 1" in caplog.text
     monkeypatch.undo()
     assert isinstance(stream.infer(2), InferReply)

@@ -22,6 +22,7 @@ from serverlight.runtime.core import ServerConfig  # noqa: E402
 from serverlight.runtime.decoder_client import DecoderClient  # noqa: E402
 from serverlight.runtime.grpc_transport import SERVICE, GrpcTransport  # noqa: E402
 from serverlight.runtime.messages import Failure, Hello, OpenSession, Step, StepReply  # noqa: E402
+from serverlight.runtime.scheduler import Job  # noqa: E402
 from serverlight.runtime.server import Server  # noqa: E402
 from serverlight.runtime.sessions import SessionTable  # noqa: E402
 from serverlight.sampling import Sampling  # noqa: E402
@@ -106,12 +107,16 @@ def test_no_room_is_told_on_arrival(make_core: Any, connect_to: Any, runner: Any
         def least_bytes(self, message: Any) -> int:
             return 100 * message.step
 
-        def run(self, message: Any, reserve: Any, *, queue_ms: float) -> Any:
-            reserve(100)
-            runner.has_begun.release()
-            assert runner.may_run.wait(20)
-            raise PeerUnavailable("enough")
+        def give_up(self) -> None:
+            pass
 
+    def hold(job: Job) -> None:
+        job.reserve(100)
+        runner.has_begun.release()
+        assert runner.may_run.wait(20)
+        raise PeerUnavailable("enough")
+
+    runner.answer = hold
     runner.open_session = lambda plan, opened: Held()
     core = make_core(max_kv_bytes=150)
     first, second = connect_to(core), connect_to(core)

@@ -143,7 +143,7 @@ def test_reply_without_a_token(
     server: Server, head: LoadedDecoder, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that leaves the token out has broken the protocol, and is told so; it does not crash the device."""
-    monkeypatch.setattr("serverlight.runtime.decoders.choose_token", lambda *_: Choice(None))  # type: ignore[arg-type]
+    monkeypatch.setattr("serverlight.runtime.decoder_session.choose_token", lambda *_: Choice(None))  # type: ignore[arg-type]
     with pytest.raises(ProtocolError, match="no token"):
         DecoderClient([server.address], plan=plan, head=head).generate(PROMPT, max_new_tokens=2)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from serverlight.errors import ConfigError, InputMismatch
 from serverlight.huggingface import new_cache, set_token_count, sliding_window
 
-__all__ = ["ROLLBACK_TOKENS", "KVCache", "LayerSize", "LayerState", "move_cut"]
+__all__ = ["ROLLBACK_TOKENS", "KVCache", "LayerSize", "LayerState", "Saved", "move_cut"]
 
 ROLLBACK_TOKENS = 64
 """How many tokens beyond its window a windowed layer remembers, so that they can be taken back."""
@@ -69,6 +69,17 @@ class LayerSize:
         return self.num_kept(num_tokens) * self.num_heads * (self.key_size + self.value_size) * self.dtype.itemsize
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """What a cache remembered at one moment."""
+
+    num_tokens: int
+    """How many tokens had been seen."""
+
+    states: tuple[tuple[Tensor | None, Tensor | None], ...]
+    """Keys and values of each layer of the range; ``None`` before the first token."""
+
+
 class KVCache:
     """Remembers a sequence for the layers from :attr:`first` up to :attr:`last`; made by ``part.new_cache()``.
 
@@ -108,15 +119,25 @@ class KVCache:
         """
         if self.batch_size not in (None, batch_size):
             raise InputMismatch(f"a batch of {batch_size}, but this cache has {self.batch_size}; make a new cache")
-        before = [(layer, layer.keys, layer.values) for layer in self.held]
+        before = self.save()
         try:
             yield self.raw
         except BaseException:
-            for layer, keys, values in before:
-                _fill(layer, keys, values, self.num_tokens)
+            self.restore(before)
             raise
         self.batch_size = batch_size
         self._count(num_tokens)
+
+    def save(self) -> Saved:
+        """What is remembered now; it takes memory only once more tokens have come."""
+        return Saved(num_tokens=self.num_tokens, states=tuple((layer.keys, layer.values) for layer in self.held))
+
+    def restore(self, saved: Saved) -> None:
+        """Forgets all that came after; the range must still be that of then."""
+        for layer, (keys, values) in zip(self.held, saved.states, strict=True):
+            _fill(layer, keys, values, saved.num_tokens)
+        self.num_tokens = saved.num_tokens
+        self._count_foreign()
 
     def grow(self, states: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Takes what a step of one token, run elsewhere, made of each layer's keys and values, old and new in one."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -40,9 +41,10 @@ from serverlight.runtime.messages import (
     StepReply,
     Welcome,
 )
-from serverlight.runtime.scheduler import Job, Scheduler
+from serverlight.runtime.scheduler import Answer, Job, Scheduler
 from serverlight.runtime.sessions import Session, SessionTable
 from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES
+from serverlight.runtime.window import Window
 
 __all__ = ["Runner", "ServerConfig", "ServerCore"]
 
@@ -105,17 +107,17 @@ class ServerConfig:
 
 
 class Runner(Protocol):
-    """What the compute thread calls; :class:`serverlight.runtime.worker.Worker` is the real one."""
+    """What the compute thread calls; :class:`serverlight.runtime.worker.Worker` is one."""
 
-    def run(self, cut: str, request: InferRequest, *, queue_ms: float) -> InferReply:
-        """Runs one request; raises a :class:`ServerlightError` when the request is at fault."""
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
+        """Runs requests together and gives out each one's answer as soon as it is there; an error is the request's own."""
 
     def open_session(self, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ProtocolError` where the model is no language model."""
 
 
 class ServerCore:
-    """Takes streams from any transport and runs their requests, one after the other, on a thread of its own.
+    """Takes streams from any transport and runs their requests, in batches, on a thread of its own.
 
     ``plans`` has one plan for each cut that is served. With ``codec`` given, clients must use exactly these settings;
     otherwise any, since a frame describes itself.
@@ -138,8 +140,9 @@ class ServerCore:
             idle_s=self.config.session_idle_s,
         )
         self._changed = threading.Condition()  # guards all below, the scheduler and the table of sessions
-        self._running: Job | None = None
-        self._num_streams = 0
+        self._window = Window(max_delay_s=self.config.max_batch_delay_ms / 1e3)
+        self._running: list[Job] = []
+        self._connections: set[_Connection] = set()
         self._is_draining = self._is_stopped = False
         self._thread = threading.Thread(target=self._compute, name="serverlight-compute", daemon=True)
 
@@ -154,13 +157,13 @@ class ServerCore:
         """Refuses new work and finishes what was accepted, for so long at most; returns how many requests were given up."""
         with self._changed:
             self._is_draining = True
-            self._changed.wait_for(lambda: self._running is None and not self._scheduler.num_waiting, timeout_s)
+            self._changed.wait_for(lambda: not self._running and not self._scheduler.num_waiting, timeout_s)
             given_up = []
             while (job := self._scheduler.take()) is not None:
                 given_up.append(job)
         for job in given_up:
             job.reply(Failure(request_id=job.request.request_id, error=_shutting_down()))
-        return len(given_up) + (self._running is not None)
+        return len(given_up) + len(self._running)
 
     def stop(self) -> None:
         """Ends the compute thread; a request that is running is waited for."""
@@ -186,7 +189,7 @@ class ServerCore:
     @property
     def num_streams(self) -> int:
         """Streams that are open now."""
-        return self._num_streams
+        return len(self._connections)
 
     @property
     def is_draining(self) -> bool:
@@ -199,8 +202,8 @@ class ServerCore:
         """A new stream; its first message must be a :class:`Hello`."""
         connection = _Connection(self, reply)
         with self._changed:
-            self._num_streams += 1
-            too_many = self._num_streams > self.config.max_streams
+            self._connections.add(connection)
+            too_many = len(self._connections) > self.config.max_streams
             retry_after_ms = self._scheduler.retry_after_ms
         if self._is_draining:
             connection.fail(_shutting_down())
@@ -208,10 +211,11 @@ class ServerCore:
             connection.fail(ServerBusy(retry_after_ms))
         return connection
 
-    def disconnect(self, connection: object) -> None:
+    def disconnect(self, connection: _Connection) -> None:
         """A stream is gone, and with it the requests that it had waiting."""
         with self._changed:
-            self._num_streams -= 1
+            self._connections.discard(connection)
+            self._window.forget(connection)
             self._sessions.remove(connection)
             self._scheduler.forget(connection)
             self._changed.notify_all()
@@ -236,6 +240,7 @@ class ServerCore:
                 least_bytes = job.session.least_bytes(job.request)
                 self._sessions.check(job.owner, least_bytes, self._scheduler.retry_after_ms)
             self._scheduler.admit(job)
+            self._window.arrived(job.owner, job.arrived_s)
             self._changed.notify_all()
 
     # -- sessions --------------------------------------------------------------------------------
@@ -270,47 +275,66 @@ class ServerCore:
         with self._changed:
             self._sessions.remove(owner)
 
-    def _reserve(self, owner: object, num_bytes: int) -> None:
+    def reserve(self, owner: object, num_bytes: int) -> None:
+        """The session will hold so many bytes in all; raises :class:`ServerBusy` where they are not to be had."""
         with self._changed:
             self._sessions.reserve(owner, num_bytes, self._scheduler.retry_after_ms)
 
     # -- the compute thread ----------------------------------------------------------------------
 
     def _compute(self) -> None:
-        while (job := self._next()) is not None:
+        while self._next():
             started_s = time.monotonic()
-            self._deliver(job, self._answer(job, started_s))
+            for job, answer in self._run(started_s):
+                self._take_answer(job, answer)
             with self._changed:
-                self._running = None
-                self._scheduler.took(time.monotonic() - started_s)
+                seconds = time.monotonic() - started_s
+                self._scheduler.took(seconds, len(self._running))
+                self._window.took(seconds)
+                self._running = []
                 self._changed.notify_all()
 
-    def _next(self) -> Job | None:
+    def _next(self) -> list[Job]:
+        """What runs next, once there is something and the window for more has closed; nothing when the server stops."""
         with self._changed:
-            while not (self._is_stopped or self._scheduler.num_waiting):
-                self._changed.wait(_IDLE_CHECK_S if len(self._sessions) else None)
+            while not self._is_stopped:
+                wait_s = _IDLE_CHECK_S if len(self._sessions) else None
+                if self._scheduler.num_waiting:
+                    now_s = time.monotonic()
+                    wait_s = self._window.closes_s(oldest_s=self._scheduler.oldest_s, now_s=now_s) - now_s
+                    if wait_s <= 0 or self._scheduler.num_waiting >= self.config.max_batch_requests:
+                        break
+                self._changed.wait(wait_s)
                 for connection in self._sessions.idle(time.monotonic()):
                     connection.expire()
-            self._running = self._scheduler.take()
+            if not self._is_stopped:
+                self._running = self._scheduler.take_batch(self.config.max_batch_requests)
             return self._running
 
-    def _answer(self, job: Job, now_s: float) -> InferReply | StepReply | Failure:
-        request_id = job.request.request_id
+    def _run(self, now_s: float) -> Iterator[tuple[Job, Answer]]:
+        late = [job for job in self._running if job.is_expired(now_s)]
+        for job in late:
+            if job.session is not None:
+                job.session.give_up()
+            yield job, _too_late(job)
+        left = dict.fromkeys(job for job in self._running if job not in late)
         try:
-            if job.is_expired(now_s):
-                raise DeadlineExceeded(
-                    f"the request waited longer than its {job.request.deadline_ms} ms; it was not run"
-                )
-            queue_ms = (now_s - job.arrived_s) * 1e3
-            if isinstance(job.request, InferRequest):
-                return self._runner.run(job.cut, job.request, queue_ms=queue_ms)
-            assert job.session is not None
-            return job.session.run(job.request, lambda size: self._reserve(job.owner, size), queue_ms=queue_ms)
-        except ServerlightError as error:
-            return Failure(request_id=request_id, error=error)
-        except BaseException:  # whatever a model raises, the thread must live on for the others
-            _log.exception("request %d at cut %s failed", request_id, job.cut)
-            return _own_fault(job)
+            for job, answer in self._runner.run(list(left)):
+                del left[job]
+                yield job, answer
+        except Exception as error:  # whatever a model raises, the thread must live on for the others
+            for job in left:
+                yield job, error
+
+    def _take_answer(self, job: Job, answer: Answer) -> None:
+        if answer is None:
+            with self._changed:
+                if job.owner in self._connections:
+                    self._scheduler.put_back(job)
+            return
+        self._deliver(job, _failure(job, answer) if isinstance(answer, BaseException) else answer)
+        with self._changed:
+            self._window.answered(job.owner, time.monotonic())
 
     def _deliver(self, job: Job, message: InferReply | StepReply | Failure) -> None:
         try:
@@ -436,6 +460,7 @@ class _Connection:
             reply=self._reply,
             arrived_s=time.monotonic(),
             session=session,
+            reserve=functools.partial(self._core.reserve, self),
         )
         try:
             self._core.submit(job)
@@ -452,9 +477,20 @@ def _read_plan(plan_json: str) -> Plan:
         raise ProtocolError(f"the plan in Hello cannot be read: {type(exc).__name__}") from None
 
 
+def _failure(job: Job, error: BaseException) -> Failure:
+    if isinstance(error, ServerlightError):
+        return Failure(request_id=job.request.request_id, error=error)
+    _log.error("request %d at cut %s failed", job.request.request_id, job.cut, exc_info=error)
+    return _own_fault(job)
+
+
 def _own_fault(job: Job) -> Failure:
     request_id = job.request.request_id
     return Failure(request_id=request_id, error=RemoteError(f"the server failed on request {request_id}; see its log"))
+
+
+def _too_late(job: Job) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the request waited longer than its {job.request.deadline_ms} ms; it was not run")
 
 
 def _shutting_down() -> PeerUnavailable:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serverlight.errors import ServerBusy
-from serverlight.runtime.messages import InferRequest, MoveCut, ServerMessage, Step
+from serverlight.runtime.messages import InferReply, InferRequest, MoveCut, ServerMessage, Step, StepReply
 from serverlight.runtime.sessions import Session
 
-__all__ = ["Job", "Scheduler"]
+__all__ = ["Answer", "Job", "Scheduler"]
 
 _NEWEST_SHARE = 0.2
 """Weight of the newest request in the running mean of the time that one takes."""
@@ -38,10 +38,17 @@ class Job:
     session: Session | None = None
     """What a step goes on with."""
 
+    reserve: Callable[[int], None] = lambda num_bytes: None
+    """Is told the bytes that the session will hold, before any work, and may raise."""
+
     def is_expired(self, now_s: float) -> bool:
         """Whether nobody wants the answer any more."""
         deadline_ms = self.request.deadline_ms
         return deadline_ms is not None and now_s > self.arrived_s + deadline_ms / 1e3
+
+
+Answer = InferReply | StepReply | BaseException | None
+"""What became of a request; ``None``: it goes on in a later batch."""
 
 
 class Scheduler:
@@ -81,12 +88,35 @@ class Scheduler:
             self._queues[owner] = waiting
         return job
 
+    def take_batch(self, limit: int) -> list[Job]:
+        """Up to so many to run together, in the order of turns; of a session's steps, which follow from each other, one."""
+        batch, sessions, later = list[Job](), set[object](), list[Job]()
+        while len(batch) < limit and (job := self.take()) is not None:
+            if job.session is not None and job.owner in sessions:
+                later.append(job)
+                continue
+            sessions.add(job.owner)
+            batch.append(job)
+        for job in reversed(later):
+            self.put_back(job)
+        return batch
+
+    def put_back(self, job: Job) -> None:
+        """One that was taken is to go on before what its owner has sent since; its turn comes after the others'."""
+        self._queues.setdefault(job.owner, deque()).appendleft(job)
+
+    @property
+    def oldest_s(self) -> float:
+        """When the one that waits longest arrived; raises :class:`ValueError` where none waits."""
+        return min(waiting[0].arrived_s for waiting in self._queues.values())
+
     def forget(self, owner: object) -> int:
         """Drops the waiting requests of a connection that is gone; returns how many."""
         return len(self._queues.pop(owner, ()))
 
-    def took(self, seconds: float) -> None:
-        """Notes how long one request kept the compute thread."""
+    def took(self, seconds: float, num_requests: int = 1) -> None:
+        """Notes how long a batch kept the compute thread."""
+        seconds /= max(1, num_requests)
         self._mean_s = seconds if self._mean_s == 0 else self._mean_s + _NEWEST_SHARE * (seconds - self._mean_s)
 
     @property

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serverlight.errors import ServerBusy
-from serverlight.runtime.messages import MoveCut, Step, StepReply
+from serverlight.runtime.messages import MoveCut, Step
 
 __all__ = ["Session", "SessionTable"]
 
@@ -18,11 +17,8 @@ class Session(Protocol):
     def least_bytes(self, message: Step | MoveCut) -> int:
         """What the sequence will hold at least when the message has run; 0 where it is not to be refused. Any thread."""
 
-    def run(self, message: Step | MoveCut, reserve: Callable[[int], None], *, queue_ms: float) -> StepReply:
-        """Goes on by a step, or takes over a layer.
-
-        ``reserve`` is told the bytes that the sequence will hold, before any work, and may raise.
-        """
+    def give_up(self) -> None:
+        """What was begun and is not finished never was."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from serverlight.codec import Basis, decode
-from serverlight.errors import InputMismatch, ProtocolError
+from serverlight.errors import InputMismatch, ProtocolError, ServerlightError
 from serverlight.models import LoadedModel
 from serverlight.models.images import decode_image
 from serverlight.partition import CutPoint, Partition, TensorSpec
+from serverlight.partition.names import OUTPUT
 from serverlight.plan import Plan
-from serverlight.runtime.messages import Frame, Image, InferReply, InferRequest, OpenSession, Payload, RawTensor, Timing
+from serverlight.runtime.clock import Clock
+from serverlight.runtime.messages import Frame, Image, InferReply, InferRequest, OpenSession, Payload, RawTensor
+from serverlight.runtime.scheduler import Answer, Job
 from serverlight.runtime.sessions import Session
 from serverlight.runtime.tensors import from_raw, to_raw
 
 __all__ = ["Worker"]
 
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ready:
+    """A request whose payloads are tensors."""
+
+    job: Job
+    tensors: list[Tensor]
+    num_samples: int | None
+    """``None`` where it cannot be batched with others."""
+
+    clock: Clock
+
 
 class Worker:
     """The tails of one model at the cuts that are served; they share their parameters.
+
+    Requests that come together run as one batch where every size that follows the batch is a first one. Samples do not
+    mix in a model that is not training, so each gets what it gets alone, but for the order in which floats are summed.
 
     Raises :class:`CutNotFound` for a cut that the model does not have.
     """
@@ -40,35 +62,96 @@ class Worker:
         self._output_names = parts.output_names
         self._cuts = {name: parts.cut(name) for name in cuts}
         self._tails = {name: parts.split(cut)[1] for name, cut in self._cuts.items()}
+        follow = all(map(_follows_batch, parts.cut(OUTPUT).tensors))
+        self._can_batch = {name: follow and all(map(_follows_batch, cut.tensors)) for name, cut in self._cuts.items()}
 
-    def run(self, cut: str, request: InferRequest, *, queue_ms: float) -> InferReply:
-        """Runs the tail once.
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
+        """Runs the tail once for all requests at a cut, as far as they fit into a batch.
 
-        Raises:
-            FrameError: a frame is damaged; the subclass names the rule that it breaks.
-            InputMismatch: a tensor or image does not fit the cut.
-            ProtocolError: the payloads are not of the kind or number that the cut takes.
+        A request may end with one of:
+
+        - :class:`FrameError`: a frame is damaged; the subclass names the rule that it breaks.
+        - :class:`InputMismatch`: a tensor or image does not fit the cut.
+        - :class:`ProtocolError`: the payloads are not of the kind or number that the cut takes.
         """
-        started_s, started_cpu_s = time.perf_counter(), time.thread_time()
-        with torch.inference_mode():
-            tensors = self._decode(self._cuts[cut], request.payloads)
-            decoded_s = time.perf_counter()
-            leaves = self._tails[cut].flat(*tensors)
-        outputs = tuple(to_raw(leaf, name=name) for leaf, name in zip(leaves, self._output_names, strict=True))
-        timing = Timing(
-            queue_ms=queue_ms,
-            decode_ms=(decoded_s - started_s) * 1e3,
-            tail_ms=(time.perf_counter() - decoded_s) * 1e3,
-            cpu_ms=(time.thread_time() - started_cpu_s) * 1e3,
-            process_cpu_ms=time.process_time() * 1e3,
-        )
-        return InferReply(request_id=request.request_id, outputs=outputs, timing=timing)
+        ready = list[_Ready]()
+        for job in jobs:
+            try:
+                ready.append(self._read(job))
+            except Exception as error:
+                yield job, error
+        for batch in self._batches(ready):
+            yield from self._run_batch(batch)
 
     def open_session(self, plan: Plan, opened: OpenSession) -> Session:
         """Refuses: sessions are for language models."""
         raise ProtocolError(f"{self._model.name!r} is no language model and has no sessions; send requests")
 
-    def _decode(self, cut: CutPoint, payloads: Sequence[Payload]) -> list[torch.Tensor]:
+    def _read(self, job: Job) -> _Ready:
+        if not isinstance(job.request, InferRequest):
+            raise ProtocolError(f"{self._model.name!r} is no language model and has no sessions; send requests")
+        clock, cut = Clock(job.arrived_s), self._cuts[job.cut]
+        tensors = self._decode(cut, job.request.payloads)
+        clock.lap("decode")
+        rows = {t.shape[0] // spec.batch_factor for t, spec in zip(tensors, cut.tensors, strict=True) if t.ndim}
+        num_samples = rows.pop() if self._can_batch[job.cut] and len(rows) == 1 else None
+        return _Ready(job=job, tensors=tensors, num_samples=num_samples, clock=clock)
+
+    def _batches(self, ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
+        """Requests at the same cut, in the order in which they came, up to the most samples that one may have."""
+        open_batches: dict[str, list[_Ready]] = {}
+        for request in ready:
+            if (size := request.num_samples) is None:
+                yield [request]
+                continue
+            batch = open_batches.setdefault(request.job.cut, [])
+            if sum(other.num_samples or 0 for other in batch) + size > self._max_batch:
+                yield open_batches.pop(request.job.cut)
+                batch = open_batches.setdefault(request.job.cut, [])
+            batch.append(request)
+        yield from open_batches.values()
+
+    def _run_batch(self, batch: Sequence[_Ready]) -> Iterator[tuple[Job, Answer]]:
+        for request in batch:
+            request.clock.lap("queue")
+        try:
+            outputs = self._run_tail(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                yield batch[0].job, error
+                return
+            _log.exception("a batch of %d requests failed; each runs alone", len(batch))
+            for request in batch:
+                yield from self._run_batch([request])
+            return
+        for request in batch:
+            request.clock.lap("tail", shared_by=len(batch))
+        for request, leaves in zip(batch, outputs, strict=True):
+            yield request.job, self._reply(request, leaves)
+
+    def _run_tail(self, batch: Sequence[_Ready]) -> list[list[Tensor]]:
+        """The outputs of each request of a batch."""
+        tail = self._tails[batch[0].job.cut]
+        if len(batch) == 1:
+            return [list(tail.flat(*batch[0].tensors))]
+        together = [torch.cat(parts) for parts in zip(*(request.tensors for request in batch), strict=True)]
+        sizes = [request.num_samples or 0 for request in batch]
+        leaves = [
+            torch.split(leaf, [size * (leaf.shape[0] // sum(sizes)) for size in sizes]) for leaf in tail.flat(*together)
+        ]
+        return [list(own) for own in zip(*leaves, strict=True)]
+
+    def _reply(self, request: _Ready, leaves: Sequence[Tensor]) -> Answer:
+        request.clock.lap("queue")
+        try:
+            outputs = tuple(to_raw(leaf, name=name) for leaf, name in zip(leaves, self._output_names, strict=True))
+        except ServerlightError as error:
+            return error
+        request.clock.lap("tail")
+        return InferReply(request_id=request.job.request.request_id, outputs=outputs, timing=request.clock.timing())
+
+    def _decode(self, cut: CutPoint, payloads: Sequence[Payload]) -> list[Tensor]:
         if payloads and all(isinstance(payload, Image) for payload in payloads):
             return [self._decode_images(cut, [payload.data for payload in payloads])]
         if len(payloads) != len(cut.tensors):
@@ -76,11 +159,11 @@ class Worker:
         basis = self._bases.get(cut.name)
         return [self._decode_one(spec, payload, basis) for spec, payload in zip(cut.tensors, payloads, strict=True)]
 
-    def _decode_one(self, spec: TensorSpec, payload: Payload, basis: Basis | None) -> torch.Tensor:
+    def _decode_one(self, spec: TensorSpec, payload: Payload, basis: Basis | None) -> Tensor:
         match payload:
             case Frame():
                 limit = spec.elements_per_sample * self._max_batch
-                tensor: torch.Tensor = decode(payload.data, basis=basis, max_elements=limit)
+                tensor: Tensor = decode(payload.data, basis=basis, max_elements=limit)
                 check_fits(spec, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), self._max_batch)
                 return tensor
             case RawTensor():
@@ -89,7 +172,7 @@ class Worker:
             case Image():
                 raise ProtocolError("images and tensors in one request; send the one or the other")
 
-    def _decode_images(self, cut: CutPoint, images: list[bytes]) -> torch.Tensor:
+    def _decode_images(self, cut: CutPoint, images: list[bytes]) -> Tensor:
         preprocess, image_shape = self._model.preprocess, self._model.image_shape
         if cut.index != 0 or len(cut.tensors) != 1 or preprocess is None or image_shape is None:
             raise ProtocolError(
@@ -99,6 +182,10 @@ class Worker:
         if len(images) > self._max_batch:
             raise InputMismatch(f"{len(images)} images in one request; at most {self._max_batch} are taken")
         return preprocess(np.stack([decode_image(image, image_shape) for image in images]))
+
+
+def _follows_batch(spec: TensorSpec) -> bool:
+    return spec.shape[:1] == (None,) and None not in spec.shape[1:]
 
 
 def check_fits(spec: TensorSpec, dtype: str, shape: tuple[int, ...], max_batch: int) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from serverlight.partition import CutPoint, Partition, partition
     from serverlight.partition.weights import load_head, load_part, load_tail
     from serverlight.plan import Plan
-    from serverlight.runtime import Client, Server, connect
+    from serverlight.runtime import Client, Credentials, Security, Server, connect
     from serverlight.split_lm import SplitCausalLM
 
 __version__ = "0.1.0"
@@ -27,12 +27,14 @@ _HOMES = {  # public name -> the module it lives in
     "Client": "serverlight.runtime",
     "Codec": "serverlight.codec",
     "CodecConfig": "serverlight.codec",
+    "Credentials": "serverlight.runtime",
     "CutPoint": "serverlight.partition",
     "FrameInfo": "serverlight.codec",
     "LoadedModel": "serverlight.models",
     "Loopback": "serverlight.loopback",
     "Partition": "serverlight.partition",
     "Plan": "serverlight.plan",
+    "Security": "serverlight.runtime",
     "Server": "serverlight.runtime",
     "ServerlightError": "serverlight.errors",
     "SplitCausalLM": "serverlight.split_lm",
@@ -53,12 +55,14 @@ __all__ = [
     "Client",
     "Codec",
     "CodecConfig",
+    "Credentials",
     "CutPoint",
     "FrameInfo",
     "LoadedModel",
     "Loopback",
     "Partition",
     "Plan",
+    "Security",
     "Server",
     "ServerlightError",
     "SplitCausalLM",

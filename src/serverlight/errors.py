@@ -36,6 +36,9 @@
     │  ├─ ProtocolError                      a message that the protocol does not allow here
     │  ├─ MessageTooLarge                    a message over the agreed limit
     │  ├─ ServerBusy                         the server takes no more; retry_after_ms says when
+    │  │  └─ QuotaExceeded                   the client has used up its share; quota says which
+    │  ├─ Unauthenticated                    the server knows no such token
+    │  ├─ CertificateMismatch                TLS failed; field says which certificate does not fit
     │  ├─ AddressInUse                       the port to listen on is taken
     │  ├─ GenerationInterrupted              a sequence could not go on; token_ids holds what there is
     │  └─ RemoteError                        the server failed on its own account
@@ -51,6 +54,7 @@ __all__ = [
     "BadMagic",
     "BadPadding",
     "BadVarint",
+    "CertificateMismatch",
     "ChecksumMismatch",
     "CodecError",
     "ConfigError",
@@ -75,11 +79,13 @@ __all__ = [
     "PeerUnavailable",
     "PlanMismatch",
     "ProtocolError",
+    "QuotaExceeded",
     "RemoteError",
     "ServerBusy",
     "ServerlightError",
     "TrailingBytes",
     "TransportError",
+    "Unauthenticated",
     "UnknownBasis",
     "UnsupportedFeature",
     "UnsupportedProfile",
@@ -294,6 +300,32 @@ class ServerBusy(TransportError):
     def __init__(self, retry_after_ms: int) -> None:
         super().__init__(f"the server is busy; try again in {retry_after_ms} ms")
         self.retry_after_ms = retry_after_ms
+
+
+class QuotaExceeded(ServerBusy):
+    """The client has used up its share, whatever others use; ``quota`` says which one."""
+
+    quota = ""
+    """Where a server does not say which."""
+
+    def __init__(self, quota: str, retry_after_ms: int) -> None:
+        TransportError.__init__(self, f"over the quota {quota}; try again in {retry_after_ms} ms")
+        self.quota, self.retry_after_ms = quota, retry_after_ms
+
+
+class Unauthenticated(TransportError):
+    """The server wants a token and knows none like this one: it is missing, wrong, out of date or withdrawn."""
+
+
+class CertificateMismatch(TransportError):
+    """The two sides cannot agree on TLS; ``field`` names the setting of the client that does not fit."""
+
+    field = ""
+    """Where another side does not say which."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
 
 
 class GenerationInterrupted(TransportError):

@@ -23,6 +23,7 @@ from serverlight.huggingface import (
     stopping_criteria,
 )
 from serverlight.plan import Plan
+from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.decoder_client import DecoderClient
 from serverlight.sampling import Sampling
 
@@ -88,6 +89,7 @@ class SplitCausalLM(GenerativeModel):
         cut: str,
         codec: CodecConfig | None = None,
         dtype: torch.dtype | None = None,
+        credentials: Credentials | None = None,
     ) -> SplitCausalLM:
         """Loads the head only; servers have the tail.
 
@@ -97,11 +99,13 @@ class SplitCausalLM(GenerativeModel):
             cut: Such as ``layers.8``.
             codec: How hidden states are compressed on their way up; by default as suits language models.
             dtype: Of the weights; by default as stored.
+            credentials: Whom to trust and who the client is; by default nothing is encrypted.
 
         Raises what :func:`~serverlight.load_head` and :class:`~serverlight.runtime.decoder_client.DecoderClient` raise.
         """
         head = LoadedDecoder.head(model, cut, dtype=dtype)
-        return cls(DecoderClient(addresses, plan=_plan(head, cut, codec), head=head), model=model)
+        client = DecoderClient(addresses, plan=_plan(head, cut, codec), head=head, credentials=credentials)
+        return cls(client, model=model)
 
     @classmethod
     def local(

@@ -30,6 +30,32 @@ WRONG = {
     "no model function": (["cuts", "nowhere.models:make"], "PYTHONPATH"),
     "no plan file": (["serve", "demo-vision", "--plan", "nowhere.json"], "cannot read nowhere.json"),
     "no such host": (["serve", "demo-vision", "--cut", "layer3.0", "--host", "nowhere.invalid"], "cannot resolve"),
+    "public address": (
+        ["serve", "demo-vision", "--cut", "layer3.0", "--host", "0.0.0.0"],
+        "can be reached by others; give",
+    ),
+    "certificate without key": (["serve", "demo-vision", "--cut", "layer3.0", "--tls-cert", "a.pem"], "go together"),
+    "no token file": (
+        ["serve", "demo-vision", "--cut", "layer3.0", "--tokens", "nowhere.toml"],
+        "`serverlight token NAME",
+    ),
+    "token in the clear": (
+        ["run", "demo-vision", "--server", "10.0.0.5:1", "--cut", "layer2", "--token", "sl_x"],
+        "give --tls-ca",
+    ),
+    "two tokens": (
+        ["run", "demo-vision", "--server", "localhost:1", "--cut", "layer2", "--token", "sl_x", "--token-file", "x"],
+        "one of them",
+    ),
+    "no file of a token": (
+        ["generate", "demo-lm", "x", "--server", "localhost:1", "--cut", "layers.2", "--token-file", "nowhere"],
+        "token_file: cannot read nowhere",
+    ),
+    "no authority": (
+        ["run", "demo-vision", "--server", "localhost:1", "--cut", "layer2", "--tls-ca", "nowhere.pem"],
+        "tls_ca: cannot read nowhere.pem",
+    ),
+    "no name for a token": (["token", "a b"], "begin with a letter or digit"),
     "port out of range": (["serve", "demo-vision", "--cut", "layer3.0", "--port", "70000"], "65535"),
     "bad link": (["demo", "--link", "fast"], "10mbit,20ms"),
     "bad number list": (["eval", "--cut", "layer3.0", "--sparsity", "half"], "cannot read 'half'"),

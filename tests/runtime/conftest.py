@@ -32,7 +32,9 @@ from serverlight.runtime.messages import (
     ServerMessage,
     Timing,
 )
+from serverlight.runtime.quotas import Quotas
 from serverlight.runtime.scheduler import Answer, Job
+from serverlight.runtime.security import Security
 from serverlight.runtime.transport import InProcessTransport, Transport
 
 PLAN = Plan(model="echo", revision="1", cut="middle", codec=CodecConfig(profile="slicer", sparsity=0.5))
@@ -123,20 +125,22 @@ class Stream:
 class GrpcThread:
     """A GrpcServer on an event loop of its own."""
 
-    def __init__(self, core: ServerCore) -> None:
+    def __init__(self, core: ServerCore, security: Security | None = None) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         config = core.config
-        self.server = self.run(self._make(core, config))
+        self.server = self.run(self._make(core, config, security or Security()))
         self.port = self.run(self.server.start("127.0.0.1", 0))
 
-    async def _make(self, core: ServerCore, config: ServerConfig) -> GrpcServer:
+    async def _make(self, core: ServerCore, config: ServerConfig, security: Security) -> GrpcServer:
         return GrpcServer(
             core,
             max_message_bytes=config.max_message_bytes,
             max_in_flight=config.max_in_flight,
             hello_timeout_s=config.hello_timeout_s,
+            security=security,
+            tokens=security.read_tokens(),
         )
 
     def run(self, work: Any) -> Any:
@@ -177,8 +181,9 @@ def runner() -> EchoRunner:
 def make_core(runner: EchoRunner) -> Iterator[Callable[..., ServerCore]]:
     cores = []
 
-    def make(*, codec: CodecConfig | None = None, **limits: Any) -> ServerCore:
-        core = ServerCore(runner, {PLAN.cut: PLAN}, codec=codec, config=ServerConfig(**limits)).start()
+    def make(*, codec: CodecConfig | None = None, quotas: Quotas | None = None, **limits: Any) -> ServerCore:
+        config = ServerConfig(**limits)
+        core = ServerCore(runner, {PLAN.cut: PLAN}, codec=codec, config=config, quotas=quotas).start()
         cores.append(core)
         return core
 
@@ -189,12 +194,12 @@ def make_core(runner: EchoRunner) -> Iterator[Callable[..., ServerCore]]:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[ServerCore], GrpcThread]]:
+def serve() -> Iterator[Callable[..., GrpcThread]]:
     """Puts a core on a socket."""
     threads = []
 
-    def serve(core: ServerCore) -> GrpcThread:
-        threads.append(GrpcThread(core))
+    def serve(core: ServerCore, security: Security | None = None) -> GrpcThread:
+        threads.append(GrpcThread(core, security))
         return threads[-1]
 
     yield serve

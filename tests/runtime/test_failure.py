@@ -6,6 +6,7 @@ import pytest
 
 from serverlight import errors
 from serverlight.errors import (
+    CertificateMismatch,
     ConfigError,
     ContextExceeded,
     CutNotFound,
@@ -14,6 +15,7 @@ from serverlight.errors import (
     NonFiniteTensor,
     NotPartitionable,
     PlanMismatch,
+    QuotaExceeded,
     RemoteError,
     ServerBusy,
 )
@@ -29,6 +31,8 @@ WITH_FACTS = [
     NotPartitionable("org/model", "its layers share keys"),
     PlanMismatch("cut", "layer1", "layer2"),
     ServerBusy(250),
+    QuotaExceeded("requests_per_s", 40),
+    CertificateMismatch("tls_ca", "another authority"),
 ]
 
 

@@ -12,7 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serverlight.errors import PeerUnavailable, TransportError
 from serverlight.runtime.conversion import encode_client
-from serverlight.runtime.grpc_transport import ERROR_OF_STATUS, SERVICE, AsyncGrpcStream, check_health, error_of_status
+from serverlight.runtime.grpc_stream import AsyncGrpcStream
+from serverlight.runtime.grpc_transport import ERROR_OF_STATUS, SERVICE, check_health, error_of_status
 from serverlight.runtime.messages import Hello, Ping, Pong, ServerMessage
 from serverlight.runtime.transport import wire_bytes
 

@@ -9,9 +9,17 @@ from serverlight.runtime.messages import InferRequest
 from serverlight.runtime.scheduler import Job, Scheduler
 
 
-def job(owner: object = None, request_id: int = 1, deadline_ms: int | None = None, arrived_s: float = 0.0) -> Job:
+def job(
+    owner: object = None,
+    request_id: int = 1,
+    deadline_ms: int | None = None,
+    arrived_s: float = 0.0,
+    client: str | None = None,
+) -> Job:
     request = InferRequest(request_id=request_id, payloads=(), deadline_ms=deadline_ms)
-    return Job(owner=owner, cut="middle", request=request, reply=lambda message: None, arrived_s=arrived_s)
+    return Job(
+        owner=owner, client=client, cut="middle", request=request, reply=lambda message: None, arrived_s=arrived_s
+    )
 
 
 def test_one_client_is_served_in_order() -> None:
@@ -55,6 +63,65 @@ def test_turns_are_equal_and_nothing_is_lost(events: list[int | None]) -> None:
             served_since[taken.owner] = []
     assert not scheduler.num_waiting
     assert not any(waiting.values())
+
+
+def test_connections_of_one_client_have_one_turn() -> None:
+    """However many connections a client opens, another with a single one is served as often."""
+    scheduler = Scheduler(max_waiting=20)
+    for connection in range(5):
+        scheduler.admit(job(owner=connection, client="many"))
+    for request_id in range(3):
+        scheduler.admit(job(owner="only", client="single", request_id=request_id))
+    taken = [scheduler.take() for _ in range(6)]
+    assert [each.client for each in taken if each] == ["many", "single"] * 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=80), st.integers(1, 12))
+def test_full_queue_is_shared(events: list[tuple[int, bool]], max_waiting: int) -> None:
+    """A full queue refuses whoever has most: nobody is refused, or loses a request, who has less than another by two."""
+    scheduler = Scheduler(max_waiting=max_waiting)
+    waiting: dict[str, list[Job]] = {f"client {i}": [] for i in range(6)}
+    for number, takes in events:
+        if takes and (taken := scheduler.take()):
+            assert taken.client is not None
+            assert waiting[taken.client].pop(0) is taken
+        new = job(owner=object(), client=f"client {number}")
+        mine, most = waiting[f"client {number}"], max(map(len, waiting.values()))
+        try:
+            given_up = scheduler.admit(new)
+        except ServerBusy:
+            assert scheduler.num_waiting == max_waiting
+            assert len(mine) + 1 >= most
+            continue
+        if given_up is not None:
+            assert given_up.client is not None
+            loser = waiting[given_up.client]
+            assert len(loser) == most
+            assert loser.pop() is given_up
+            assert len(mine) + 1 <= len(loser)
+        mine.append(new)
+        assert scheduler.num_waiting == sum(map(len, waiting.values())) <= max_waiting
+
+
+def test_a_place_is_not_taken_back_and_forth() -> None:
+    """Two clients that both want more than there is share it, and then both are refused."""
+    scheduler = Scheduler(max_waiting=4)
+    for _ in range(4):
+        scheduler.admit(job(client="first"))
+    assert [scheduler.admit(job(client="second")) is not None for _ in range(2)] == [True, True]
+    for client in ("first", "second"):
+        with pytest.raises(ServerBusy):
+            scheduler.admit(job(client=client))
+
+
+def test_a_gone_connection_leaves_its_clients_others() -> None:
+    """Of a client with two connections only the requests of the one that is gone are dropped, and the order stays."""
+    scheduler, gone, here = Scheduler(max_waiting=9), object(), object()
+    jobs = [job(owner=owner, client="one") for owner in (gone, here, gone, here)]
+    for each in jobs:
+        scheduler.admit(each)
+    assert scheduler.forget(gone) == 2
+    assert [scheduler.take() for _ in range(3)] == [jobs[1], jobs[3], None]
 
 
 def test_full_queue_says_when_to_come_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,17 +15,20 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from serverlight.codec import Codec, CodecConfig  # noqa: E402
-from serverlight.errors import PeerUnavailable, ServerBusy  # noqa: E402
+from serverlight.errors import PeerUnavailable, QuotaExceeded, ServerBusy, Unauthenticated  # noqa: E402
 from serverlight.generation import DecoderLoopback, LoadedDecoder  # noqa: E402
 from serverlight.plan import Plan  # noqa: E402
 from serverlight.runtime.conversion import encode_client  # noqa: E402
 from serverlight.runtime.core import ServerConfig  # noqa: E402
+from serverlight.runtime.credentials import Credentials  # noqa: E402
 from serverlight.runtime.decoder_client import DecoderClient  # noqa: E402
 from serverlight.runtime.grpc_transport import SERVICE, GrpcTransport  # noqa: E402
 from serverlight.runtime.messages import Failure, Hello, OpenSession, Step, StepReply  # noqa: E402
 from serverlight.runtime.scheduler import Job  # noqa: E402
+from serverlight.runtime.security import Security  # noqa: E402
 from serverlight.runtime.server import Server  # noqa: E402
 from serverlight.runtime.sessions import SessionTable  # noqa: E402
+from serverlight.runtime.tokens import add_client  # noqa: E402
 from serverlight.sampling import Sampling  # noqa: E402
 
 CUT = "layers.2"
@@ -176,3 +180,66 @@ def test_windows_and_halves(model: str, dtype: torch.dtype, request: Any) -> Non
         made = client.generate(prompt, max_new_tokens=20, on_token=hear)
     assert made.token_ids == expected
     assert (made.num_recoveries >= 1) == (dtype == torch.float32)
+
+
+QUOTAS = {
+    "requests": "requests_per_s = 50\nburst_s = 0.04\n",
+    "bytes": "bytes_per_s = 10_000\nburst_s = 0.05\n",
+}
+
+
+@pytest.mark.parametrize("quota", QUOTAS.values(), ids=QUOTAS)
+def test_client_keeps_to_its_quota(tail: Any, head: Any, plan: Plan, tmp_path: pathlib.Path, quota: str) -> None:
+    """A sequence that is faster than its client's quota goes on in its place when it may, with the same tokens."""
+    expected = DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=12, chunk_tokens=2)
+    path = tmp_path / "tokens.toml"
+    token = add_client(str(path), "phone")
+    path.write_text(path.read_text() + quota)
+    with Server(tail, [CUT], security=Security(tokens=str(path))) as server:
+        client = DecoderClient([server.address], plan=plan, head=head, credentials=Credentials(token=token))
+        refused = count_refusals(server)
+        made = client.generate(PROMPT, max_new_tokens=12, chunk_tokens=2)
+    assert made.token_ids == expected
+    assert made.num_recoveries == 0
+    assert refused
+
+
+def count_refusals(server: Server) -> list[QuotaExceeded]:
+    """The refusals of this server from now on."""
+    refused, charge = list[QuotaExceeded](), server.core._quotas.charge
+
+    def note(*what: Any) -> None:
+        try:
+            charge(*what)
+        except QuotaExceeded as error:
+            refused.append(error)
+            raise
+
+    server.core._quotas.charge = note  # type: ignore[method-assign]
+    return refused
+
+
+def test_session_over_quota_waits_for_the_first(tail: Any, head: Any, plan: Plan, tmp_path: pathlib.Path) -> None:
+    """A client with one session gets no second one at a time, and is told which quota; when the first ends, it goes on."""
+    path = tmp_path / "tokens.toml"
+    token = add_client(str(path), "phone")
+    path.write_text(path.read_text() + "max_sessions = 1\n")
+    with Server(tail, [CUT], security=Security(tokens=str(path))) as server:
+        client = DecoderClient(
+            [server.address], plan=plan, head=head, credentials=Credentials(token=token), recovery_s=0.2
+        )
+        first = client.stream(PROMPT, max_new_tokens=4)
+        next(first)
+        with pytest.raises(QuotaExceeded, match="max_sessions"):
+            client.generate(PROMPT, max_new_tokens=1)
+        first.close()
+        assert len(client.generate(PROMPT, max_new_tokens=2).token_ids) == 2
+
+
+def test_wrong_token_ends_a_generation_at_once(tail: Any, head: Any, plan: Plan, tmp_path: pathlib.Path) -> None:
+    """A token that a server does not know is not tried again for as long as a lost server would be."""
+    add_client(str(tmp_path / "tokens.toml"), "phone")
+    with Server(tail, [CUT], security=Security(tokens=str(tmp_path / "tokens.toml"))) as server:
+        client = DecoderClient([server.address], plan=plan, head=head, recovery_s=3600)
+        with pytest.raises(Unauthenticated):
+            client.generate(PROMPT, max_new_tokens=2)

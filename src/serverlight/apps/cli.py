@@ -21,6 +21,7 @@ from serverlight.apps.commands.generate import generate
 from serverlight.apps.commands.inspect_frame import inspect_frame
 from serverlight.apps.commands.run import run
 from serverlight.apps.commands.serve import serve
+from serverlight.apps.commands.token import token
 from serverlight.errors import MissingDependency, ServerlightError
 
 __all__ = ["app", "main"]
@@ -42,6 +43,7 @@ EXTRA_OF_PACKAGE = {
     "starlette": "edge",
     "uvicorn": "edge",
     "matplotlib": "plot",
+    "prometheus_client": "watch",
 }
 """Package that a command may miss -> the extra that brings it."""
 
@@ -54,6 +56,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(serve)
+app.command()(token)
 app.command()(run)
 app.command()(generate)
 app.command()(edge)
@@ -84,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits: 0 when it worked, 2 for a wrong input, 130 after Ctrl-C, 1 for a bug of ours."""
     # Two processes that spin on the same cores slow each other down many times over. OpenMP reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # gRPC writes a line of its own for each handshake that fails: a stranger could fill a server's log with them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Accepted before and after the command's name.
     debug = DEBUG in words

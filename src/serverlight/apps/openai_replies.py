@@ -13,6 +13,7 @@ from typing import Any
 
 from serverlight.apps.answers import Piece, TokenNote, Usage
 from serverlight.errors import (
+    CertificateMismatch,
     ConfigError,
     ConnectTimeout,
     ContextExceeded,
@@ -21,6 +22,7 @@ from serverlight.errors import (
     ModelError,
     PeerUnavailable,
     ServerBusy,
+    Unauthenticated,
 )
 
 __all__ = ["ChatReply", "CompletionReply", "Problem", "Reply", "problem_of"]
@@ -192,6 +194,10 @@ def problem_of(error: Exception) -> Problem:
             return Problem(status=429, message=message, code="rate_limit_exceeded", retry_after_s=after_s)
         case PeerUnavailable() | ConnectTimeout() | DeadlineExceeded() | GenerationInterrupted():
             return Problem(status=503, message=message, code="server_unavailable")
+        case Unauthenticated() | CertificateMismatch():
+            return Problem(
+                status=502, message="the device may not use its server; its log says why", code="server_refused"
+            )
     return Problem(
         status=500, message=f"{type(error).__name__}; the log of the device says more", code="internal_error"
     )

@@ -2,6 +2,8 @@
 
 from serverlight.runtime.client import Client, InferResult, connect
 from serverlight.runtime.core import ServerConfig
+from serverlight.runtime.credentials import Credentials
+from serverlight.runtime.security import Security
 from serverlight.runtime.server import Server
 
-__all__ = ["Client", "InferResult", "Server", "ServerConfig", "connect"]
+__all__ = ["Client", "Credentials", "InferResult", "Security", "Server", "ServerConfig", "connect"]

@@ -16,6 +16,7 @@ from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
 from serverlight.partition.inputs import as_call
 from serverlight.plan import Plan
+from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.grpc_transport import GrpcTransport
 from serverlight.runtime.messages import Frame, Image, Payload, Timing
 from serverlight.runtime.stream import ClientStream
@@ -69,6 +70,7 @@ def connect(
     timeout_s: float = 5.0,
     deadline_ms: int = DEFAULT_DEADLINE_MS,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    credentials: Credentials | None = None,
 ) -> Client:
     """Connects to a server and agrees on the plan.
 
@@ -80,15 +82,18 @@ def connect(
         timeout_s: how long connecting may take.
         deadline_ms: how long a request may take that does not say otherwise.
         max_message_bytes: the largest message to send or read.
+        credentials: whom to trust and who the client is; by default nothing is encrypted.
 
     Raises:
+        Unauthenticated: the server wants a token and knows none like this one.
+        CertificateMismatch: the sides cannot agree on TLS; the error names the setting.
         PeerUnavailable: nobody listens at the address.
         ConnectTimeout: nobody answered in time.
         PlanMismatch: the server has another model, revision, cut, codec or basis; the error names the field.
-        ConfigError: another basis than the plan's.
+        ConfigError: another basis than the plan's, or a token that would travel without encryption.
         CutNotFound: the model has no such cut.
     """
-    transport = GrpcTransport(address, max_message_bytes=max_message_bytes)
+    transport = GrpcTransport(address, max_message_bytes=max_message_bytes, credentials=credentials)
     return Client(transport, plan=plan, model=model, basis=basis, timeout_s=timeout_s, deadline_ms=deadline_ms)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import threading
 import time
@@ -40,7 +41,10 @@ from serverlight.runtime.messages import (
     Step,
     StepReply,
     Welcome,
+    payload_bytes,
 )
+from serverlight.runtime.observe import Observer, log_fields
+from serverlight.runtime.quotas import Quotas
 from serverlight.runtime.scheduler import Answer, Job, Scheduler
 from serverlight.runtime.sessions import Session, SessionTable
 from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES
@@ -96,6 +100,9 @@ class ServerConfig:
     drain_s: float = 10.0
     """How long a stopping server goes on with what it has accepted."""
 
+    stall_s: float = 60.0
+    """How long there may be work and no answer before the server says that it is not healthy."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -120,7 +127,7 @@ class ServerCore:
     """Takes streams from any transport and runs their requests, in batches, on a thread of its own.
 
     ``plans`` has one plan for each cut that is served. With ``codec`` given, clients must use exactly these settings;
-    otherwise any, since a frame describes itself.
+    otherwise any, since a frame describes itself. ``quotas`` has the shares of clients that have a name.
     """
 
     def __init__(
@@ -130,21 +137,28 @@ class ServerCore:
         *,
         codec: CodecConfig | None = None,
         config: ServerConfig | None = None,
+        quotas: Quotas | None = None,
+        head_shares: Mapping[str, float] | None = None,
     ) -> None:
-        self.config = config or ServerConfig()
+        self.config, self._quotas = config or ServerConfig(), quotas or Quotas()
+        self.head_shares = dict(head_shares or {})  # the device's part of the whole model's work, where it is known
+        self.observer = Observer()  # is told what happens; to be set before the start
+        self.has_crashed = False  # the compute thread ended by an error: nothing is answered any more
+        self.num_answered = 0  # by the compute thread, since the start
         self._runner, self._plans, self._codec = runner, dict(plans), codec
         self._scheduler = Scheduler(max_waiting=self.config.max_waiting)
         self._sessions = SessionTable(
             max_sessions=self.config.max_sessions,
             max_kv_bytes=self.config.max_kv_bytes,
             idle_s=self.config.session_idle_s,
+            quotas=self._quotas,
         )
         self._changed = threading.Condition()  # guards all below, the scheduler and the table of sessions
         self._window = Window(max_delay_s=self.config.max_batch_delay_ms / 1e3)
         self._running: list[Job] = []
         self._connections: set[_Connection] = set()
         self._is_draining = self._is_stopped = False
-        self._thread = threading.Thread(target=self._compute, name="serverlight-compute", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="serverlight-compute", daemon=True)
 
     # -- life cycle ------------------------------------------------------------------------------
 
@@ -187,6 +201,11 @@ class ServerCore:
         return self._scheduler.num_waiting
 
     @property
+    def is_busy(self) -> bool:
+        """Whether the compute thread has something to do."""
+        return bool(self._running) or self._scheduler.num_waiting > 0
+
+    @property
     def num_streams(self) -> int:
         """Streams that are open now."""
         return len(self._connections)
@@ -198,9 +217,10 @@ class ServerCore:
 
     # -- streams ---------------------------------------------------------------------------------
 
-    def connect(self, reply: Callable[[ServerMessage], None]) -> _Connection:
-        """A new stream; its first message must be a :class:`Hello`."""
-        connection = _Connection(self, reply)
+    def connect(self, reply: Callable[[ServerMessage], None], *, client: str | None = None) -> _Connection:
+        """A new stream; its first message must be a :class:`Hello`. ``client`` is whose it is, where that is known."""
+        connection = _Connection(self, reply, client)
+        self.observer.stream_opened(connection)
         with self._changed:
             self._connections.add(connection)
             too_many = len(self._connections) > self.config.max_streams
@@ -219,6 +239,7 @@ class ServerCore:
             self._sessions.remove(connection)
             self._scheduler.forget(connection)
             self._changed.notify_all()
+        self.observer.stream_closed(connection)
 
     def agree(self, plan: Plan) -> None:
         """Raises :class:`PlanMismatch`, worded for the client, unless this server serves the client's plan."""
@@ -232,16 +253,23 @@ class ServerCore:
                 raise PlanMismatch(f"codec.{field.name}", ours, theirs)
 
     def submit(self, job: Job) -> None:
-        """Queues a request; raises :class:`ServerBusy` or :class:`PeerUnavailable` at once if it cannot be taken."""
+        """Queues a request; raises :class:`ServerBusy` or :class:`PeerUnavailable` at once if it cannot be taken.
+
+        Another client's newest request may be given up for it, if that has many more waiting.
+        """
         with self._changed:
             if self._is_draining:
                 raise _shutting_down()
             if job.session is not None and isinstance(job.request, Step | MoveCut):
                 least_bytes = job.session.least_bytes(job.request)
                 self._sessions.check(job.owner, least_bytes, self._scheduler.retry_after_ms)
-            self._scheduler.admit(job)
+            self._quotas.charge(job.client, payload_bytes(job.request), job.arrived_s)
+            given_up = self._scheduler.admit(job)
             self._window.arrived(job.owner, job.arrived_s)
+            retry_after_ms = self._scheduler.retry_after_ms
             self._changed.notify_all()
+        if given_up is not None:
+            given_up.reply(Failure(request_id=given_up.request.request_id, error=ServerBusy(retry_after_ms)))
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -261,8 +289,10 @@ class ServerCore:
         with self._changed:
             if self._is_draining:
                 raise _shutting_down()
-            self._sessions.add(owner, time.monotonic(), self._scheduler.retry_after_ms)
+            self._quotas.charge(owner.client, 0, now_s := time.monotonic())
+            self._sessions.add(owner, now_s, self._scheduler.retry_after_ms, client=owner.client)
             self._changed.notify_all()  # from now on the thread looks for idle ones
+        self.observer.session_opened(owner, plan.cut)
         return session
 
     def touch_session(self, owner: object) -> None:
@@ -270,10 +300,11 @@ class ServerCore:
         with self._changed:
             self._sessions.touch(owner, time.monotonic())
 
-    def close_session(self, owner: object) -> None:
+    def close_session(self, owner: _Connection, *, expired: bool = False) -> None:
         """Gives back what a session has reserved."""
         with self._changed:
             self._sessions.remove(owner)
+        self.observer.session_closed(owner, expired=expired)
 
     def reserve(self, owner: object, num_bytes: int) -> None:
         """The session will hold so many bytes in all; raises :class:`ServerBusy` where they are not to be had."""
@@ -281,6 +312,17 @@ class ServerCore:
             self._sessions.reserve(owner, num_bytes, self._scheduler.retry_after_ms)
 
     # -- the compute thread ----------------------------------------------------------------------
+
+    def _live(self) -> None:
+        try:
+            self._compute()
+        except BaseException:
+            _log.critical("the compute thread has crashed; what waits is given up", exc_info=True)
+            self.has_crashed = True
+            running, self._running = self._running, []
+            for job in running:
+                job.reply(_own_fault(job))
+            self.drain(0)
 
     def _compute(self) -> None:
         while self._next():
@@ -337,18 +379,24 @@ class ServerCore:
             self._window.answered(job.owner, time.monotonic())
 
     def _deliver(self, job: Job, message: InferReply | StepReply | Failure) -> None:
+        self.num_answered += 1
+        self.observer.answered(job, message)  # before the reply: whoever has an answer finds it counted
         try:
             job.reply(message)
         except Exception:  # an output that cannot be serialised, say
-            _log.exception("the reply to request %d at cut %s failed", job.request.request_id, job.cut)
+            text = "the reply to request %d at cut %s failed"
+            _log.exception(text, job.request.request_id, job.cut, extra=log_fields(job))
             job.reply(_own_fault(job))
 
 
 class _Connection:
     """The protocol of one stream: Hello first, then requests with rising ids."""
 
-    def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None]) -> None:
-        self._core, self._reply = core, reply
+    _numbers = itertools.count(1)
+
+    def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None], client: str | None) -> None:
+        self._core, self._reply, self.client = core, reply, client
+        self.number = next(self._numbers)
         self._plan: Plan | None = None
         self._session: Session | None = None
         self._last_id = 0
@@ -381,6 +429,7 @@ class _Connection:
         """Says why and ends the stream."""
         if not self.over:
             self.over = True
+            self._core.observer.refused(self, error)
             self._reply(Failure(request_id=0, error=error))
 
     def close(self) -> None:
@@ -401,6 +450,7 @@ class _Connection:
         plan = _read_plan(hello.plan_json)
         self._core.agree(plan)
         self._plan = plan
+        self._core.observer.greeted(self, plan)
         config = self._core.config
         self._reply(
             Welcome(
@@ -413,7 +463,7 @@ class _Connection:
 
     def expire(self) -> None:
         """The session had no step for too long."""
-        self._close_session()
+        self._close_session(expired=True)
         self.fail(PeerUnavailable("the session was idle for too long and is forgotten; open it again"))
 
     def _open(self, message: OpenSession) -> None:
@@ -426,9 +476,9 @@ class _Connection:
             self._core.agree(plan)
         self._session = self._core.open_session(self, plan, message)
 
-    def _close_session(self) -> None:
+    def _close_session(self, *, expired: bool = False) -> None:
         self._session = None
-        self._core.close_session(self)
+        self._core.close_session(self, expired=expired)
 
     def _take_step(self, message: InferRequest | Step | MoveCut | Failure, session: Session) -> None:
         if isinstance(message, InferRequest):
@@ -455,6 +505,7 @@ class _Connection:
     def _submit(self, message: InferRequest | Step | MoveCut, session: Session | None = None) -> None:
         job = Job(
             owner=self,
+            client=self.client,
             cut=self._plan.cut if self._plan else "",
             request=message,
             reply=self._reply,
@@ -465,6 +516,7 @@ class _Connection:
         try:
             self._core.submit(job)
         except ServerlightError as error:
+            self._core.observer.refused(self, error, request_id=message.request_id)
             self._reply(Failure(request_id=message.request_id, error=error))
 
 
@@ -480,7 +532,7 @@ def _read_plan(plan_json: str) -> Plan:
 def _failure(job: Job, error: BaseException) -> Failure:
     if isinstance(error, ServerlightError):
         return Failure(request_id=job.request.request_id, error=error)
-    _log.error("request %d at cut %s failed", job.request.request_id, job.cut, exc_info=error)
+    _log.error("request %d at cut %s failed", job.request.request_id, job.cut, exc_info=error, extra=log_fields(job))
     return _own_fault(job)
 
 

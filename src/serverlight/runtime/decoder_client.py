@@ -14,6 +14,7 @@ from serverlight.errors import ConfigError, GenerationInterrupted, PlanMismatch,
 from serverlight.generation import CHUNK_TOKENS, LoadedDecoder, check_length, check_same_model, chunks
 from serverlight.partition.decoder import DecoderHead, DecoderTail
 from serverlight.plan import Plan
+from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.device import Device, Footprint
 from serverlight.runtime.exits import Caps, Exit
 from serverlight.runtime.heartbeat import Heartbeat
@@ -94,6 +95,7 @@ class DecoderClient:
         caps: what the device can spare; when that is not enough, the cut moves in mid-sequence, or the answer stops.
         tail: of a plan with a second cut the rest of the model, which makes the device choose the tokens: then neither
             prompt nor answer leaves it.
+        credentials: whom to trust and who the client is; by default nothing is encrypted.
 
     Raises:
         ConfigError: a part does not reach its cut.
@@ -112,6 +114,7 @@ class DecoderClient:
         heartbeat: Heartbeat | None = None,
         caps: Caps | None = None,
         tail: LoadedDecoder | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         if not addresses:
             raise ConfigError("addresses", "give at least one HOST:PORT")
@@ -128,7 +131,9 @@ class DecoderClient:
         self.plan, self._caps, self._head, self._tail = plan, caps, head.part, tail_part
         self._new_device()  # a part that is too short is found out now
         self._footprint = Footprint.measure(self._head, self._tail, plan) if caps else Footprint(head=())
-        self._link = Link(addresses, timeout_s, step_timeout_s, recovery_s, heartbeat or Heartbeat())
+        self._link = Link(
+            addresses, timeout_s, step_timeout_s, recovery_s, heartbeat or Heartbeat(), credentials or Credentials()
+        )
 
     @property
     def head(self) -> DecoderHead:

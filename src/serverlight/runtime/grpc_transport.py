@@ -1,4 +1,4 @@
-"""The gRPC transport, client and server side; the only file that imports grpc."""
+"""The gRPC transport, client and server side; security is in grpc_security."""
 
 from __future__ import annotations
 
@@ -24,8 +24,19 @@ from serverlight.errors import (
     ProtocolError,
     RemoteError,
     TransportError,
+    Unauthenticated,
 )
+from serverlight.runtime import tls_failure
 from serverlight.runtime.conversion import decode_client, decode_server, encode_client, encode_server
+from serverlight.runtime.credentials import Credentials
+from serverlight.runtime.grpc_security import (
+    Gate,
+    add_port,
+    client_name,
+    granted,
+    metadata_of,
+    open_channel,
+)
 from serverlight.runtime.messages import (
     ClientMessage,
     CloseSession,
@@ -36,6 +47,8 @@ from serverlight.runtime.messages import (
     ServerMessage,
     Welcome,
 )
+from serverlight.runtime.security import Security
+from serverlight.runtime.tokens import TokenFile
 from serverlight.runtime.transport import (
     DEFAULT_MAX_MESSAGE_BYTES,
     Connection,
@@ -47,7 +60,6 @@ from serverlight.runtime.transport import (
 __all__ = [
     "ERROR_OF_STATUS",
     "SERVICE",
-    "AsyncGrpcStream",
     "GrpcServer",
     "GrpcTransport",
     "check_health",
@@ -62,6 +74,15 @@ KEEPALIVE_S = 20.0
 
 PING_TIMEOUT_S = 60.0
 """So long it waits for the answer."""
+
+MAX_METADATA_BYTES = 8 * 2**10
+"""Headers of a call, all together; a server refuses more before it keeps them."""
+
+_HANDSHAKE_S, _IDLE_CONNECTION_S = 10.0, 60.0
+_MAX_CONNECTIONS, _MAX_CALLS_PER_CONNECTION = 1024, 100
+
+_GRANT_CHECK_S = 1.0
+"""How long a stream may outlive its token."""
 
 ERROR_OF_STATUS: dict[grpc.StatusCode, type[TransportError]] = {
     grpc.StatusCode.OK: PeerUnavailable,  # the server ended the stream in good order
@@ -80,7 +101,7 @@ ERROR_OF_STATUS: dict[grpc.StatusCode, type[TransportError]] = {
     grpc.StatusCode.INTERNAL: RemoteError,
     grpc.StatusCode.UNAVAILABLE: PeerUnavailable,
     grpc.StatusCode.DATA_LOSS: RemoteError,
-    grpc.StatusCode.UNAUTHENTICATED: ProtocolError,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 """Our error for each way in which gRPC can end a stream."""
 
@@ -90,6 +111,7 @@ _REMEDIES: dict[type[TransportError], str] = {
     MessageTooLarge: "send smaller batches",
     RemoteError: "the server's log has the details",
     DeadlineExceeded: "allow more time",
+    Unauthenticated: "ask who runs the server for a token, and give it with --token-file or in SERVERLIGHT_TOKEN",
 }
 
 
@@ -115,7 +137,8 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
 # -- the client's side ------------------------------------------------------------------------------
 
 
-def _client_options(max_message_bytes: int) -> list[tuple[str, int]]:
+def client_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """What a client's channel sets."""
     return [
         *_options(max_message_bytes),
         ("grpc.http2.max_pings_without_data", 0),
@@ -127,20 +150,33 @@ def _client_options(max_message_bytes: int) -> list[tuple[str, int]]:
 
 
 class GrpcTransport:
-    """One stream to a server at ``HOST:PORT``, on a connection of its own; raises :class:`ConfigError` for no address."""
+    """One stream to a server at ``HOST:PORT``, on a connection of its own.
 
-    def __init__(self, address: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+    Raises:
+        ConfigError: no address, or a token that would travel there without encryption.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        credentials: Credentials | None = None,
+    ) -> None:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise ConfigError("address", f"must be HOST:PORT, got {address!r}")
+        self._credentials = credentials or Credentials()
+        self._credentials.check_address(host)
         self._address, self._max_message_bytes = address, max_message_bytes
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._is_closed = False
 
     def open(self, listener: Listener) -> None:
         """Starts to connect; a server that is not there shows at ``listener.on_closed``."""
-        self._channel = grpc.insecure_channel(self._address, options=_client_options(self._max_message_bytes))
-        self._call = self._channel.stream_stream(f"/{SERVICE}/Connect", None, None)(iter(self._outbox.get, None))
+        self._channel = open_channel(self._address, self._credentials, client_options(self._max_message_bytes))
+        connect = self._channel.stream_stream(f"/{SERVICE}/Connect", None, None)
+        self._call = connect(iter(self._outbox.get, None), metadata=metadata_of(self._credentials))
         self._reader = threading.Thread(target=self._read, args=(listener,), name="serverlight-replies", daemon=True)
         self._reader.start()
 
@@ -178,56 +214,20 @@ class GrpcTransport:
         code, details = exc.code(), exc.details()  # the error is also the call
         if self._is_closed:
             return PeerUnavailable("this client is closed; connect again")
+        if code is grpc.StatusCode.UNAVAILABLE and (
+            error := tls_failure.explain(details or "", self._address, self._credentials)
+        ):
+            return error
         return error_of_status(code, f"{self._address}: {details}")
-
-
-class AsyncGrpcStream:
-    """One stream to a server at ``HOST:PORT`` on the running event loop, message by message: light enough for many in one
-    process. It has no timeouts of its own.
-    """
-
-    def __init__(self, address: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
-        self._address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_client_options(max_message_bytes))
-        # The types of the package know no call whose messages are written one by one.
-        self._call: Any = self._channel.stream_stream(f"/{SERVICE}/Connect", None, None)()  # type: ignore[call-arg]
-
-    async def send(self, message: ClientMessage) -> int:
-        """Sends the message when there is room for it; returns its bytes on the wire. Raises :class:`TransportError`."""
-        data = encode_client(message)
-        try:
-            await self._call.write(data)
-        except (grpc.RpcError, asyncio.InvalidStateError) as exc:
-            raise await self._reason(exc) from None
-        return wire_bytes(len(data))
-
-    async def receive(self) -> ServerMessage:
-        """The next message; raises :class:`TransportError`, also where the server has ended the stream."""
-        try:
-            data = await self._call.read()
-        except grpc.RpcError as exc:
-            raise await self._reason(exc) from None
-        if data is grpc.aio.EOF:  # type: ignore[attr-defined]
-            raise PeerUnavailable(f"{self._address} ended the stream; connect again")
-        return decode_server(data)
-
-    async def close(self) -> None:
-        """Ends the stream and the connection."""
-        self._call.cancel()
-        await self._channel.close(None)
-
-    async def _reason(self, exc: Exception) -> TransportError:
-        code, details = await self._call.code(), await self._call.details()
-        return error_of_status(code, f"{self._address}: {details or exc}")
 
 
 def _too_large(num_bytes: int, limit: int) -> MessageTooLarge:
     return MessageTooLarge(f"a message of {num_bytes} bytes; at most {limit} are taken: send smaller batches")
 
 
-def check_health(address: str, *, timeout_s: float = 2.0) -> bool:
+def check_health(address: str, *, timeout_s: float = 2.0, credentials: Credentials | None = None) -> bool:
     """Asks the standard health service whether the server takes work; raises :class:`TransportError`."""
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with open_channel(address, credentials or Credentials(), [("grpc.enable_http_proxy", 0)]) as channel:
         try:
             request = health_pb2.HealthCheckRequest(service=SERVICE)
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
@@ -244,9 +244,18 @@ class GrpcServer:
     """Serves a :class:`MessageServer` on a socket, with the standard health service; lives on one event loop."""
 
     def __init__(
-        self, core: MessageServer, *, max_message_bytes: int, max_in_flight: int, hello_timeout_s: float
+        self,
+        core: MessageServer,
+        *,
+        max_message_bytes: int,
+        max_in_flight: int,
+        hello_timeout_s: float,
+        security: Security | None = None,
+        tokens: TokenFile | None = None,
     ) -> None:
-        self._core = core
+        self._core, self._security = core, security or Security()
+        self._gate = Gate(tokens) if tokens else None
+        self._watching: asyncio.Task[None] | None = None
         self._max_message_bytes, self._max_in_flight = max_message_bytes, max_in_flight
         self._hello_timeout_s = hello_timeout_s
         self._streams: set[_ServerStream] = set()
@@ -258,19 +267,27 @@ class GrpcServer:
             *_options(self._max_message_bytes),
             ("grpc.so_reuseport", 0),  # else a second server on the port would silently take half of the clients
             ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_S * 500)),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.server_handshake_timeout_ms", int(_HANDSHAKE_S * 1e3)),
+            ("grpc.max_connection_idle_ms", int(_IDLE_CONNECTION_S * 1e3)),
+            ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
+            ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
         ]
-        self._server = grpc.aio.server(options=options)
+        self._server = grpc.aio.server(options=options, interceptors=[self._gate] if self._gate else None)
         handlers = {"Connect": grpc.stream_stream_rpc_method_handler(self._connect)}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
-            bound = self._server.add_insecure_port(_join_address(host, port))
+            bound = add_port(self._server, _join_address(host, port), self._security)
         except RuntimeError:
             raise _address_in_use(host, port) from None
         await self._server.start()
         await self.set_serving(True)
-        return int(bound)
+        if self._gate:
+            self._watching = asyncio.create_task(self._watch(self._gate))
+        return bound
 
     async def set_serving(self, serving: bool) -> None:
         """What the health service answers from now on."""
@@ -280,14 +297,24 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Ends all streams once their replies are written, then the server."""
+        if self._watching:
+            self._watching.cancel()
         for stream in self._streams:
             stream.end()
         await self._server.stop(grace_s)
 
+    async def _watch(self, gate: Gate) -> None:
+        """Ends the streams of tokens that were withdrawn or are out of date."""
+        while True:
+            await asyncio.sleep(_GRANT_CHECK_S)
+            for stream in self._streams:
+                if stream.grant is not None and not gate.holds(stream.grant):
+                    stream.connection.fail(Unauthenticated("the token is not valid any more; ask for another"))
+
     async def _connect(self, _requests: AsyncIterator[bytes], context: Any) -> None:
         stream = _ServerStream(context, self._max_in_flight, self._max_message_bytes)
+        connection = stream.connection = self._core.connect(stream.reply, client=client_name(context))
         self._streams.add(stream)
-        connection = self._core.connect(stream.reply)
         reading = asyncio.ensure_future(stream.read(connection, self._hello_timeout_s))
         try:
             await stream.write()
@@ -314,6 +341,8 @@ class _ServerStream:
         self._outbox: asyncio.Queue[tuple[bytes, ServerMessage] | None] = asyncio.Queue()
         self._owes_pong = False
         self._slots = asyncio.Semaphore(max_in_flight)
+        self.grant = granted()
+        self.connection: Connection
 
     def reply(self, message: ServerMessage) -> None:
         """Queues a reply; called from any thread."""

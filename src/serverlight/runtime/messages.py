@@ -28,6 +28,7 @@ __all__ = [
     "StepReply",
     "Timing",
     "Welcome",
+    "payload_bytes",
 ]
 
 PROTOCOL_VERSION = 1
@@ -288,3 +289,18 @@ class StepReply:
 
 ClientMessage = Hello | InferRequest | OpenSession | Step | MoveCut | CloseSession | Ping
 ServerMessage = Welcome | InferReply | StepReply | Failure | Pong
+
+
+def payload_bytes(message: InferRequest | Step | MoveCut) -> int:
+    """Bytes of frames, tensors and images in a request.
+
+    >>> payload_bytes(InferRequest(request_id=1, payloads=(Frame(data=b"abc"), Image(data=b"de"))))
+    5
+    """
+    match message:
+        case InferRequest():
+            return sum(len(payload.data) for payload in message.payloads)
+        case Step():
+            return sum(map(len, message.frames))
+        case MoveCut():
+            return len(message.keys) + len(message.values)

@@ -23,6 +23,9 @@ class Job:
     owner: object
     """The connection that it came by."""
 
+    client: str | None = None
+    """Whose connection that is, where it is known."""
+
     cut: str
     """Which tail it is for."""
 
@@ -41,6 +44,11 @@ class Job:
     reserve: Callable[[int], None] = lambda num_bytes: None
     """Is told the bytes that the session will hold, before any work, and may raise."""
 
+    @property
+    def turn(self) -> object:
+        """With whom it shares turns: however many connections a client has, it has one turn."""
+        return self.owner if self.client is None else self.client
+
     def is_expired(self, now_s: float) -> bool:
         """Whether nobody wants the answer any more."""
         deadline_ms = self.request.deadline_ms
@@ -52,9 +60,10 @@ Answer = InferReply | StepReply | BaseException | None
 
 
 class Scheduler:
-    """Connections in turn, each one's requests in order, up to a limit; what is over the limit is told when to come back.
+    """Clients in turn, each one's requests in order, up to a limit; what is over the limit is told when to come back.
 
-    So one that sends much at once waits behind itself, not others behind it.
+    So one that sends much at once waits behind itself, not others behind it; nor does it keep others out: when all places
+    are taken, the newest request of whoever has most makes room for one of somebody who has fewer.
 
     >>> scheduler = Scheduler(max_waiting=2)
     >>> scheduler.num_waiting
@@ -71,21 +80,30 @@ class Scheduler:
         """Requests that have not been taken yet."""
         return sum(map(len, self._queues.values()))
 
-    def admit(self, job: Job) -> None:
-        """Takes a request in; raises :class:`ServerBusy` at once when there are too many."""
-        if self.num_waiting >= self._max_waiting:
+    def admit(self, job: Job) -> Job | None:
+        """Takes a request in, and returns the one that was given up for it, if any; raises :class:`ServerBusy` at once when
+        there are too many.
+        """
+        given_up = self._make_room(job) if self.num_waiting >= self._max_waiting else None
+        self._queues.setdefault(job.turn, deque()).append(job)
+        return given_up
+
+    def _make_room(self, job: Job) -> Job:
+        longest = max(self._queues.values(), key=len)
+        # Even with the new one its client has fewer than the other: so nobody takes a place back and forth.
+        if len(self._queues.get(job.turn, ())) + 1 >= len(longest):
             raise ServerBusy(self.retry_after_ms)
-        self._queues.setdefault(job.owner, deque()).append(job)
+        return longest.pop()
 
     def take(self) -> Job | None:
         """The request to run next, or ``None``."""
         if not self._queues:
             return None
-        owner = next(iter(self._queues))
-        waiting = self._queues.pop(owner)
+        whose = next(iter(self._queues))
+        waiting = self._queues.pop(whose)
         job = waiting.popleft()
         if waiting:
-            self._queues[owner] = waiting
+            self._queues[whose] = waiting
         return job
 
     def take_batch(self, limit: int) -> list[Job]:
@@ -103,7 +121,7 @@ class Scheduler:
 
     def put_back(self, job: Job) -> None:
         """One that was taken is to go on before what its owner has sent since; its turn comes after the others'."""
-        self._queues.setdefault(job.owner, deque()).appendleft(job)
+        self._queues.setdefault(job.turn, deque()).appendleft(job)
 
     @property
     def oldest_s(self) -> float:
@@ -112,7 +130,10 @@ class Scheduler:
 
     def forget(self, owner: object) -> int:
         """Drops the waiting requests of a connection that is gone; returns how many."""
-        return len(self._queues.pop(owner, ()))
+        before = self.num_waiting
+        kept = {whose: deque(job for job in jobs if job.owner is not owner) for whose, jobs in self._queues.items()}
+        self._queues = {whose: jobs for whose, jobs in kept.items() if jobs}
+        return before - self.num_waiting
 
     def took(self, seconds: float, num_requests: int = 1) -> None:
         """Notes how long a batch kept the compute thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import time
@@ -16,13 +17,17 @@ from serverlight.errors import (
     DeadlineExceeded,
     MessageTooLarge,
     PeerUnavailable,
+    ProtocolError,
+    QuotaExceeded,
     ServerBusy,
 )
 from serverlight.plan import Plan
+from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.device import Device
 from serverlight.runtime.grpc_transport import GrpcTransport
 from serverlight.runtime.heartbeat import Heartbeat
 from serverlight.runtime.messages import MoveCut, OpenSession, Step, StepReply
+from serverlight.runtime.quotas import RENEWED
 from serverlight.runtime.stream import ClientStream
 from serverlight.sampling import Sampling
 
@@ -49,6 +54,16 @@ class Link:
     step_timeout_s: float
     recovery_s: float
     heartbeat: Heartbeat
+    credentials: Credentials
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A step that was sent."""
+
+    message: Step | MoveCut
+    future: Future[tuple[StepReply, int]]
+    num_bytes: int
 
 
 @dataclass(slots=True)
@@ -71,7 +86,7 @@ class RemoteSequence:
     _has_dropped: bool = False
     _num_taken: int = 0
     _stream: ClientStream | None = None
-    _pending: list[tuple[Future[tuple[StepReply, int]], int]] = field(default_factory=list)
+    _pending: list[_Pending] = field(default_factory=list)
     _max_in_flight: int = 1
     _num_steps: int = 0
     _next_address: int = 0
@@ -177,7 +192,7 @@ class RemoteSequence:
 
     def _connect(self) -> None:
         address = self.link.addresses[self._next_address % len(self.link.addresses)]
-        stream = ClientStream(GrpcTransport(address))
+        stream = ClientStream(GrpcTransport(address, credentials=self.link.credentials))
         welcome = stream.greet(self.plan, self.link.timeout_s)
         self._stream, self._num_steps, self._pending = stream, 0, []
         self.cuts, self._max_in_flight = welcome.cuts, max(1, welcome.max_in_flight)
@@ -210,15 +225,36 @@ class RemoteSequence:
             self._wait_for(len(self._pending) - self._max_in_flight)
         future, num_bytes = self._stream.post(message)
         self._num_steps += 1
-        self._pending.append((future, num_bytes))
+        self._pending.append(_Pending(message, future, num_bytes))
         return num_bytes
 
     def _wait_for(self, index: int) -> tuple[StepReply, int]:
-        """The reply to a step that is pending."""
+        """The reply to a step that is pending; where the server only asks to go slower, it is sent again in time."""
+        give_up_s = time.monotonic() + self.link.recovery_s
+        while True:
+            try:
+                return self._answer_to(index)
+            except QuotaExceeded as error:
+                pause_s = error.retry_after_ms / 1e3
+                if error.quota not in RENEWED or time.monotonic() + pause_s > give_up_s:
+                    raise
+                self._send_again(index, pause_s)
+
+    def _answer_to(self, index: int) -> tuple[StepReply, int]:
         assert self._stream is not None
-        num_bytes = sum(size for future, size in self._pending if not future.done())
-        future = self._pending[index][0]
+        num_bytes = sum(pending.num_bytes for pending in self._pending if not pending.future.done())
+        future = self._pending[index].future
         return self._stream.wait_for(future, self.link.step_timeout_s, self.link.heartbeat, num_bytes)
+
+    def _send_again(self, index: int, pause_s: float) -> None:
+        """A step that was refused, and those after it, which have failed as well: it was not their turn."""
+        assert self._stream is not None
+        for later in range(index + 1, len(self._pending)):
+            with contextlib.suppress(ProtocolError, QuotaExceeded):
+                self._answer_to(later)
+        time.sleep(pause_s)
+        for late in self._pending[index:]:
+            late.future, _ = self._stream.post(late.message)
 
     def _collect(self) -> Replies:
         """Replies in the order of their steps, so that the first failure is the true one."""

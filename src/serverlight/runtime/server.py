@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Self
 from serverlight.codec import Basis, CodecConfig, warm_up
 from serverlight.errors import ConfigError
 from serverlight.models import LoadedModel
-from serverlight.partition import Partition, partition
+from serverlight.partition import CutPoint, Partition, partition
 from serverlight.plan import Plan
 from serverlight.runtime.core import ServerConfig, ServerCore
 from serverlight.runtime.grpc_transport import GrpcServer
+from serverlight.runtime.health import Health, watch_over
+from serverlight.runtime.quotas import Quotas
+from serverlight.runtime.security import Security
 from serverlight.runtime.worker import Worker
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ def make_core(
     bases: Mapping[str, Basis] | None = None,
     config: ServerConfig | None = None,
     parts: Partition | None = None,
+    quotas: Quotas | None = None,
 ) -> ServerCore:
     """A server without a socket, for :class:`~serverlight.runtime.transport.InProcessTransport`; the arguments are
     :class:`Server`'s.
@@ -48,7 +52,8 @@ def make_core(
         raise ConfigError("cuts", "name at least one cut; `serverlight cuts MODEL` lists them")
     config = config or ServerConfig()
     if not isinstance(model, LoadedModel):
-        from serverlight.runtime.decoders import DecoderWorker  # transformers, which vision models do without
+        from serverlight.generation import layer_of  # transformers, which vision models do without
+        from serverlight.runtime.decoders import DecoderWorker
 
         if parts is not None:
             raise ConfigError("parts", "a language model has none; leave it away")
@@ -57,13 +62,19 @@ def make_core(
         warm_up()
         decoder = DecoderWorker(model, cuts, max_tokens=config.max_session_tokens, max_kv_bytes=config.max_kv_bytes)
         plans = {cut: dataclasses.replace(p, return_cut=model.return_cut) for cut, p in _plans(model, cuts).items()}
-        return ServerCore(decoder, plans, codec=codec, config=config)
+        shares = {cut: layer_of(cut) / model.part.num_layers for cut in cuts}
+        return ServerCore(decoder, plans, codec=codec, config=config, quotas=quotas, head_shares=shares)
     parts = parts or partition(model.module, model.example_inputs)
     named = {parts.cut(cut).name: basis for cut, basis in (bases or {}).items()}
     cuts = [parts.cut(cut).name for cut in cuts]  # a cut may have aliases; the handshake compares its one name
     warm_up()
     worker = Worker(model, parts, cuts, bases=named, max_batch=config.max_batch)
-    return ServerCore(worker, _plans(model, cuts, named), codec=codec, config=config)
+    shares = {name: _head_share(parts.cut(name)) for name in cuts}
+    return ServerCore(worker, _plans(model, cuts, named), codec=codec, config=config, quotas=quotas, head_shares=shares)
+
+
+def _head_share(cut: CutPoint) -> float:
+    return cut.head_macs / max(1, cut.head_macs + cut.tail_macs)
 
 
 def _plans(
@@ -83,12 +94,14 @@ class Server:
         cuts: names of the cuts at which clients may have cut it.
         codec: if given, clients must use exactly these settings; otherwise each may choose its own.
         bases: the basis of each cut that has one; clients may send frames under it.
-        host: where to listen; loopback unless told otherwise.
+        host: where to listen; loopback unless told otherwise, and elsewhere only with ``security``.
         port: where to listen; 0 for any free port.
         config: limits.
         parts: the model's partition, if it has been made already.
+        security: who may connect, and how.
 
     Raises:
+        ConfigError: others can reach ``host``, and ``security`` does not keep them out.
         CutNotFound: the model has no such cut.
         NotExportable: the model cannot be cut at all.
     """
@@ -104,12 +117,18 @@ class Server:
         port: int = 0,
         config: ServerConfig | None = None,
         parts: Partition | None = None,
+        security: Security | None = None,
     ) -> None:
-        self._core = make_core(model, cuts, codec=codec, bases=bases, config=config, parts=parts)
+        self._security = security or Security()
+        self._security.check_host(host)
+        self._tokens = self._security.read_tokens()
+        quotas = Quotas(self._tokens.quota_of if self._tokens else None)
+        self._core = make_core(model, cuts, codec=codec, bases=bases, config=config, parts=parts, quotas=quotas)
         self._host, self._port = host, port
         self._thread = threading.Thread(target=self._serve, name="serverlight-server", daemon=True)
         self._started: Future[None] = Future()
         self._is_running = False
+        self._health = Health.OK
 
     @property
     def address(self) -> str:
@@ -120,6 +139,16 @@ class Server:
     def core(self) -> ServerCore:
         """The server without its socket; it tells how much is waiting."""
         return self._core
+
+    @property
+    def health(self) -> Health:
+        """Whether the compute thread lives and gets on, as it was found half a second ago at most."""
+        return self._health
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken; not while it drains, nor when it is not healthy."""
+        return self._is_running and self._health is Health.OK
 
     def start(self) -> Self:
         """Listens, and returns when clients can connect; raises :class:`AddressInUse`."""
@@ -183,6 +212,8 @@ class Server:
             max_message_bytes=config.max_message_bytes,
             max_in_flight=config.max_in_flight,
             hello_timeout_s=config.hello_timeout_s,
+            security=self._security,
+            tokens=self._tokens,
         )
         try:
             self._port = await self._grpc.start(self._host, self._port)
@@ -190,7 +221,11 @@ class Server:
             self._started.set_exception(error)
             return
         self._started.set_result(None)
-        await self._stopping.wait()
+        await watch_over(self._core, stall_s=config.stall_s, on_change=self._on_health, until=self._stopping)
+
+    async def _on_health(self, health: Health) -> None:
+        self._health = health
+        await self._grpc.set_serving(self.is_ready)
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -91,8 +91,10 @@ class Connection(Protocol):
 class MessageServer(Protocol):
     """What a transport's server side talks to."""
 
-    def connect(self, reply: Callable[[ServerMessage], None]) -> Connection:
-        """A new stream; ``reply`` is called from any thread and must not block."""
+    def connect(self, reply: Callable[[ServerMessage], None], *, client: str | None = None) -> Connection:
+        """A new stream, of the client of that name where it has one; ``reply`` is called from any thread and must not
+        block.
+        """
 
 
 class InProcessTransport:
@@ -101,8 +103,8 @@ class InProcessTransport:
     Messages are serialised and parsed as on a socket, so that sizes and checks are the same.
     """
 
-    def __init__(self, server: MessageServer, *, link: LinkConfig | None = None) -> None:
-        self._server = server
+    def __init__(self, server: MessageServer, *, link: LinkConfig | None = None, client: str | None = None) -> None:
+        self._server, self._client = server, client
         self._up, self._down = _ImitatedLink(link), _ImitatedLink(link)
         self._connection: Connection | None = None
         self._is_closed = self._is_over = False
@@ -110,7 +112,7 @@ class InProcessTransport:
     def open(self, listener: Listener) -> None:
         """Connects to the server object."""
         self._listener = listener
-        self._connection = self._server.connect(self._on_reply)
+        self._connection = self._server.connect(self._on_reply, client=self._client)
         if self._is_over:  # refused before there was anything to close
             self.close()
 

@@ -25,12 +25,14 @@ from serverlight.apps.options import (
     ThreadsOption,
     read_dtype,
 )
+from serverlight.apps.security_options import CredentialOptions
 from serverlight.apps.terminal import STDOUT, check_writable, format_bytes, write_json
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
     from serverlight.generation import DecoderLoopback, LoadedDecoder, LoopbackToken
     from serverlight.plan import Plan
+    from serverlight.runtime.credentials import Credentials
     from serverlight.runtime.decoder_client import DecoderClient, Exit, Token
     from serverlight.runtime.exits import Caps
     from serverlight.text import TextStream
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["generate"]
 
 
-@takes_options(where=CutOptions, how=SamplingOptions, within=CapOptions)
+@takes_options(where=CutOptions, how=SamplingOptions, within=CapOptions, trust=CredentialOptions)
 def generate(
     model: ModelArgument,
     prompt: Annotated[
@@ -49,6 +51,7 @@ def generate(
     where: CutOptions,
     how: SamplingOptions,
     within: CapOptions,
+    trust: CredentialOptions,
     server: Annotated[
         list[str] | None,
         typer.Option(metavar="HOST:PORT", help="Where `serverlight serve` listens; more are taken when one dies."),
@@ -81,7 +84,7 @@ def generate(
     if bool(server) == local:
         raise ConfigError("server", "give --server HOST:PORT, or --local for one process, one of them")
     planned = where.read_for_text()
-    sampling, caps = how.read(), within.read()
+    sampling, caps, credentials = how.read(), within.read(), trust.read(*server or [])
     if local and caps:
         raise ConfigError("local", "no cut moves in one process; leave --device-memory and --step-deadline away")
     torch.set_num_threads(threads)
@@ -96,7 +99,8 @@ def generate(
     if local:
         stream = _loopback(plan, head, numbers).stream(ids, **settings)
     else:
-        stream = _client(plan, head, numbers, server or [], caps).stream(ids, on_exit=exits.append, **settings)
+        client = _client(plan, head, numbers, server or [], caps, credentials)
+        stream = client.stream(ids, on_exit=exits.append, **settings)
     run = _Run(plan=plan, hidden_size=head.part.hidden_size, num_prompt_tokens=len(ids), exits=exits)
     try:
         _write(run, stream, tokenizer.stream(ids, stop or ()), tokenizer.stop_ids, quiet=json == STDOUT)
@@ -117,12 +121,14 @@ def _loopback(plan: Plan, head: LoadedDecoder, dtype: Any) -> DecoderLoopback:
     return DecoderLoopback(plan, head, tail, between)
 
 
-def _client(plan: Plan, head: LoadedDecoder, dtype: Any, addresses: list[str], caps: Caps | None) -> DecoderClient:
+def _client(
+    plan: Plan, head: LoadedDecoder, dtype: Any, addresses: list[str], caps: Caps | None, credentials: Credentials
+) -> DecoderClient:
     from serverlight.generation import LoadedDecoder
     from serverlight.runtime.decoder_client import DecoderClient
 
     tail = LoadedDecoder.tail(head.name, plan.return_cut, dtype=dtype) if plan.return_cut else None
-    return DecoderClient(addresses, plan=plan, head=head, tail=tail, caps=caps)
+    return DecoderClient(addresses, plan=plan, head=head, tail=tail, caps=caps, credentials=credentials)
 
 
 def _write(run: _Run, stream: _Tokens, text: TextStream, stop_ids: frozenset[int], *, quiet: bool) -> None:

@@ -12,6 +12,7 @@ import typer
 from serverlight.apps.cut_options import CutOptions
 from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import DataOption, JsonOption, LimitOption, ModelArgument, ThreadsOption
+from serverlight.apps.security_options import CredentialOptions
 from serverlight.apps.terminal import (
     STDOUT,
     check_writable,
@@ -38,11 +39,12 @@ EXAMPLE_REQUESTS = 10
 """Requests for a model without images of its own, unless --limit says otherwise."""
 
 
-@takes_options(where=CutOptions)
+@takes_options(where=CutOptions, trust=CredentialOptions)
 def run(
     model: ModelArgument,
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where `serverlight serve` listens.")],
     where: CutOptions,
+    trust: CredentialOptions,
     data: DataOption = None,
     limit: LimitOption = None,
     threads: ThreadsOption = 1,
@@ -62,13 +64,13 @@ def run(
     from serverlight.runtime import connect
 
     check_writable("json", json)
-    planned = where.read()
+    planned, credentials = where.read(), trust.read(server)
     torch.set_num_threads(threads)
     loaded = load_model(model)
     plan = planned.plan_for(loaded.name, loaded.revision)
     parts = partition(loaded.module, loaded.example_inputs)
     samples = _samples(loaded, data, limit)
-    with connect(server, plan=plan, model=parts, basis=planned.basis) as client:
+    with connect(server, plan=plan, model=parts, basis=planned.basis, credentials=credentials) as client:
         results = _send(client, samples.inputs)
     figures = _figures(client.plan, parts.cut(plan.cut), samples, results)
     if json:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serverlight.apps.batch_options import MaxBatchDelayOption, MaxBatchRequestsOption
 from serverlight.apps.cut_options import check_cut_or_plan
+from serverlight.apps.limit_options import LimitOptions
+from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import (
     DtypeOption,
     JsonOption,
@@ -23,7 +24,9 @@ from serverlight.apps.options import (
     ThreadsOption,
     read_dtype,
 )
+from serverlight.apps.security_options import SecurityOptions
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
+from serverlight.apps.watch_options import WatchOptions
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,26 +36,26 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
+@takes_options(guard=SecurityOptions, watch=WatchOptions, limits=LimitOptions)
 def serve(
     model: ModelArgument,
+    guard: SecurityOptions,
+    watch: WatchOptions,
+    limits: LimitOptions,
     cut: Annotated[
         list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
     ] = None,
     plan: Annotated[
         str | None, typer.Option(metavar="FILE", help="Serve this plan alone, with exactly its codec settings.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; traffic is not encrypted.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback want certificates and tokens.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 50051,
     basis: Annotated[
         str | None, typer.Option(metavar="FILE", help="A basis that clients of all these cuts may send features in.")
     ] = None,
     return_cut: ReturnCutOption = None,
-    max_sessions: Annotated[int, typer.Option(min=1, help="Sequences of a language model at a time.")] = 64,
-    kv_memory: Annotated[
-        float, typer.Option(metavar="MIB", min=1, help="Keys and values of all of them together, in MiB.")
-    ] = 1024,
-    max_batch_requests: MaxBatchRequestsOption = 64,
-    max_batch_delay: MaxBatchDelayOption = 5.0,
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = 1,
     until_eof: Annotated[
@@ -74,16 +77,11 @@ def serve(
     from serverlight.codec import Basis
     from serverlight.plan import Plan
     from serverlight.runtime import Server
-    from serverlight.runtime.core import ServerConfig
 
     check_writable("json", json)
     check_cut_or_plan(cut, plan)
-    config = ServerConfig(
-        max_sessions=max_sessions,
-        max_kv_bytes=int(kv_memory * 2**20),
-        max_batch_requests=max_batch_requests,
-        max_batch_delay_ms=max_batch_delay,
-    )
+    security = guard.read(host)
+    config = limits.read()
     numbers = read_dtype(dtype)
     agreed = Plan.load(plan) if plan else None
     stopping = threading.Event()
@@ -99,12 +97,13 @@ def serve(
     if agreed:
         agreed.check_basis(turned)
     bases = dict.fromkeys(cuts, turned) if turned else {}
-    server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config)
-    with _set_by_signals(stopping), server:
-        _announce({"address": server.address, "model": loaded.name, "revision": loaded.revision, "cuts": cuts}, json)
+    server = Server(loaded, cuts, codec=codec, bases=bases, host=host, port=port, config=config, security=security)
+    facts = {"model": loaded.name, "revision": loaded.revision, "cuts": cuts}
+    with _set_by_signals(stopping), watch.watching(server, facts) as url, server:
+        _announce({"address": server.address, **facts, **({"http": url} if url else {})}, json)
         stopping.wait()
         given_up = server.drain()
-    print(f"stopped; {given_up} requests were given up", file=sys.stderr)
+    watch.say(f"stopped; {given_up} requests were given up")
 
 
 def _load(spec: str, cuts: list[str], return_cut: str | None, dtype: Any) -> LoadedModel | LoadedDecoder:
@@ -129,7 +128,7 @@ def _announce(facts: dict[str, Any], json: str | None) -> None:
     if json != STDOUT:
         print(
             f"serving {facts['model']} (revision {facts['revision']}) on {facts['address']}, "
-            f"cut at {', '.join(facts['cuts'])}"
+            f"cut at {', '.join(facts['cuts'])}" + (f"; watch it at {facts['http']}" if "http" in facts else "")
         )
     sys.stdout.flush()
 

@@ -13,7 +13,7 @@ from serverlight.errors import ConnectTimeout, ProtocolError, ServerBusy
 from serverlight.evaluation.load.figures import Sample, Turn, arrivals
 from serverlight.evaluation.load.scripts import Requests, Script, Text
 from serverlight.plan import Plan
-from serverlight.runtime.grpc_transport import AsyncGrpcStream
+from serverlight.runtime.grpc_stream import AsyncGrpcStream
 from serverlight.runtime.messages import (
     CloseSession,
     Failure,

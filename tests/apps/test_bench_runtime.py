@@ -20,7 +20,7 @@ FIELDS = {
 BENCH: dict[str, Any] = {
     "vision": "demo-vision", "lm": "demo-lm", "clients": (2,), "vision_cuts": (), "lm_cuts": (), "data": None, "text": None,
     "tokens": 24, "duration_s": 1.0, "warmup_s": 0.1, "rounds": 1, "rate_per_s": None, "device_time": False, "links": (),
-    "dtype": "float32",
+    "max_batch_delay_ms": None, "dtype": "float32",
 }  # fmt: skip
 
 NETWORKED = ["full-server", "fp16-cut", "serverlight", "one-by-one"]

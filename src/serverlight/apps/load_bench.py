@@ -53,6 +53,9 @@ class LoadBench:
     rate_per_s: float | None
     device_time: bool
     links: tuple[str, ...]
+    max_batch_delay_ms: float | None
+    """Of the server with batches; ``None`` for its default."""
+
     dtype: str
 
     def __post_init__(self) -> None:
@@ -137,8 +140,8 @@ def run_bench(bench: LoadBench) -> LoadResult:
 
         for load in loads:
             rows += measure_load(
-                load, pace, rounds=bench.rounds, dtype=bench.dtype, links=[*map(LinkConfig.parse, bench.links)],
-                cores=cores, on_turn=show,
+                load, pace, rounds=bench.rounds, dtype=bench.dtype, max_batch_delay_ms=bench.max_batch_delay_ms,
+                links=[*map(LinkConfig.parse, bench.links)], cores=cores, on_turn=show,
             )  # fmt: skip
     return LoadResult(bench=bench, rows=tuple(rows), cores=cores, load_before=load_before)
 

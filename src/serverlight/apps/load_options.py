@@ -16,6 +16,7 @@ __all__ = [
     "LinkOption",
     "LmCutOption",
     "LmOption",
+    "MaxBatchDelayOption",
     "QuickOption",
     "RateOption",
     "RoundsOption",
@@ -67,5 +68,11 @@ DeviceTimeOption = Annotated[
 LinkOption = Annotated[
     list[str] | None,
     typer.Option("--link", metavar="RATE,DELAY", help="A link for each device, like `10mbit,20ms`; several go round."),
+]
+MaxBatchDelayOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MS", min=0.0, help="How long the server lets requests wait for others; its own default else."
+    ),
 ]
 QuickOption = Annotated[bool, typer.Option("--quick", help="A look in a minute: one short turn, shipped models.")]

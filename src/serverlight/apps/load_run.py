@@ -16,10 +16,7 @@ from serverlight.link import LinkConfig, LinkProxy
 
 __all__ = ["Cores", "measure_load"]
 
-SERVER_WORDS = {
-    "batched": [],
-    "serial": ["--max-batch-requests", "1"],
-}
+SERIAL_WORDS = ["--max-batch-requests", "1"]
 LANGUAGE_WORDS = ["--max-sessions", "256", "--kv-memory", "4096"]
 
 
@@ -57,6 +54,7 @@ def measure_load(
     *,
     rounds: int,
     dtype: str,
+    max_batch_delay_ms: float | None,
     links: Sequence[LinkConfig],
     cores: Cores,
     on_turn: Callable[[Cell], None],
@@ -68,9 +66,11 @@ def measure_load(
     turns: dict[int, list[Turn]] = {i: [] for i in range(len(load.cells))}
     with contextlib.ExitStack() as stack:
         family = stack.enter_context(Family())
+        delay = [] if max_batch_delay_ms is None else ["--max-batch-delay", str(max_batch_delay_ms)]
+        words = {"batched": delay, "serial": SERIAL_WORDS}
         with _bound_to(cores.server):
             servers = {
-                _start(family, load, name, dtype): name
+                _start(family, load, name, words[name], dtype): name
                 for name in dict.fromkeys(cell.server for cell in load.cells if cell.server)
             }
         addresses = {servers[child]: message["address"] for child, message in (family.hear() for _ in servers)}
@@ -81,9 +81,9 @@ def measure_load(
     return [_row(cell, turns[i], pace) for i, cell in enumerate(load.cells)]
 
 
-def _start(family: Family, load: Load, name: str, dtype: str) -> Child:
+def _start(family: Family, load: Load, name: str, own: Sequence[str], dtype: str) -> Child:
     cuts = [word for cut in load.cuts for word in ("--cut", cut)]
-    words = [*cuts, *SERVER_WORDS[name], "--port", "0", "--json", "-", "--until-eof"]
+    words = [*cuts, *own, "--port", "0", "--json", "-", "--until-eof"]
     if load.is_language:
         words += [*LANGUAGE_WORDS, "--dtype", dtype]
     return family.start(f"{name} server", "serverlight", "serve", load.model, *words)

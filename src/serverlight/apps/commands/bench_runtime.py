@@ -17,6 +17,7 @@ from serverlight.apps.load_options import (
     LinkOption,
     LmCutOption,
     LmOption,
+    MaxBatchDelayOption,
     QuickOption,
     RateOption,
     RoundsOption,
@@ -47,6 +48,7 @@ def bench_runtime(
     rate: RateOption = None,
     device_time: DeviceTimeOption = False,
     link: LinkOption = None,
+    max_batch_delay: MaxBatchDelayOption = None,
     dtype: DtypeOption = "float32",
     quick: QuickOption = False,
     json: JsonOption = None,
@@ -69,7 +71,8 @@ def bench_runtime(
     bench = LoadBench(
         vision=vision, lm=lm, clients=tuple(parse_list("clients", clients, int)), vision_cuts=tuple(vision_cut or ()),
         lm_cuts=tuple(lm_cut or ()), data=data, text=text, tokens=tokens, duration_s=duration, warmup_s=warmup,
-        rounds=rounds, rate_per_s=rate, device_time=device_time, links=tuple(link or ()), dtype=dtype,
+        rounds=rounds, rate_per_s=rate, device_time=device_time, links=tuple(link or ()),
+        max_batch_delay_ms=max_batch_delay, dtype=dtype,
     )  # fmt: skip
     result = run_bench(bench.quick() if quick else bench)
     if json:

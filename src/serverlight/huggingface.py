@@ -56,6 +56,7 @@ __all__ = [
     "sliding_window",
     "stop_ids",
     "stopping_criteria",
+    "write_random_llama",
 ]
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -165,6 +166,17 @@ def quiet() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+
+
+def write_random_llama(folder: pathlib.Path, *, layers: int, hidden: int, heads: int, vocab_size: int) -> None:
+    """Saves a Llama of random weights in bfloat16, with a third of the heads for keys and values, and room for 4096 tokens."""
+    config = transformers.LlamaConfig(
+        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=8 * hidden // 3, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads // 3, max_position_embeddings=4096,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    with quiet():
+        transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
 
 
 # -- classes ---------------------------------------------------------------------------------------

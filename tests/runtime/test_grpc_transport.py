@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pathlib
 import subprocess
@@ -14,9 +15,12 @@ from serverlight.chaos import ChaosRelay
 from serverlight.errors import PeerUnavailable, TransportError
 from serverlight.faults import FaultPlan
 from serverlight.plan import Plan
+from serverlight.runtime.conversion import encode_client
+from serverlight.runtime.grpc_stream import AsyncGrpcStream
 from serverlight.runtime.grpc_transport import ERROR_OF_STATUS, SERVICE, GrpcTransport, check_health, error_of_status
-from serverlight.runtime.messages import Frame
+from serverlight.runtime.messages import Frame, Hello, Ping, Pong, ServerMessage
 from serverlight.runtime.stream import ClientStream
+from serverlight.runtime.transport import wire_bytes
 
 WAIT_S = 20.0
 """The machine may be busy."""
@@ -56,6 +60,41 @@ def test_health_of_nobody() -> None:
     """Asking where nobody listens is PeerUnavailable."""
     with pytest.raises(PeerUnavailable):
         check_health("127.0.0.1:1")
+
+
+def test_streams_on_an_event_loop(make_core: Any, serve: Any) -> None:
+    """Many streams share a loop; each gets the answers to its own messages, and is told their bytes on the wire."""
+    address = f"127.0.0.1:{serve(make_core()).port}"
+
+    async def talk() -> tuple[int, ServerMessage]:
+        stream = AsyncGrpcStream(address)
+        num_bytes = await stream.send(Ping())
+        answer = await stream.receive()
+        await stream.close()
+        return num_bytes, answer
+
+    async def talk_all() -> list[tuple[int, ServerMessage]]:
+        return await asyncio.wait_for(asyncio.gather(*(talk() for _ in range(8))), 20)
+
+    assert asyncio.run(talk_all()) == [(wire_bytes(len(encode_client(Ping()))), Pong())] * 8
+
+
+def test_stream_on_an_event_loop_that_ends(make_core: Any, serve: Any) -> None:
+    """A server that is not there, and one that has ended the stream, are PeerUnavailable, whoever notices it."""
+    address = f"127.0.0.1:{serve(make_core()).port}"
+
+    async def use(address: str) -> None:
+        stream = AsyncGrpcStream(address)
+        try:
+            await stream.send(Hello(plan_json="no plan"))
+            while True:
+                await stream.receive()  # first the reason, then the end
+        finally:
+            await stream.close()
+
+    for where in (address, "127.0.0.1:1"):
+        with pytest.raises(PeerUnavailable):
+            asyncio.run(asyncio.wait_for(use(where), 20))
 
 
 def test_generated_code_is_up_to_date(tmp_path: pathlib.Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from serverlight.evaluation.codec_bench import TaskReport
+from serverlight.evaluation.load import LoadRow
+from serverlight.evaluation.load.figures import FP16, FULL, IN_PROCESS, OURS, SERIAL
 from serverlight.evaluation.speed import SpeedRow
 
-__all__ = ["plot_codecs", "plot_drift"]
+__all__ = ["plot_codecs", "plot_drift", "plot_load"]
 
 COLUMNS = 3
 PANEL_INCHES = (5.2, 3.9)
@@ -231,6 +233,57 @@ def _draw_parting(axes: Axes, written: Mapping[str, Any], name: str, colour: str
     end = written["positions"][-1]["last"]
     axes.step([1, *firsts, end], [*shares, shares[-1]], where="post", color=colour, label=name)
     axes.set(xscale="log", ylim=(-0.03, 1.03))
+
+
+# -- load --------------------------------------------------------------------------------------------
+
+SYSTEM_STYLES = {
+    FULL: ("full server", "#444444", "s"), FP16: ("shallow cut, fp16", ORANGE, "^"), OURS: ("deep cuts, serverlight", BLUE, "o"),
+    SERIAL: ("deep cuts, one by one", RED, "X"), IN_PROCESS: ("deep cuts, in one process", GREEN, "*"),
+}  # fmt: skip
+FIXED_WORK = 100
+"""Items of the first device's workload."""
+
+
+def plot_load(rows: Sequence[LoadRow], path: str) -> None:
+    """Draws throughput, and the first device's time for a fixed workload, against the number of devices (as Figure 2 of the
+    paper), a row of panels for each workload; the name's end tells the format.
+    """
+    workloads = list(dict.fromkeys(row.workload for row in rows))
+    figure = Figure(
+        figsize=(2 * PANEL_INCHES[0], len(workloads) * PANEL_INCHES[1] + LEGEND_INCHES),
+        layout="constrained",
+        facecolor="white",
+    )
+    for axes, workload in zip(figure.subplots(len(workloads), 2, squeeze=False), workloads, strict=True):
+        ours = [row for row in rows if row.workload == workload]
+        items = {"vision": "images", "lm": "tokens"}[workload]
+        _draw_load(axes[0], [(row, row.throughput_per_s) for row in ours])
+        _finish(axes[0], f"{workload}: throughput of the server", "devices", f"{items} a second")
+        times = [(row, FIXED_WORK * row.device_0_s_per_item) for row in ours if row.device_0_s_per_item is not None]
+        _draw_load(axes[1], times)
+        _finish(axes[1], f"{workload}: {FIXED_WORK} {items} of device 0", "devices", "seconds")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_load(axes: Axes, points: Sequence[tuple[LoadRow, float]]) -> None:
+    """A line for each system, or a mark where there is one number of devices only."""
+    for system, (label, colour, marker) in SYSTEM_STYLES.items():
+        found = sorted((row.clients, value) for row, value in points if row.system == system)
+        if found:
+            axes.plot(
+                *zip(*found, strict=True), color=colour, marker=marker, label=label, linewidth=2.4 if system == OURS else 1.2,
+                markersize=9 if system in (SERIAL, IN_PROCESS) else 5, zorder=3 if system == OURS else 2,
+            )  # fmt: skip
+    axes.set(xscale="log", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    clients = sorted({row.clients for row, _ in points})
+    axes.set_xticks(clients, [str(count) for count in clients])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 # -- parts -------------------------------------------------------------------------------------------

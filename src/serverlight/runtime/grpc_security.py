@@ -1,4 +1,4 @@
-"""TLS and bearer tokens as gRPC wants them; beside grpc_transport the only file that imports grpc."""
+"""TLS and bearer tokens as gRPC wants them."""
 
 from __future__ import annotations
 

@@ -58,7 +58,14 @@ from serverlight.runtime.transport import (
     wire_bytes,
 )
 
-__all__ = ["ERROR_OF_STATUS", "SERVICE", "GrpcServer", "GrpcTransport", "check_health", "error_of_status"]
+__all__ = [
+    "ERROR_OF_STATUS",
+    "SERVICE",
+    "GrpcServer",
+    "GrpcTransport",
+    "check_health",
+    "error_of_status",
+]
 
 SERVICE = "serverlight.v1.Tail"
 """The service's full name, also in the health service."""
@@ -134,6 +141,18 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
 # -- the client's side ------------------------------------------------------------------------------
 
 
+def client_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """What a client's channel sets."""
+    return [
+        *_options(max_message_bytes),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Otherwise clients of one process share a TCP connection, and the memory of a failed one.
+        ("grpc.use_local_subchannel_pool", 1),
+        # A device talks to its server directly; a proxy from the environment is for the web.
+        ("grpc.enable_http_proxy", 0),
+    ]
+
+
 class GrpcTransport:
     """One stream to a server at ``HOST:PORT``, on a connection of its own.
 
@@ -159,15 +178,7 @@ class GrpcTransport:
 
     def open(self, listener: Listener) -> None:
         """Starts to connect; a server that is not there shows at ``listener.on_closed``."""
-        options = [
-            *_options(self._max_message_bytes),
-            ("grpc.http2.max_pings_without_data", 0),
-            # Otherwise clients of one process share a TCP connection, and the memory of a failed one.
-            ("grpc.use_local_subchannel_pool", 1),
-            # A device talks to its server directly; a proxy from the environment is for the web.
-            ("grpc.enable_http_proxy", 0),
-        ]
-        self._channel = open_channel(self._address, self._credentials, options)
+        self._channel = open_channel(self._address, self._credentials, client_options(self._max_message_bytes))
         connect = self._channel.stream_stream(f"/{SERVICE}/Connect", None, None)
         self._call = connect(iter(self._outbox.get, None), metadata=metadata_of(self._credentials))
         self._reader = threading.Thread(target=self._read, args=(listener,), name="serverlight-replies", daemon=True)

@@ -14,6 +14,7 @@ import typer
 
 from serverlight.apps.cut_options import check_cut_or_plan
 from serverlight.apps.fault_options import InjectOption, InjectSeedOption, read_faults
+from serverlight.apps.limit_options import LimitOptions
 from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import (
     DtypeOption,
@@ -32,11 +33,12 @@ from serverlight.apps.watch_options import WatchOptions
 __all__ = ["serve"]
 
 
-@takes_options(guard=SecurityOptions, watch=WatchOptions, scale=RayOptions)
+@takes_options(guard=SecurityOptions, watch=WatchOptions, limits=LimitOptions, scale=RayOptions)
 def serve(
     model: ModelArgument,
     guard: SecurityOptions,
     watch: WatchOptions,
+    limits: LimitOptions,
     scale: RayOptions,
     cut: Annotated[
         list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
@@ -52,10 +54,6 @@ def serve(
         str | None, typer.Option(metavar="FILE", help="A basis that clients of all these cuts may send features in.")
     ] = None,
     return_cut: ReturnCutOption = None,
-    max_sessions: Annotated[int, typer.Option(min=1, help="Sequences of a language model at a time.")] = 64,
-    kv_memory: Annotated[
-        float, typer.Option(metavar="MIB", min=1, help="Keys and values of all of them together, in MiB.")
-    ] = 1024,
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = 1,
     inject: InjectOption = None,
@@ -74,8 +72,6 @@ def serve(
 
     Example: `serverlight serve demo-vision --cut layer2.2 --port 50051`
     """
-    from serverlight.runtime.core import ServerConfig
-
     check_writable("json", json)
     check_cut_or_plan(cut, plan)
     scale.check(watch)
@@ -89,7 +85,7 @@ def serve(
         return_cut=return_cut,
         dtype=dtype,
         threads=threads,
-        config=ServerConfig(max_sessions=max_sessions, max_kv_bytes=int(kv_memory * 2**20)),
+        config=limits.read(),
         security=security,
         faults=faults,
     )

@@ -1,0 +1,20 @@
+"""A load of many devices on a server, and what it comes to."""
+
+from serverlight.evaluation.load.clients import Pace, run_turn
+from serverlight.evaluation.load.figures import LoadRow, Sample, Turn, load_row
+from serverlight.evaluation.load.scripts import Requests, Script, Text, record_features, record_files, record_text
+
+__all__ = [
+    "LoadRow",
+    "Pace",
+    "Requests",
+    "Sample",
+    "Script",
+    "Text",
+    "Turn",
+    "load_row",
+    "record_features",
+    "record_files",
+    "record_text",
+    "run_turn",
+]

@@ -1,0 +1,42 @@
+"""What is claimed of a server with many devices, beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serverlight.evaluation.checks import Check
+from serverlight.evaluation.load.figures import IN_PROCESS, OURS, SERIAL, LoadRow
+
+__all__ = ["MIN_OVER_IN_PROCESS", "MIN_OVER_ONE_BY_ONE", "load_checks"]
+
+MIN_OVER_ONE_BY_ONE = {"lm": 4.0, "vision": None}
+"""Throughput over that of the same server with one request at a time; of images it is only told."""
+
+MIN_OVER_IN_PROCESS = 0.9
+"""Throughput over that of the same batches in one process, without a network."""
+
+
+def load_checks(rows: Sequence[LoadRow]) -> list[Check]:
+    """Our rows beside those of the server without batches and of the process without a server, where both are there."""
+    found = list[Check]()
+    for workload in dict.fromkeys(row.workload for row in rows):
+        for rival, limit in ((SERIAL, MIN_OVER_ONE_BY_ONE[workload]), (IN_PROCESS, MIN_OVER_IN_PROCESS)):
+            found += _beside(rows, workload, rival, limit)
+    return found
+
+
+def _beside(rows: Sequence[LoadRow], workload: str, system: str, limit: float | None) -> list[Check]:
+    by = {(row.system, row.clients): row for row in rows if row.workload == workload and row.rate_per_s is None}
+    found = list[Check]()
+    for (name, clients), row in by.items():
+        ours = by.get((OURS, clients))
+        if name != system or ours is None or not (row.throughput_per_s and ours.server_cpu_s_per_item):
+            continue
+        title, ratio = f"{workload}, {clients} clients", ours.throughput_per_s / row.throughput_per_s
+        saved = row.server_cpu_s_per_item / ours.server_cpu_s_per_item
+        found += [
+            Check(name=f"{title}: throughput over {system}", value=ratio, unit="x", bound=">=", limit=limit),
+            # Told beside it: other jobs on the machine take throughput away, and leave this as it is.
+            Check(name=f"{title}: CPU time of {system} over ours", value=saved, unit="x", bound=">="),
+        ]
+    return found

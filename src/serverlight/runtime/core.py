@@ -3,53 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import (
-    ConfigError,
     DeadlineExceeded,
-    PeerUnavailable,
     PlanMismatch,
-    ProtocolError,
     QuotaExceeded,
     RemoteError,
     ServerBusy,
     ServerlightError,
 )
 from serverlight.plan import Plan
+from serverlight.runtime.connection import Connection, shutting_down
 from serverlight.runtime.memory import is_out_of_memory
 from serverlight.runtime.messages import (
-    PROTOCOL_VERSION,
-    ClientMessage,
-    CloseSession,
     Failure,
-    Hello,
     InferReply,
-    InferRequest,
     MoveCut,
     OpenSession,
-    Ping,
-    Pong,
     ServerMessage,
     Step,
     StepReply,
-    Welcome,
     payload_bytes,
 )
 from serverlight.runtime.observe import Observer, log_fields
 from serverlight.runtime.quotas import Quotas
 from serverlight.runtime.scheduler import Answer, Job, Scheduler
+from serverlight.runtime.server_config import ServerConfig
 from serverlight.runtime.sessions import Session, SessionTable
-from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES
 from serverlight.runtime.window import Window
 
 __all__ = ["Runner", "ServerConfig", "ServerCore"]
@@ -60,62 +47,6 @@ _NO_MEMORY_RETRY_MS = 100
 """When to come back with a request that there was no memory for."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerConfig:
-    """Limits of a server; the defaults suit small models on a few cores."""
-
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-    """The largest message it reads or writes."""
-
-    max_batch: int = 64
-    """The most samples in one request."""
-
-    max_batch_requests: int = 64
-    """The most requests that run as one batch; 1 runs one after the other."""
-
-    max_batch_delay_ms: float = 5.0
-    """The longest that a request waits for others to join its batch, in milliseconds."""
-
-    max_waiting: int = 64
-    """The most requests that wait, all clients together; further ones get :class:`ServerBusy`."""
-
-    max_in_flight: int = 16
-    """Requests without a reply that it reads from one stream; it leaves further ones unread."""
-
-    max_streams: int = 256
-    """The most streams at a time; further ones get :class:`ServerBusy`."""
-
-    hello_timeout_s: float = 10.0
-    """How long a new stream may say nothing."""
-
-    max_sessions: int = 64
-    """The most sequences of a language model at a time; further ones get :class:`ServerBusy`."""
-
-    max_session_tokens: int = 8192
-    """The most tokens of one sequence; the model's context may hold fewer."""
-
-    max_kv_bytes: int = 2**30
-    """Keys and values of all sequences together; a step beyond it gets :class:`ServerBusy`."""
-
-    session_idle_s: float = 600.0
-    """How long a sequence is remembered without a step."""
-
-    drain_s: float = 10.0
-    """How long a stopping server goes on with what it has accepted."""
-
-    stall_s: float = 60.0
-    """How long there may be work and no answer before the server says that it is not healthy."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name == "drain_s" else 1
-            if field.type == "int" and (not isinstance(value, int) or value < least):
-                raise ConfigError(field.name, f"must be a whole number of at least {least}, got {value!r}")
-            if field.type == "float" and not value >= 0:
-                raise ConfigError(field.name, f"must be zero or more, got {value!r}")
 
 
 class Runner(Protocol):
@@ -161,7 +92,7 @@ class ServerCore:
         self._changed = threading.Condition()  # guards all below, the scheduler and the table of sessions
         self._window = Window(max_delay_s=self.config.max_batch_delay_ms / 1e3)
         self._running: list[Job] = []
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._is_draining = self._is_stopped = False
         self._thread = threading.Thread(target=self._live, name="serverlight-compute", daemon=True)
 
@@ -182,7 +113,7 @@ class ServerCore:
                 given_up.append(job)
             connections = list(self._connections)
         for job in given_up:
-            job.reply(Failure(request_id=job.request.request_id, error=_shutting_down()))
+            job.reply(Failure(request_id=job.request.request_id, error=shutting_down()))
         for connection in connections:
             connection.dismiss()
         return len(given_up) + len(self._running)
@@ -230,9 +161,9 @@ class ServerCore:
 
     # -- streams ---------------------------------------------------------------------------------
 
-    def connect(self, reply: Callable[[ServerMessage], None], *, client: str | None = None) -> _Connection:
+    def connect(self, reply: Callable[[ServerMessage], None], *, client: str | None = None) -> Connection:
         """A new stream; its first message must be a :class:`Hello`. ``client`` is whose it is, where that is known."""
-        connection = _Connection(self, reply, client)
+        connection = Connection(self, reply, client)
         self.observer.stream_opened(connection)
         with self._changed:
             self._connections.add(connection)
@@ -240,12 +171,12 @@ class ServerCore:
             retry_after_ms = self._scheduler.retry_after_ms
             over_quota = self._quotas.enter(client)
         if self._is_draining:
-            connection.fail(_shutting_down())
+            connection.fail(shutting_down())
         elif too_many or over_quota:
             connection.fail(QuotaExceeded("max_streams", retry_after_ms) if over_quota else ServerBusy(retry_after_ms))
         return connection
 
-    def disconnect(self, connection: _Connection) -> None:
+    def disconnect(self, connection: Connection) -> None:
         """A stream is gone, and with it the requests that it had waiting."""
         with self._changed:
             self._connections.discard(connection)
@@ -274,7 +205,7 @@ class ServerCore:
         """
         with self._changed:
             if self._is_draining:
-                raise _shutting_down()
+                raise shutting_down()
             if job.session is not None and isinstance(job.request, Step | MoveCut):
                 least_bytes = job.session.least_bytes(job.request)
                 self._sessions.check(job.owner, least_bytes, self._scheduler.retry_after_ms)
@@ -307,14 +238,14 @@ class ServerCore:
         """The cuts that are served."""
         return tuple(self._plans)
 
-    def open_session(self, owner: _Connection, plan: Plan, opened: OpenSession) -> Session:
+    def open_session(self, owner: Connection, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ServerBusy` at once where there are too many."""
         with self._changed:
             self._quotas.charge(owner.client, 0, time.monotonic())
         session = self._runner.open_session(plan, opened)
         with self._changed:
             if self._is_draining:
-                raise _shutting_down()
+                raise shutting_down()
             self._sessions.add(owner, time.monotonic(), self._scheduler.retry_after_ms, client=owner.client)
             self._changed.notify_all()  # from now on the thread looks for idle ones
         self.observer.session_opened(owner, plan.cut)
@@ -325,7 +256,7 @@ class ServerCore:
         with self._changed:
             self._sessions.touch(owner, time.monotonic())
 
-    def close_session(self, owner: _Connection, *, expired: bool = False) -> None:
+    def close_session(self, owner: Connection, *, expired: bool = False) -> None:
         """Gives back what a session has reserved."""
         with self._changed:
             self._sessions.remove(owner)
@@ -414,157 +345,6 @@ class ServerCore:
             job.reply(_own_fault(job))
 
 
-class _Connection:
-    """The protocol of one stream: Hello first, then requests with rising ids."""
-
-    _numbers = itertools.count(1)
-
-    def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None], client: str | None) -> None:
-        self._core, self._reply, self.client = core, reply, client
-        self.number = next(self._numbers)
-        self._plan: Plan | None = None
-        self._session: Session | None = None
-        self._last_id = self._last_step = 0
-        self._is_closed = False
-        self.over = False
-
-    def receive(self, message: ClientMessage | Failure) -> None:
-        """Takes one message and never raises."""
-        if self.over:
-            return
-        session = self._session  # the compute thread may take it away meanwhile, if it has been idle
-        try:
-            match message:
-                case Hello():
-                    self._greet(message)
-                case Ping():
-                    self._reply(Pong())
-                case OpenSession():
-                    self._open(message)
-                case CloseSession():
-                    self._close_session()
-                case _ if session is not None:
-                    self._take_step(message, session)
-                case _:
-                    self._take_request(message)
-        except ServerlightError as error:
-            self.fail(error)
-
-    def fail(self, error: ServerlightError) -> None:
-        """Says why and ends the stream."""
-        if not self.over:
-            self.over = True
-            self._core.observer.refused(self, error)
-            self._reply(Failure(request_id=0, error=error))
-
-    def dismiss(self) -> None:
-        """The server is leaving; a session is told where it stood, other streams when they ask."""
-        if self._session is not None:
-            self.fail(_session_handed_over(self._last_step))
-
-    def close(self) -> None:
-        """The client is gone."""
-        if not self._is_closed:
-            self.over = self._is_closed = True
-            self._session = None
-            self._core.disconnect(self)
-
-    def _greet(self, hello: Hello) -> None:
-        if self._plan is not None:
-            raise ProtocolError("a second Hello; open another stream for another plan")
-        if hello.protocol_version != PROTOCOL_VERSION:
-            raise ProtocolError(
-                f"the client speaks protocol version {hello.protocol_version}, the server {PROTOCOL_VERSION}; "
-                "install the same serverlight on both"
-            )
-        plan = _read_plan(hello.plan_json)
-        self._core.agree(plan)
-        self._plan = plan
-        self._core.observer.greeted(self, plan)
-        config = self._core.config
-        self._reply(
-            Welcome(
-                max_message_bytes=config.max_message_bytes,
-                max_batch=config.max_batch,
-                max_in_flight=config.max_in_flight,
-                cuts=self._core.cuts,
-            )
-        )
-
-    def expire(self) -> None:
-        """The session had no step for too long."""
-        self._close_session(expired=True)
-        self.fail(PeerUnavailable("the session was idle for too long and is forgotten; open it again"))
-
-    def _open(self, message: OpenSession) -> None:
-        if (plan := self._plan) is None:
-            raise ProtocolError("a session before Hello; say Hello first")
-        if self._session is not None:
-            raise ProtocolError("a second session on one stream; close the first, or open another stream")
-        if message.cut:
-            plan = dataclasses.replace(plan, cut=message.cut)
-            self._core.agree(plan)
-        self._session = self._core.open_session(self, plan, message)
-
-    def _close_session(self, *, expired: bool = False) -> None:
-        self._session = None
-        self._core.close_session(self, expired=expired)
-
-    def _take_step(self, message: InferRequest | Step | MoveCut | Failure, session: Session) -> None:
-        if isinstance(message, InferRequest):
-            raise ProtocolError("a request within a session; send steps, or close the session")
-        if isinstance(message, Failure):
-            self._reply(message)
-            return
-        self._core.touch_session(self)
-        self._submit(message, session)
-
-    def _take_request(self, message: InferRequest | Step | MoveCut | Failure) -> None:
-        if isinstance(message, Step | MoveCut):
-            raise ProtocolError("a step without a session; open one first")
-        if self._plan is None:
-            raise ProtocolError("a request before Hello; say Hello first")
-        if message.request_id <= self._last_id:
-            raise ProtocolError(f"request_id {message.request_id} after {self._last_id}; ids must rise")
-        self._last_id = message.request_id
-        if isinstance(message, Failure):
-            self._reply(message)
-            return
-        self._submit(message)
-
-    def _submit(self, message: InferRequest | Step | MoveCut, session: Session | None = None) -> None:
-        job = Job(
-            owner=self,
-            client=self.client,
-            weight=self._core.weight_of(self.client),
-            cut=self._plan.cut if self._plan else "",
-            request=message,
-            reply=self._answer,
-            arrived_s=time.monotonic(),
-            session=session,
-            reserve=functools.partial(self._core.reserve, self),
-        )
-        try:
-            self._core.submit(job)
-        except ServerlightError as error:
-            self._core.observer.refused(self, error, request_id=message.request_id)
-            self._reply(Failure(request_id=message.request_id, error=error))
-
-    def _answer(self, message: ServerMessage) -> None:
-        if isinstance(message, StepReply):
-            self._last_step = message.step
-        self._reply(message)
-
-
-def _read_plan(plan_json: str) -> Plan:
-    try:
-        return Plan.from_json(plan_json)
-    except ServerlightError:
-        raise
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise ProtocolError(f"the plan in Hello cannot be read: {type(exc).__name__}") from None
-
-
 def _failure(job: Job, error: BaseException) -> Failure:
     if isinstance(error, ServerlightError):
         return Failure(request_id=job.request.request_id, error=error)
@@ -581,14 +361,3 @@ def _own_fault(job: Job) -> Failure:
 
 def _too_late(job: Job) -> DeadlineExceeded:
     return DeadlineExceeded(f"the request waited longer than its {job.request.deadline_ms} ms; it was not run")
-
-
-def _shutting_down() -> PeerUnavailable:
-    return PeerUnavailable("the server is shutting down; connect to another, or again when it is back")
-
-
-def _session_handed_over(last_step: int) -> PeerUnavailable:
-    return PeerUnavailable(
-        f"the server is shutting down; step {last_step} was the last that it answered: open the session at another, and "
-        "send all its frames there"
-    )

@@ -26,7 +26,7 @@ class LimitOptions:
     ] = 64
     max_batch_delay: Annotated[
         float, typer.Option(metavar="MS", min=0.0, help="Longest that a request waits for others to run with.")
-    ] = 5.0
+    ] = 15.0
 
     def read(self) -> ServerConfig:
         """The config; raises :class:`ConfigError`."""

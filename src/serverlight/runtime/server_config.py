@@ -24,7 +24,7 @@ class ServerConfig:
     max_batch_requests: int = 64
     """The most requests that run as one batch; 1 runs one after the other."""
 
-    max_batch_delay_ms: float = 5.0
+    max_batch_delay_ms: float = 15.0
     """The longest that a request waits for others to join its batch, in milliseconds."""
 
     max_waiting: int = 64

@@ -283,6 +283,15 @@ arrays = hnp.arrays(
 
 
 @pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("asymmetry", [0.01, 3.0, 100.0])
+def test_scores_that_overflow(name: str, asymmetry: float) -> None:
+    """Weighed scores of large finite values are infinite, and are ranked all the same."""
+    values = torch.full((7, 3, 6, 2), -2.4e16)
+    values.view(-1)[::50] = torch.tensor([-3.4e38, 3.4e38, 0.0, 16.0, 4.2e16, -3.3e38])
+    agree(values, ours(sparsity=0.75, asymmetry=asymmetry), name)
+
+
+@pytest.mark.parametrize("name", COMPILED)
 @settings(max_examples=300, deadline=None)
 @given(x=arrays, config=configs, as_bfloat16=st.booleans())
 def test_any_array(name: str, x: Any, config: CodecConfig, as_bfloat16: bool) -> None:

@@ -73,7 +73,7 @@ def survey_and_rank(keys, rank):
     if size > work.size:
         low, high = bracket_of(keys, rank, sample, work, bins)
     nonzero, is_signed, is_finite, num_low, num_high, found = survey(keys, low, high, work)
-    if nonzero < rank or not is_finite:
+    if nonzero < rank:  # infinite ones have their rank: weighed scores of finite values may overflow
         return nonzero, is_signed, is_finite, np.int32(0)
     if num_low < rank:
         low, num_low, high, num_high, found = np.int32(0), size, low, num_low, -1

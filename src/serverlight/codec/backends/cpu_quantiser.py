@@ -69,7 +69,7 @@ def quantise(values, scores, threshold, inverse, largest, out):
 def drop_ties(values, asymmetry, threshold, surplus, out):
     """Takes back the last elements whose score only ties with the threshold."""
     end = values.size
-    while surplus > 0:
+    while surplus > 0 and end > 0:
         start = max(0, end - 4096)
         part, into = values[start:end], out[start:end]
         ties = np.int32(0)

@@ -44,6 +44,7 @@ from serverlight.codec import CodecConfig
 from serverlight.evaluation import describe_environment
 from serverlight.generation import LoadedDecoder
 from serverlight.plan import Plan
+from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.decoder_client import DecoderClient, Token
 from serverlight.runtime.device import Device
 from serverlight.runtime.heartbeat import Heartbeat
@@ -259,7 +260,12 @@ def split(token: Token, total_ms: float, link_ms: float) -> dict[str, float]:
 def count_bytes(relay: Relay, plan: Plan, head: LoadedDecoder, num_steps: int) -> dict[str, Any]:
     """Means over all steps of what crossed the sockets; a prompt comes before."""
     link = Link(
-        FixedAddresses((relay.address,)), timeout_s=60.0, step_timeout_s=60.0, recovery_s=60.0, heartbeat=Heartbeat()
+        FixedAddresses((relay.address,)),
+        timeout_s=60.0,
+        step_timeout_s=60.0,
+        recovery_s=60.0,
+        heartbeat=Heartbeat(),
+        credentials=Credentials(),
     )
     device = Device(plan, head.part, None)  # type: ignore[arg-type]
     sequence = RemoteSequence(link, plan, SAMPLING, device)

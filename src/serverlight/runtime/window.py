@@ -33,6 +33,7 @@ class Window:
     >>> window = Window(max_delay_s=0.005)
     >>> window.took(0.1)
     >>> for client in "ab":
+    ...     window.arrived(client, now_s=1.0)
     ...     window.answered(client, now_s=1.0)
     ...     window.arrived(client, now_s=1.002)
     ...     window.answered(client, now_s=1.1)

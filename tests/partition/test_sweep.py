@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -187,9 +188,11 @@ def test_left_behind(llama: Sequences) -> None:
     alone = llama.together[2].held[0].keys
     assert alone.untyped_storage().nbytes() == alone.nbytes
     assert sweep.num_seated == sum(LAYERS - CUTS[row] for row in (0, 1)) + 1  # the last one is alone in layer 0
+    pool = weakref.ref(sweep._pools._seats[llama.together[0].held[0]].pool)
     llama.together.clear()
     gc.collect()
     assert not sweep.num_seated
+    assert pool() is None
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,11 @@ class _Rows:
         if "position_ids" in driver.layout.arguments:
             positions = [[cache.num_tokens] for cache in self._caches]
             wanted["position_ids"] = torch.tensor(positions, device=received.device)
-        return driver.call(self, inputs_embeds=driver.stand_in(self._received), **wanted)
+        try:
+            return driver.call(self, inputs_embeds=driver.stand_in(self._received), **wanted)
+        finally:
+            for layer in scratch.layers:
+                vars(layer).pop("update", None)  # or it would keep the pool of this pass alive
 
     def commit(self) -> None:
         """Hands each cache what its layers have gathered."""
@@ -132,7 +136,7 @@ class _Rows:
         if count:
             joining = self._received[before:count]
             hidden = torch.cat([hidden[:before], joining]) if before else joining
-            hidden = hidden_of(run(hidden, **self._arguments(index, run, args, kwargs)))
+            hidden = hidden_of(run(hidden, **self._arguments(index, args, kwargs)))
         if is_last:
             hidden = torch.cat([hidden[:count], self._received[count:]])
             if not part.finishes:
@@ -145,7 +149,7 @@ class _Rows:
     def _layers(self, index: int) -> list[Any]:
         return [cache.raw.layers[index] for cache in self._caches[: self._num_rows(index)]]
 
-    def _arguments(self, index: int, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:
+    def _arguments(self, index: int, args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:
         layers = self._layers(index)
         window = sliding_window(layers[0])
         seating = self._pools.seat(layers, self._width if window is None else 0)

@@ -322,6 +322,22 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def head(request: pytest.FixtureRequest, tiny_llama: str) -> Any:
+    """The device's part of the tiny Llama, up to the ``CUT`` of the test's module."""
+    from serverlight.generation import LoadedDecoder
+
+    return LoadedDecoder.head(tiny_llama, request.module.CUT, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def tail(request: pytest.FixtureRequest, tiny_llama: str) -> Any:
+    """The server's part, from there on."""
+    from serverlight.generation import LoadedDecoder
+
+    return LoadedDecoder.tail(tiny_llama, request.module.CUT, dtype=torch.float32)
+
+
 SERVE = """
 import sys, torch
 torch.set_num_threads(1)

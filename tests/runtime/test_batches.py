@@ -29,6 +29,7 @@ from serverlight.runtime.messages import (  # noqa: E402
     Step,
     StepReply,
 )
+from serverlight.runtime.observe import Observer  # noqa: E402
 from serverlight.runtime.scheduler import Answer, Job, Scheduler  # noqa: E402
 from serverlight.runtime.server import Server  # noqa: E402
 from serverlight.runtime.tensors import from_raw  # noqa: E402
@@ -322,8 +323,8 @@ def test_what_is_put_back_comes_first() -> None:
     assert taken.index(jobs[0]) < taken.index(jobs[1])
 
 
-class Batches:
-    """An observer that keeps the sizes of batches."""
+class Batches(Observer):
+    """Keeps the sizes of batches."""
 
     def __init__(self, sizes: list[int]) -> None:
         self._sizes = sizes
@@ -331,6 +332,3 @@ class Batches:
     def answered(self, job: Job, message: Any) -> None:
         if isinstance(message, StepReply):
             self._sizes.append(message.timing.batch_size)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None

@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-import torch
 
 transformers = pytest.importorskip("transformers")
 
@@ -39,16 +38,6 @@ from serverlight.sampling import Sampling  # noqa: E402
 CUT = "layers.1"
 PROMPT = [1, 17, 40, 9, 33, 71, 5]
 QUICK = Heartbeat(interval_s=0.1, max_missed=3)
-
-
-@pytest.fixture(scope="module")
-def head(tiny_llama: str) -> LoadedDecoder:
-    return LoadedDecoder.head(tiny_llama, CUT, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def tail(tiny_llama: str) -> LoadedDecoder:
-    return LoadedDecoder.tail(tiny_llama, CUT, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from serverlight.codec import CodecConfig
 from serverlight.errors import ConfigError, PeerUnavailable, ProtocolError
@@ -158,16 +157,6 @@ def test_directories_and_servers_together(directory: FakeDirectory) -> None:
 
 CUT = "layers.1"
 PROMPT = [1, 17, 40, 9, 33, 71, 5]
-
-
-@pytest.fixture(scope="module")
-def head(tiny_llama: str) -> LoadedDecoder:
-    return LoadedDecoder.head(tiny_llama, CUT, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def tail(tiny_llama: str) -> LoadedDecoder:
-    return LoadedDecoder.tail(tiny_llama, CUT, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -37,16 +37,6 @@ NO_PROXY = [("grpc.enable_http_proxy", 0)]
 
 
 @pytest.fixture(scope="module")
-def head(tiny_llama: str) -> LoadedDecoder:
-    return LoadedDecoder.head(tiny_llama, CUT, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def tail(tiny_llama: str) -> LoadedDecoder:
-    return LoadedDecoder.tail(tiny_llama, CUT, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
 def plan(head: LoadedDecoder) -> Plan:
     return plan_of(head)
 

@@ -46,16 +46,6 @@ PROMPT = [1, 17, 40, 9, 33, 71, 5]
 
 
 @pytest.fixture(scope="module")
-def head(tiny_llama: str) -> LoadedDecoder:
-    return LoadedDecoder.head(tiny_llama, CUT, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def tail(tiny_llama: str) -> LoadedDecoder:
-    return LoadedDecoder.tail(tiny_llama, CUT, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
 def plan(head: LoadedDecoder) -> Plan:
     return Plan(model=head.name, revision=head.revision, cut=CUT, codec=CodecConfig(profile="fp16"))
 

@@ -28,10 +28,12 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "plan": {"errors", "codec"},
     "generation": BASE - {"link"},
     "loopback": BASE - {"link"},
-    "runtime": BASE | {"generation", "faults"},
+    "frontier": {"errors", "codec", "plan"},
+    "runtime": BASE | {"frontier", "generation", "faults"},
     "split_lm": {"errors", "codec", "huggingface", "plan", "sampling", "generation", "runtime"},
     "evaluation": BASE | {"text", "generation", "loopback", "runtime"},
-    "apps": BASE | {"text", "faults", "chaos", "generation", "loopback", "runtime", "evaluation"},
+    "search": BASE | {"calibration", "frontier", "generation", "loopback", "runtime"},
+    "apps": BASE | {"text", "faults", "chaos", "generation", "loopback", "runtime", "evaluation", "frontier", "search"},
 }
 ONLY_IN = {  # package -> the files that may import it
     "grpc": {"runtime/grpc_transport.py", "runtime/grpc_security.py", "runtime/grpc_stream.py"},

@@ -1,0 +1,185 @@
+"""What a model costs on a machine: times as fitted curves, bytes of weights, activations and caches, for each cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from serverlight.errors import ConfigError
+
+__all__ = ["CodecCost", "Curve", "CutCost", "Kind", "MessageCost", "Profile"]
+
+Kind = Literal["single-shot", "language-model"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """Milliseconds of some work, as a line in the tokens and in what they attend to.
+
+    ``fixed + per_token * rows * tokens + per_context * rows * tokens * context``; a sample of a single-shot model counts as a
+    token.
+
+    >>> Curve(fixed_ms=1.0, per_token_ms=0.5, per_context_ms=0.001).ms(rows=4, context=1000)
+    7.0
+    """
+
+    fixed_ms: float
+    """However little there is to do."""
+
+    per_token_ms: float
+    """For each token of each sequence."""
+
+    per_context_ms: float = 0.0
+    """For each token, and each earlier token that it attends to."""
+
+    residual: float = 0.0
+    """Median of the absolute relative errors over the measurements that the curve was fitted to."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not 0 <= getattr(self, field.name) < math.inf:
+                raise ConfigError(
+                    field.name, f"must be a finite number, zero or more, got {getattr(self, field.name)!r}"
+                )
+
+    def ms(self, *, rows: float = 1.0, tokens: float = 1.0, context: float = 0.0) -> float:
+        """Time of ``rows`` sequences that each run ``tokens`` tokens with ``context`` tokens before them."""
+        return self.fixed_ms + rows * tokens * (self.per_token_ms + self.per_context_ms * context)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutCost:
+    """One cut: what lies before it and behind it. Cuts are told from the input to the output."""
+
+    name: str
+    """Name of the cut point; ``input`` (``layers.0``) sends what the model is given."""
+
+    elements: int
+    """Elements of the features that cross, per sample or token."""
+
+    side_bytes: int = 0
+    """Bytes that cross uncompressed, per sample or token: masks, token ids."""
+
+    head: Curve
+    """Everything before the cut."""
+
+    tail: Curve
+    """Everything behind it, of a language model with the final norm and the logits."""
+
+    head_weight_bytes: int
+    tail_weight_bytes: int
+
+    head_activation_bytes: int = 0
+    """The most that the head holds at a time beside weights and caches, per sample or token."""
+
+    head_kv_bytes: int = 0
+    """Keys and values of the layers before the cut, per token."""
+
+    tail_kv_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecCost:
+    """Encoding and decoding one frame; a token of the curves is a thousand elements."""
+
+    encode: Curve
+    decode: Curve
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MessageCost:
+    """Software on the way of one message, there and back over loopback, model and codec aside.
+
+    A token of the curves is a kilobyte of the request.
+    """
+
+    latency: Curve
+    """What a request and its reply take longer than the work that they ask for."""
+
+    server: Curve
+    """The server's processor time for them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """One model on one machine. A device's and a server's profile of one model can be put together."""
+
+    model: str
+    revision: str
+    """As in a :class:`~serverlight.plan.Plan`."""
+
+    kind: Kind
+    machine: Mapping[str, Any]
+    """Processor, threads, versions, date."""
+
+    dtype: str
+    """Of weights and features, such as ``float32``."""
+
+    cuts: tuple[CutCost, ...]
+    """From the input to the output; the last has the whole model before it."""
+
+    codec: CodecCost
+    message: MessageCost
+
+    watts: float | None = None
+    """What the machine draws while it computes, above idle; none where the platform does not tell."""
+
+    weight_bytes: int
+    """Of the whole model."""
+
+    def __post_init__(self) -> None:
+        if not self.cuts:
+            raise ConfigError("cuts", "a profile needs at least one cut")
+        if len({cut.name for cut in self.cuts}) != len(self.cuts):
+            raise ConfigError("cuts", "two cuts of one name")
+
+    def cut(self, name: str) -> CutCost:
+        """The cut of that name; raises :class:`ConfigError`."""
+        for cut in self.cuts:
+            if cut.name == name:
+                return cut
+        raise ConfigError("cut", f"the profile has no {name!r}, but {', '.join(cut.name for cut in self.cuts)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return {
+            **dataclasses.asdict(self),
+            "machine": dict(self.machine),
+            "cuts": [*map(dataclasses.asdict, self.cuts)],
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`; raises :class:`ConfigError` for anything else."""
+        try:
+            return cls(
+                **{
+                    **fields,
+                    "cuts": tuple(
+                        CutCost(**{**cut, "head": Curve(**cut["head"]), "tail": Curve(**cut["tail"])})
+                        for cut in fields["cuts"]
+                    ),
+                    "codec": CodecCost(**{name: Curve(**curve) for name, curve in fields["codec"].items()}),
+                    "message": MessageCost(**{name: Curve(**curve) for name, curve in fields["message"].items()}),
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError("profile", f"cannot be read: {error}; make it with `serverlight profile`") from None
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes JSON."""
+        pathlib.Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> Self:
+        """Reads what :meth:`save` wrote, or a person in its form; raises :class:`ConfigError`."""
+        try:
+            fields = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError("profile", f"cannot read {path}: {error}") from None
+        return cls.from_dict(fields)

@@ -1,0 +1,100 @@
+"""What compression costs in quality and brings in bytes: a table of cuts and codec settings, measured or predicted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from serverlight.codec.config import CodecConfig
+from serverlight.errors import ConfigError
+
+__all__ = ["QualityRow", "QualityTable"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityRow:
+    """One cut with one codec setting on the calibration set."""
+
+    cut: str
+    codec: CodecConfig
+
+    bits_per_element: float
+    """Bits of the whole frames, every header included, per element of the features."""
+
+    frame_bytes: float
+    """Mean bytes of one frame (all features of a sample, or of one token at decode steps)."""
+
+    prompt_bits_per_element: float | None = None
+    """The same for the frames of a prompt, of a language model."""
+
+    rel_mse: float
+    """Squared error of the features over their squared signal."""
+
+    kl: float
+    """Mean divergence of the outputs from those of the uncut model, in nats."""
+
+    loss_pp: float
+    """Loss in percentage points: of the task's score where labels are there, else of top-1 agreement; at least zero."""
+
+    loss_interval_pp: tuple[float, float]
+    """95 % interval of it; of a predicted row, by the errors on held-out rows."""
+
+    is_measured: bool
+    """Whether it was run in full, or is what the sampling plan predicts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityTable:
+    """All rows of one model on one calibration set."""
+
+    model: str
+    revision: str
+    metric: str
+    """What :attr:`QualityRow.loss_pp` is of: ``agreement`` or the task's own name for its score."""
+
+    num_samples: int
+    rows: tuple[QualityRow, ...]
+    held_out_error_pp: float | None = None
+    """Median absolute error of predicted losses on rows that were kept from the fit; none where nothing was predicted."""
+
+    held_out_error_bits: float | None = None
+    """Median relative error of their bits per element, likewise."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`; raises :class:`ConfigError` for anything else."""
+        try:
+            rows = tuple(
+                QualityRow(
+                    **{
+                        **row,
+                        "codec": CodecConfig(**row["codec"]),
+                        "loss_interval_pp": tuple(row["loss_interval_pp"]),
+                    }
+                )
+                for row in fields["rows"]
+            )
+            return cls(**{**fields, "rows": rows})
+        except (KeyError, TypeError) as error:
+            raise ConfigError("quality", f"cannot be read: {error}; make it with `serverlight calibrate`") from None
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes JSON."""
+        pathlib.Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> Self:
+        """Reads what :meth:`save` wrote; raises :class:`ConfigError`."""
+        try:
+            fields = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError("quality", f"cannot read {path}: {error}") from None
+        return cls.from_dict(fields)

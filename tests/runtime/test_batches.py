@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -247,6 +248,42 @@ def test_requests_run_together(residual: Any) -> None:
         assert reply.timing.batch_size == together
         expected = tail.flat(feature.half().float())[0]
         torch.testing.assert_close(from_raw(reply.outputs[0]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_large_requests_run_in_pieces(residual: Any) -> None:
+    """Where the thread is shared a request of many samples is answered after several batches, with the same outputs, and a
+    small one that came with it at once; what is given up half way is forgotten.
+    """
+    model, parts = residual
+    head, tail = parts.split(parts.cut("stem"))
+    worker = Worker(model, parts, ["stem"], max_batch=8)
+    large, given_up = (head(torch.randn(size, 3, 16, 16))[0] for size in (5, 7))
+    jobs = vision_jobs("stem", [large, given_up, head(torch.randn(1, 3, 16, 16))[0]])
+    answers = dict(worker.run(jobs, is_shared=True))
+    assert [type(answers[job]) for job in jobs] == [type(None), type(None), InferReply]
+    assert len(worker._begun) == 2
+    del answers, jobs[1]
+    gc.collect()
+    assert len(worker._begun) == 1
+    assert dict(worker.run(jobs[:1], is_shared=True)) == {jobs[0]: None}
+    reply = dict(worker.run(jobs[:1], is_shared=True))[jobs[0]]
+    assert isinstance(reply, InferReply)
+    expected = tail.flat(large.half().float())[0]
+    torch.testing.assert_close(from_raw(reply.outputs[0]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_request_is_alone_again(residual: Any) -> None:
+    """A request that has begun in pieces runs to its end at once when nobody else has work."""
+    model, parts = residual
+    head, tail = parts.split(parts.cut("stem"))
+    worker = Worker(model, parts, ["stem"], max_batch=8)
+    feature = head(torch.randn(8, 3, 16, 16))[0]
+    (job,) = vision_jobs("stem", [feature])
+    assert dict(worker.run([job], is_shared=True)) == {job: None}
+    reply = dict(worker.run([job], is_shared=False))[job]
+    assert isinstance(reply, InferReply)
+    expected = tail.flat(feature.half().float())[0]
+    torch.testing.assert_close(from_raw(reply.outputs[0]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_bad_request_hurts_itself(residual: Any) -> None:

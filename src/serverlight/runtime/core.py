@@ -52,8 +52,11 @@ _log = logging.getLogger(__name__)
 class Runner(Protocol):
     """What the compute thread calls; :class:`serverlight.runtime.worker.Worker` is one."""
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
-        """Runs requests together and gives out each one's answer as soon as it is there; an error is the request's own."""
+    def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
+        """Runs requests together and gives out each one's answer as soon as it is there; an error is the request's own.
+
+        ``is_shared`` says that other clients have work, too: then nothing should keep the thread for long.
+        """
 
     def open_session(self, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ProtocolError` where the model is no language model."""
@@ -92,6 +95,7 @@ class ServerCore:
         self._changed = threading.Condition()  # guards all below, the scheduler and the table of sessions
         self._window = Window(max_delay_s=self.config.max_batch_delay_ms / 1e3)
         self._running: list[Job] = []
+        self._is_shared = False
         self._connections: set[Connection] = set()
         self._is_draining = self._is_stopped = False
         self._thread = threading.Thread(target=self._live, name="serverlight-compute", daemon=True)
@@ -306,7 +310,8 @@ class ServerCore:
                 for connection in self._sessions.idle(time.monotonic()):
                     connection.expire()
             if not self._is_stopped:
-                self._running = self._scheduler.take_batch(self.config.max_batch_requests)
+                self._is_shared = self._scheduler.is_shared(time.monotonic())
+                self._running = self._scheduler.take_batch(self.config.max_batch_requests, is_shared=self._is_shared)
             return self._running
 
     def _run(self, now_s: float) -> Iterator[tuple[Job, Answer]]:
@@ -317,7 +322,7 @@ class ServerCore:
             yield job, _too_late(job)
         left = dict.fromkeys(job for job in self._running if job not in late)
         try:
-            for job, answer in self._runner.run(list(left)):
+            for job, answer in self._runner.run(list(left), is_shared=self._is_shared):
                 del left[job]
                 yield job, answer
         except Exception as error:  # whatever a model raises, the thread must live on for the others

@@ -57,8 +57,8 @@ class DecoderWorker:
         return DecoderSession(self._part, plan, opened, self._room)
 
     @torch.inference_mode()
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
-        """Goes on with sequences by a step each; a prompt that is not through has no answer yet."""
+    def run(self, jobs: Sequence[Job], *, is_shared: bool = False) -> Iterator[tuple[Job, Answer]]:
+        """Goes on with sequences by a step each; a prompt that is not through has no answer yet, shared or not."""
         rows, prompts = list[tuple[Job, Turn]](), list[tuple[Job, Turn]]()
         for job in jobs:
             try:

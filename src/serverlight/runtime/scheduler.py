@@ -127,7 +127,7 @@ class Scheduler:
         Where the thread is shared, no client has more requests than its weight in a batch, so that one who sends many at
         once makes nobody else wait for all of them. Sessions are not counted: each has one step under way by nature.
         """
-        batch, later = list[Job](), list[Job]()
+        batch, later = list[Job](), dict[object, list[Job]]()
         owners, num_of = set[object](), Counter[object]()
         while len(batch) < limit and (job := self.take()) is not None:
             is_next = job.owner not in owners if job.session is not None else num_of[job.turn] < job.weight
@@ -136,9 +136,9 @@ class Scheduler:
                 num_of[job.turn] += job.session is None
                 batch.append(job)
             else:
-                later.append(job)
-        for job in reversed(later):
-            self.put_back(job)
+                later.setdefault(job.turn, []).append(job)
+        for turn, jobs in later.items():
+            self._queues.setdefault(turn, deque()).extendleft(reversed(jobs))
         return batch
 
     def is_shared(self, now_s: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from serverlight.models.images import decode_image
 from serverlight.partition import CutPoint, Partition, TensorSpec
 from serverlight.partition.names import OUTPUT
 from serverlight.plan import Plan
-from serverlight.runtime.clock import Clock
+from serverlight.runtime.clock import Clock, read_clocks
 from serverlight.runtime.messages import Frame, Image, InferReply, InferRequest, OpenSession, Payload, RawTensor
 from serverlight.runtime.scheduler import Answer, Job
 from serverlight.runtime.sessions import Session
@@ -104,6 +105,12 @@ class Worker:
         self._begun = weakref.WeakKeyDictionary[Job, _Ready]()
 
     @torch.inference_mode()
+    def prepare(self, job: Job) -> None:
+        """Reads a request before its turn; what is wrong with it is said when that comes."""
+        with contextlib.suppress(Exception):
+            self._begun[job] = self._read(job)
+
+    @torch.inference_mode()
     def run(self, jobs: Sequence[Job], *, is_shared: bool = False) -> Iterator[tuple[Job, Answer]]:
         """Runs the tail once for all requests at a cut, as far as they fit into a batch; of large ones a piece where others
         have work, too.
@@ -154,8 +161,9 @@ class Worker:
         yield from open_batches.values()
 
     def _run_batch(self, batch: Sequence[_Ready]) -> Iterator[tuple[Job, Answer]]:
+        now = read_clocks()
         for request in batch:
-            request.clock.lap("queue")
+            request.clock.lap("queue", now=now)
         try:
             outputs = self._run_tail(batch)
         except Exception as error:
@@ -166,8 +174,9 @@ class Worker:
             for request in batch:
                 yield from self._run_batch([request])
             return
+        now = read_clocks()
         for request in batch:
-            request.clock.lap("tail", shared_by=len(batch))
+            request.clock.lap("tail", shared_by=len(batch), now=now)
         for request, leaves in zip(batch, outputs, strict=True):
             request.outputs.append(leaves)
             request.num_done += request.num_next

@@ -82,7 +82,7 @@ class Replica:
             "pid": os.getpid(),
             "model": plan.model,
             "revision": plan.revision,
-            "cuts": list(core.cuts),
+            "cuts": [plan.cut for plan in core.plans],
             "streams": core.num_streams,
             "sessions": core.num_sessions,
             "waiting": core.num_waiting,

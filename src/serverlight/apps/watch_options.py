@@ -91,14 +91,14 @@ class _Dashboard:
         from serverlight.apps.figures import Figures
 
         self._server, self._tally, self._hub = server, tally, Hub()
-        self._figures = Figures(tally, self._gauges, server.core.head_shares)
+        self._figures = Figures(tally, self._gauges, server.core.engines.head_shares)
         limits = server.core.config
         self._facts = {
             **facts,
             "version": __version__,
             "max_waiting": limits.max_waiting,
             "max_kv_bytes": limits.max_kv_bytes,
-            "has_shares": bool(server.core.head_shares),
+            "has_shares": bool(server.core.engines.head_shares),
         }
 
     def tick(self, now_s: float) -> None:

@@ -186,6 +186,7 @@ def _row(device: Device, rates: _Rates) -> dict[str, Any]:
     return {
         "number": device.number,
         "session": f"{device.number}.{device.num_sessions}" if device.has_session else None,
+        "model": device.model,
         "cut": device.cut,
         "up_per_s": rates.up,
         "down_per_s": rates.down,

@@ -127,6 +127,11 @@ class Catalogue:
         return tuple(entry.engine for entry in self._entries.values() if entry.engine is not None)
 
     @property
+    def state(self) -> list[tuple[str, Engine | None]]:
+        """Each model's name, and the model itself where it is loaded."""
+        return [(entry.offer.name, entry.engine) for entry in self._entries.values()]
+
+    @property
     def num_bytes(self) -> int:
         """Weights of those that are loaded."""
         return sum(engine.num_bytes for engine in self.engines)

@@ -155,6 +155,8 @@ def _gauges(server: Server, tally: Tally, recorder: Recorder) -> dict[str, tuple
         "sessions_limit": ("The most that may be open.", lambda: limits.max_sessions),
         "kv_bytes": ("Keys and values that sequences have reserved.", lambda: core.kv_bytes),
         "kv_limit_bytes": ("The most that they may reserve.", lambda: limits.max_kv_bytes),
+        "models": ("Models that are loaded.", lambda: len(core.engines.catalogue.engines)),
+        "weights_bytes": ("Weights of the models that are loaded.", lambda: core.engines.catalogue.num_bytes),
         "events_lost_total": (
             "Answers that these figures lack, since too many came at once.",
             lambda: recorder.num_lost,

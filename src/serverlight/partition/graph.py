@@ -99,6 +99,19 @@ class Partition:
         return f"Partition({self._module_name}, {len(self._lines)} cuts)"
 
     @property
+    def offered(self) -> tuple[CutPoint, ...]:
+        """The cuts to show people first: at the exits of modules, where at most one feature crosses, and at both ends.
+
+        Where several features cross, as inside a residual block, one pays for each of them.
+        """
+        ends = self.cuts[0], self.cuts[-1]
+        return tuple(
+            cut
+            for cut in self.cuts
+            if cut in ends or (cut.is_module_exit and sum(spec.is_feature for spec in cut.tensors) <= 1)
+        )
+
+    @property
     def inputs(self) -> Boundary:
         """What the module takes, in the order of its parameters."""
         return tuple(self._inputs.values())

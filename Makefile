@@ -27,7 +27,7 @@ test-slow: setup
 
 test-ray: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
-	$(BIN)/python -m pytest -m slow --timeout=600 tests/apps/test_ray_app.py $(ARGS)
+	$(BIN)/python -m pytest -m slow --timeout=600 tests/apps/test_ray_app.py tests/apps/test_ray_guards.py $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

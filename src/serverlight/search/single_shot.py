@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from serverlight.models import LoadedModel
 from serverlight.partition import CutPoint, Partition, TensorSpec
+from serverlight.partition.inputs import Call, as_call
 from serverlight.partition.sides import Head
 from serverlight.runtime.messages import InferReply, InferRequest
 from serverlight.runtime.scheduler import Job
@@ -19,9 +22,9 @@ from serverlight.runtime.worker import Worker
 from serverlight.search.depth import anchors_of, before_cuts, behind_cuts, shift_to
 from serverlight.search.fitting import BATCH_TERMS, Point, fit_curve
 from serverlight.search.profile import CutCost
-from serverlight.search.stopwatch import Clock, lower_quartile, quiet_collector, repeats_for, work_clock
+from serverlight.search.stopwatch import lower_quartile, quiet_collector, repeats_for, timed, work_clock
 
-__all__ = ["candidate_cuts", "measure_single_shot", "peak_bytes"]
+__all__ = ["candidate_cuts", "example_batch", "measure_single_shot", "peak_bytes"]
 
 BATCHES = (1, 2, 4, 8, 16)
 
@@ -66,6 +69,19 @@ def measure_single_shot(
     )
 
 
+def example_batch(model: LoadedModel, batch: int) -> Any:
+    """Inputs like the example, of so many samples; numbers are noise around those of the example's first sample."""
+    first = next(leaf for leaf in pytree.tree_leaves(model.example_inputs) if isinstance(leaf, Tensor))
+
+    def of_batch(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != first.shape[0]:
+            return leaf
+        rows = leaf[:1].repeat(batch, *[1] * (leaf.ndim - 1))
+        return rows + torch.randn_like(rows) if rows.is_floating_point() else rows
+
+    return pytree.tree_map(of_batch, model.example_inputs)
+
+
 def weight_bytes(module: nn.Module) -> int:
     """Of parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
@@ -101,7 +117,7 @@ class _Bench:
 
     def __init__(self, model: LoadedModel, parts: Partition, most: int) -> None:
         self.cuts = candidate_cuts(parts)
-        self._parts = parts
+        self._model = model
         self._clock = work_clock()
         pairs = zip(self.cuts, self.cuts[1:], strict=False)
         self._pieces = [parts.segment(first, last) for first, last in pairs]
@@ -112,13 +128,13 @@ class _Bench:
 
     @torch.inference_mode()
     def measure(self, batch: int, budget_s: float) -> _Times:
-        inputs = [_example(spec, batch) for spec in self._parts.inputs]
+        call = as_call(example_batch(self._model, batch))
         jobs = [list(self._jobs(depth, batch)) for depth in self._anchors]
         started_s = time.perf_counter()
-        self._round(inputs, jobs)  # brings everything into the caches; not counted
+        self._round(call, jobs)  # brings everything into the caches; not counted
         round_ms = (time.perf_counter() - started_s) * 1e3
         with quiet_collector():
-            rounds = [self._round(inputs, jobs) for _ in range(repeats_for(round_ms, budget_s))]
+            rounds = [self._round(call, jobs) for _ in range(repeats_for(round_ms, budget_s))]
         pieces, heads, tails = (
             [*map(lower_quartile, zip(*values, strict=True))] for values in zip(*rounds, strict=True)
         )
@@ -128,18 +144,17 @@ class _Bench:
             behind=shift_to(behind_cuts(pieces), dict(zip(self._anchors, tails, strict=True))),
         )
 
-    def _round(
-        self, inputs: Sequence[Tensor], jobs: Sequence[Sequence[Job]]
-    ) -> tuple[list[float], list[float], list[float]]:
+    def _round(self, call: Call, jobs: Sequence[Sequence[Job]]) -> tuple[list[float], list[float], list[float]]:
         """Pieces, heads and tails, one after the other, so that what disturbs meets them alike."""
+        args, kwargs = call
         return (
-            self._time_pieces(inputs),
-            [_timed(lambda head=head: head(*inputs), self._clock) for head in self._heads],
-            [_timed(lambda some=some: _run(self._worker, some), self._clock) for some in jobs],
+            self._time_pieces(self._heads[0](*args, **kwargs)),
+            [timed(lambda head=head: head(*args, **kwargs), self._clock) for head in self._heads],
+            [timed(lambda some=some: _run(self._worker, some), self._clock) for some in jobs],
         )
 
-    def _time_pieces(self, inputs: Sequence[Tensor]) -> list[float]:
-        crossing, marks = tuple(inputs), [self._clock()]
+    def _time_pieces(self, crossing: tuple[Tensor, ...]) -> list[float]:
+        marks = [self._clock()]
         for piece in self._pieces:
             crossing = piece(*crossing)
             marks.append(self._clock())
@@ -158,12 +173,6 @@ def _run(worker: Worker, jobs: Sequence[Job]) -> None:
     for _, answer in worker.run(jobs):
         if not isinstance(answer, InferReply):
             raise answer if isinstance(answer, BaseException) else RuntimeError("a request without an answer")
-
-
-def _timed(work: Callable[[], object], clock: Clock) -> float:
-    before = clock()
-    work()
-    return clock() - before
 
 
 def _example(spec: TensorSpec, batch: int) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-__all__ = ["Clock", "lower_quartile", "quiet_collector", "repeats_for", "work_clock"]
+__all__ = ["Clock", "lower_quartile", "quiet_collector", "repeats_for", "timed", "work_clock"]
 
 Clock = Callable[[], float]
 """Milliseconds from anywhere."""
@@ -27,6 +27,13 @@ def work_clock() -> Clock:
     if torch.get_num_threads() == 1:
         return lambda: time.thread_time_ns() / 1e6
     return lambda: time.perf_counter_ns() / 1e6
+
+
+def timed(work: Callable[[], object], clock: Clock) -> float:
+    """Milliseconds of one call."""
+    before = clock()
+    work()
+    return clock() - before
 
 
 def lower_quartile(values: Sequence[float]) -> float:

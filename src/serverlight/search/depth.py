@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["anchors_of", "before_cuts", "behind_cuts", "shift_to"]
+__all__ = ["anchors_of", "before_cuts", "behind_cuts", "between", "shift_to"]
 
 
 def anchors_of(count: int) -> tuple[int, ...]:
@@ -44,7 +44,16 @@ def shift_to(sums: Sequence[float], whole: Mapping[int, float]) -> list[float]:
     >>> shift_to([0.0, 1.0, 2.0, 3.0, 4.0], {0: 0.5, 4: 5.5})
     [0.5, 1.75, 3.0, 4.25, 5.5]
     """
-    depths = sorted(whole)
-    shifts = np.interp(range(len(sums)), depths, [whole[depth] - sums[depth] for depth in depths])
+    shifts = {depth: whole[depth] - sums[depth] for depth in whole}
     least = min(whole.values()) / 2  # a shift is never the reason why a time is none
-    return [max(float(total + shift), least) for total, shift in zip(sums, shifts, strict=True)]
+    return [max(total + between(shifts, depth), least) for depth, total in enumerate(sums)]
+
+
+def between(known: Mapping[int, float], depth: int) -> float:
+    """The value at a depth, by proportion between those at known depths; beyond them that of the nearest.
+
+    >>> between({0: 1.0, 10: 2.0}, 5), between({0: 1.0, 10: 2.0}, 12)
+    (1.5, 2.0)
+    """
+    depths = sorted(known)
+    return float(np.interp(depth, depths, [known[place] for place in depths])) if depths else 0.0

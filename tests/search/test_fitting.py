@@ -56,6 +56,16 @@ def test_small_times_count_as_much_as_large_ones() -> None:
     assert fit_curve(measured, BATCH_TERMS).ms() == pytest.approx(2.0, rel=0.05)
 
 
+def test_knows_of_pieces() -> None:
+    """Where prompts run in pieces, what a piece costs is told from what a token costs."""
+    true = Curve(fixed_ms=3.0, per_token_ms=0.1, together_ms=1.0, piece_tokens=64)
+    measured = [(point, ms(true, point)) for point in POINTS]
+    assert fit_curve(measured, STEP_TERMS, piece_tokens=64).ms(tokens=200) == pytest.approx(
+        true.ms(tokens=200), rel=0.01
+    )
+    assert fit_curve(measured, STEP_TERMS).residual > 0.01
+
+
 def test_terms_that_are_not_asked_for_stay_zero() -> None:
     """A curve over sizes knows no batches."""
     found = fit_curve([(Point(rows=size), 0.1 + 0.2 * size) for size in (1, 10, 100)], SIZE_TERMS)

@@ -129,6 +129,9 @@ class MessageCost:
     server: Curve
     """The server's processor time for them."""
 
+    opening_ms: float = 0.0
+    """What the first request of a sequence takes longer: a stream is opened for it, and a session."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
@@ -191,7 +194,11 @@ class Profile:
                 dataclasses.replace(cut, head=cut.head.times(factor), tail=cut.tail.times(factor)) for cut in self.cuts
             ),
             codec=CodecCost(encode=self.codec.encode.times(factor), decode=self.codec.decode.times(factor)),
-            message=MessageCost(latency=self.message.latency.times(factor), server=self.message.server.times(factor)),
+            message=MessageCost(
+                latency=self.message.latency.times(factor),
+                server=self.message.server.times(factor),
+                opening_ms=self.message.opening_ms * factor,
+            ),
             watts=watts,
         )
 
@@ -226,7 +233,9 @@ class Profile:
             ),
             codec=CodecCost(encode=device.codec.encode, decode=server.codec.decode),
             message=MessageCost(
-                latency=_mean(device.message.latency, server.message.latency), server=server.message.server
+                latency=_mean(device.message.latency, server.message.latency),
+                server=server.message.server,
+                opening_ms=(device.message.opening_ms + server.message.opening_ms) / 2,
             ),
         )
 
@@ -250,7 +259,13 @@ class Profile:
                         for cut in fields["cuts"]
                     ),
                     "codec": CodecCost(**{name: Curve(**curve) for name, curve in fields["codec"].items()}),
-                    "message": MessageCost(**{name: Curve(**curve) for name, curve in fields["message"].items()}),
+                    "message": MessageCost(
+                        **{
+                            **fields["message"],
+                            "latency": Curve(**fields["message"]["latency"]),
+                            "server": Curve(**fields["message"]["server"]),
+                        }
+                    ),
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,162 @@
+"""From profiles, links and crossings to the tables that the event loop looks times up in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serverlight.errors import ConfigError
+from serverlight.search.profile import Curve
+from serverlight.simulation.kernels import Tables
+from serverlight.simulation.parts import Group, ServerModel
+
+__all__ = ["CHUNK_TOKENS", "chunk_tokens", "message_bytes", "message_ms", "tables_of"]
+
+CHUNK_TOKENS = 128
+"""Tokens of a prompt that cross at a time, as ``generation.CHUNK_TOKENS``."""
+
+_KILO = 1e3
+
+Floats = NDArray[np.float64]
+
+
+def chunk_tokens(server: ServerModel) -> int:
+    """The most tokens in a message: one step or sample, or a piece of a prompt."""
+    return CHUNK_TOKENS if server.profile.kind == "language-model" else 1
+
+
+def message_bytes(group: Group, tokens: int) -> float:
+    """Of a message with so many tokens; that of a step is known as a whole, a prompt's has the same around what it carries."""
+    crossing = group.crossing
+    if tokens == 1:
+        return crossing.request_bytes
+    around = max(0.0, crossing.request_bytes - crossing.prompt_token_bytes)
+    return around + tokens * crossing.prompt_token_bytes
+
+
+def message_ms(group: Group, server: ServerModel, num_bytes: float) -> tuple[float, float]:
+    """Of a message there and back: the server's processor time, and what else it takes, half of it at each side's speed."""
+    kilobytes = num_bytes / _KILO
+    latency = [profile.message.latency.ms(tokens=kilobytes) for profile in (group.device, server.profile)]
+    busy_ms = server.profile.message.server.ms(tokens=kilobytes)
+    return busy_ms, max(0.0, sum(latency) / 2 - busy_ms)
+
+
+def tables_of(groups: Sequence[Group], server: ServerModel, arrivals: NDArray[np.float64]) -> Tables:
+    """Tables for these groups at this server; raises :class:`ConfigError` where a profile is of another model or cut."""
+    for group in groups:
+        _check(group, server)
+    used = {group.crossing.cut for group in groups if group.crossing.way != "all-device"}
+    cuts = [cut for cut in server.profile.cuts if cut.name in used] or [server.profile.cuts[0]]
+    places = {cut.name: place for place, cut in enumerate(cuts)}
+    tokens = range(chunk_tokens(server) + 1)
+    rows = range(server.max_batch + 1)
+    pieces = range(server.prefill_tokens + 1)
+
+    def by_group(value: object) -> Floats:
+        return np.array([value(group) for group in groups], np.float64)  # type: ignore[operator]
+
+    def by_tokens(value: object) -> Floats:
+        return np.array([[value(group, count) for count in tokens] for group in groups]) / _KILO  # type: ignore[operator]
+
+    read_reply = np.array([[_server_ms(group, server, count) for count in tokens] for group in groups]) / _KILO
+    return Tables(
+        rate_hz=by_group(lambda group: group.rate_per_s or 0.0),
+        think_s=by_group(lambda group: group.think_ms / _KILO),
+        is_local=np.array([group.crossing.way == "all-device" for group in groups]),
+        cut=np.array([places.get(group.crossing.cut, 0) for group in groups], np.int64),
+        new_tokens=np.array([group.new_tokens for group in groups], np.int64),
+        opening_s=by_group(lambda group: _opening_ms(group, server) / _KILO),
+        delay_s=by_group(lambda group: group.link.delay_ms / _KILO),
+        jitter_s=by_group(lambda group: group.link.jitter_ms / _KILO),
+        down_s=by_group(lambda group: _link_ms(group, group.crossing.reply_bytes) / _KILO),
+        reply_s=read_reply[:, 0, 1].copy(),
+        device_s=by_tokens(_device_ms),
+        device_context_s=by_tokens(_device_context_ms),
+        up_s=by_tokens(lambda group, count: _link_ms(group, message_bytes(group, count))),
+        up_bytes=by_tokens(lambda group, count: message_bytes(group, count) * _KILO),
+        half_s=by_tokens(lambda group, count: message_ms(group, server, message_bytes(group, count))[1] / 2),
+        read_s=read_reply[:, :, 0].copy(),
+        decode_s=by_tokens(lambda group, count: _decode_ms(group, server, count)),
+        rows_s=_curves([cut.tail for cut in cuts], rows, "rows"),
+        rows_context_s=_slopes([cut.tail for cut in cuts], rows, "rows"),
+        prompt_s=_curves([cut.tail for cut in cuts], pieces, "tokens"),
+        prompt_context_s=_slopes([cut.tail for cut in cuts], pieces, "tokens"),
+        arrivals=arrivals,
+    )
+
+
+def _check(group: Group, server: ServerModel) -> None:
+    for field in ("kind", "revision"):
+        ours, theirs = getattr(group.device, field), getattr(server.profile, field)
+        if ours != theirs:
+            raise ConfigError(
+                field, f"{ours!r} on {group.name!r}, {theirs!r} on the server; profile the same model on both"
+            )
+    if group.crossing.way != "all-device":
+        server.profile.cut(group.crossing.cut)
+
+
+def _link_ms(group: Group, num_bytes: float) -> float:
+    rate = group.link.rate_bits_per_s
+    return 0.0 if rate is None else num_bytes * 8 * _KILO / rate
+
+
+def _device_ms(group: Group, tokens: int) -> float:
+    crossing, device = group.crossing, group.device
+    if not tokens or not group.works or crossing.way == "full-server":
+        return 0.0
+    if crossing.way == "all-device":
+        return device.cuts[-1].head.ms(tokens=tokens) + device.cuts[-1].tail.ms(tokens=tokens)
+    cost = device.cut(crossing.cut)
+    if crossing.encode_ms is not None:
+        return cost.head.ms(tokens=tokens) + tokens * crossing.encode_ms
+    return cost.head.ms(tokens=tokens) + device.codec.encode.ms(tokens=tokens * cost.elements / _KILO)
+
+
+def _device_context_ms(group: Group, tokens: int) -> float:
+    """For each token before these."""
+    if not tokens or not group.works or group.crossing.way == "full-server":
+        return 0.0
+    if group.crossing.way == "all-device":
+        last = group.device.cuts[-1]
+        return sum(_slope(curve, "tokens", tokens) for curve in (last.head, last.tail))
+    return _slope(group.device.cut(group.crossing.cut).head, "tokens", tokens)
+
+
+def _decode_ms(group: Group, server: ServerModel, tokens: int) -> float:
+    crossing = group.crossing
+    if not tokens or crossing.way == "all-device":
+        return 0.0
+    if crossing.decode_ms is not None:
+        return tokens * crossing.decode_ms
+    elements = server.profile.cut(crossing.cut).elements
+    return server.profile.codec.decode.ms(tokens=tokens * elements / _KILO)
+
+
+def _server_ms(group: Group, server: ServerModel, tokens: int) -> tuple[float, float]:
+    """The server's processor time for reading a message and for replying; what grows with the request is in reading."""
+    around_ms = message_ms(group, server, 0.0)[0]
+    all_ms = message_ms(group, server, message_bytes(group, tokens))[0]
+    return all_ms - around_ms / 2, around_ms / 2
+
+
+def _opening_ms(group: Group, server: ServerModel) -> float:
+    """Of a sequence's stream; a closed loop keeps its own."""
+    if group.rate_per_s is None:
+        return 0.0
+    return (group.device.message.opening_ms + server.profile.message.opening_ms) / 2
+
+
+def _curves(curves: Sequence[Curve], counts: range, what: str) -> Floats:
+    return np.array([[curve.ms(**{what: count}) if count else 0.0 for count in counts] for curve in curves]) / _KILO
+
+
+def _slopes(curves: Sequence[Curve], counts: range, what: str) -> Floats:
+    return np.array([[_slope(curve, what, count) for count in counts] for curve in curves]) / _KILO
+
+
+def _slope(curve: Curve, what: str, count: int) -> float:
+    return curve.ms(**{what: count}, context=1.0) - curve.ms(**{what: count}) if count else 0.0

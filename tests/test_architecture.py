@@ -34,6 +34,7 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "split_lm": {"errors", "codec", "huggingface", "plan", "sampling", "generation", "runtime"},
     "evaluation": BASE | {"environment", "text", "generation", "loopback", "runtime"},
     "search": BASE | {"calibration", "environment", "frontier", "generation", "loopback", "runtime"},
+    "simulation": {"errors", "codec", "frontier", "plan", "link", "search"},
     "apps": BASE
     | {
         "environment",
@@ -46,6 +47,7 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
         "evaluation",
         "frontier",
         "search",
+        "simulation",
     },
 }
 ONLY_IN = {  # package -> the files that may import it
@@ -54,8 +56,8 @@ ONLY_IN = {  # package -> the files that may import it
     "transformers": {"huggingface.py"},
     "huggingface_hub": {"huggingface.py"},
     "PIL": {"models/images.py"},
-    "matplotlib": {"apps/plots.py", "apps/bench_plots.py"},
-    "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py"},
+    "matplotlib": {"apps/plots.py", "apps/bench_plots.py", "apps/fleet_plots.py"},
+    "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py", "simulation/kernels.py"},
     "triton": {"codec/backends/gpu_kernels.py", "codec/backends/gpu_writer_kernels.py"},
     "fastapi": {"apps/openai_api.py"},
     "starlette": {"apps/openai_api.py", "apps/ray_app.py", "apps/watch_http.py"},

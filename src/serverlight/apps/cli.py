@@ -23,6 +23,7 @@ from serverlight.apps.commands.inspect_frame import inspect_frame
 from serverlight.apps.commands.profile import profile
 from serverlight.apps.commands.run import run
 from serverlight.apps.commands.serve import serve
+from serverlight.apps.commands.simulate import simulate
 from serverlight.apps.commands.token import token
 from serverlight.errors import MissingDependency, ServerlightError
 
@@ -47,6 +48,7 @@ EXTRA_OF_PACKAGE = {
     "matplotlib": "plot",
     "prometheus_client": "watch",
     "ray": "ray",
+    "numba": "cpu",
 }
 """Package that a command may miss -> the extra that brings it."""
 
@@ -66,6 +68,7 @@ app.command()(edge)
 app.command()(chaos)
 app.command()(cuts)
 app.command()(profile)
+app.command()(simulate)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)
 bench.command("runtime")(bench_runtime)

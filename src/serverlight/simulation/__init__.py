@@ -2,7 +2,8 @@
 
 from serverlight.simulation.arrivals import Arrivals
 from serverlight.simulation.figures import Figures, Latencies
+from serverlight.simulation.comparison import SystemRow, compare
 from serverlight.simulation.fleet import Fleet, simulate
 from serverlight.simulation.parts import Crossing, Group, ServerModel
 
-__all__ = ["Arrivals", "Crossing", "Figures", "Fleet", "Group", "Latencies", "ServerModel", "simulate"]
+__all__ = ["Arrivals", "Crossing", "Figures", "Fleet", "Group", "Latencies", "ServerModel", "SystemRow", "compare", "simulate"]

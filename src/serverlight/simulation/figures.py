@@ -67,7 +67,7 @@ class Figures:
     """Of all devices together."""
 
     trace: NDArray[np.float64]
-    """``[request, 5]``: group, and the seconds when it was due, arrived, begun and answered."""
+    """``[item, 6]``: group, device of its server, and the seconds when it was due, arrived, begun and answered."""
 
     def to_dict(self) -> dict[str, Any]:
         """All but the trace, ready for JSON; endless is ``None``."""

@@ -70,7 +70,7 @@ def simulate(fleet: Fleet, *, trace: int = 0, on_server: Callable[[], None] = la
 
     Args:
         fleet: What there is.
-        trace: Requests of each server to be told one by one in ``Figures.trace``.
+        trace: Items of each server to be told one by one in ``Figures.trace``.
         on_server: Is called after each server.
 
     Raises:
@@ -121,7 +121,7 @@ class _Run:
             sums=np.zeros((len(groups), 4)),
             histogram=np.zeros((2 * len(groups), BINS), np.int64),
             server=np.zeros(3),
-            trace=np.zeros((self._trace, 5)),
+            trace=np.zeros((self._trace, 6)),
             traced=np.zeros(1, np.int64),
         )
         rng = np.random.default_rng([self._fleet.seed, number])

@@ -167,7 +167,7 @@ class Outcome(NamedTuple):
     """Busy seconds, batches, requests in batches, from warm-up to end."""
 
     trace: Floats
-    """``[request, 5]``: group, due, arrived, begun, done; as many as there is room for."""
+    """``[item, 6]``: group, device, due, arrived, begun, done; as many as there is room for."""
 
     traced: Ints
 
@@ -303,7 +303,8 @@ def _record(s: State, t: Tables, limits: Limits, o: Outcome, slot: int, done_s: 
         o.sums[group, SERVER] += s.begun_s[slot] - s.arrived_s[slot]
     if o.traced[0] < len(o.trace):
         row = o.trace[o.traced[0]]
-        row[0], row[1], row[2], row[3], row[4] = group, due_s, s.arrived_s[slot], s.begun_s[slot], done_s
+        row[0], row[1], row[2] = group, s.device[slot], due_s
+        row[3], row[4], row[5] = s.arrived_s[slot], s.begun_s[slot], done_s
         o.traced[0] += 1
 
 

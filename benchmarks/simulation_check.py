@@ -1,13 +1,13 @@
-"""Whether the simulation gives what was measured: the cells of `serverlight bench runtime`, simulated from profiles of the same machine.
+"""Whether the simulation gives what was measured: the cells of `serverlight bench runtime`, from profiles of the same machine.
 
     serverlight profile demo-vision --fresh --save vision.json
     serverlight profile demo-lm --fresh --save lm.json
     serverlight bench runtime --vision demo-vision --lm demo-lm --clients 1,2,4,8,16,32 --json measured.json
     python benchmarks/simulation_check.py measured.json vision.json lm.json --json check.json --markdown check.md
 
-All of it in one go on a quiet machine: the profiles are what the simulation knows of it. Beside them only what was sent is taken from
-the measured rows, and the time to decode a JPEG file or plain halves is measured here, since a profile tells only that of our codec.
-Latencies are those of the middle of the table of `bench runtime`: of images, or of tokens after the first, uncorrected.
+All of it in one go on a quiet machine: the profiles are what the simulation knows of it. Beside them only the bytes that were sent
+are taken from the measured rows; the time to decode a JPEG file or plain halves is measured here, since a profile tells only that
+of our codec. Latencies are of images, or of tokens after the first, uncorrected (`measured_ms_p95`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from serverlight.apps.demo.settings import JPEG_QUALITY
 from serverlight.apps.load_cells import NUM_TEXTS, PROMPT_TOKENS
-from serverlight.apps.vision import load_model_images
+from serverlight.apps.vision import JPEG_QUALITY, load_model_images
 from serverlight.codec import Codec, CodecConfig, decode
 from serverlight.environment import measured_document
 from serverlight.evaluation.load.figures import FP16, FULL, IN_PROCESS, SERIAL
@@ -47,7 +46,9 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measured", type=pathlib.Path, metavar="MEASURED", help="of `serverlight bench runtime --json`")
-    parser.add_argument("profiles", nargs="+", metavar="PROFILE", help="one of a vision model, one of a language model, or both")
+    parser.add_argument(
+        "profiles", nargs="+", metavar="PROFILE", help="one of a vision model, one of a language model, or both"
+    )
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--markdown", type=pathlib.Path)
     options = parser.parse_args()
@@ -72,7 +73,11 @@ def compared(measured: Mapping[str, Any], profiles: Mapping[str, Profile]) -> It
         found = simulated(row, measured["settings"], profiles[row["workload"]], decodes[row["workload"]])
         errors = {
             name: found[name] / row[of] - 1
-            for name, of in (("throughput_per_s", "throughput_per_s"), ("p50_ms", "measured_ms_p50"), ("p95_ms", "measured_ms_p95"))
+            for name, of in (
+                ("throughput_per_s", "throughput_per_s"),
+                ("p50_ms", "measured_ms_p50"),
+                ("p95_ms", "measured_ms_p95"),
+            )
         }
         yield {
             "workload": row["workload"], "system": row["system"], "clients": row["clients"], "cuts": row["cuts"],
@@ -164,7 +169,9 @@ def ready_s(trace: np.ndarray) -> float:
     return float(firsts.max())
 
 
-def groups_of(row: Mapping[str, Any], settings: Mapping[str, Any], profile: Profile, decodes: Decodes) -> Iterator[Group]:
+def groups_of(
+    row: Mapping[str, Any], settings: Mapping[str, Any], profile: Profile, decodes: Decodes
+) -> Iterator[Group]:
     """Devices of each cut, and of each link where there are some; they take cuts, links and texts in turn."""
     is_text, system, clients = row["workload"] == "lm", row["system"], row["clients"]
     links = [LinkConfig.parse(link) for link in settings["links"]] or [LinkConfig()]

@@ -37,7 +37,13 @@ def _draw(axes: Axes, title: str, systems: Sequence[str], values: Sequence[float
     shown = [value if math.isfinite(value) else 0.0 for value in values]
     axes.barh(range(len(shown)), shown, color=[COLOURS.get(system, OTHER) for system in systems], height=0.6)
     for i, value in enumerate(values):
-        text = f" {value:,.3g}" if math.isfinite(value) and value < 1e3 else f" {value:,.0f}" if math.isfinite(value) else " none"
+        text = (
+            f" {value:,.3g}"
+            if math.isfinite(value) and value < 1e3
+            else f" {value:,.0f}"
+            if math.isfinite(value)
+            else " none"
+        )
         axes.text(shown[i], i, text, va="center", ha="left", color=TEXT, fontsize=9)
     axes.set_xlim(0, 1.3 * max([*shown, 1e-9]))
     axes.set_title(title, loc="left", fontsize=10, color=TEXT)

@@ -15,7 +15,7 @@ from serverlight.simulation.parts import Crossing, Group
 from serverlight.simulation.plans import best_crossing
 from serverlight.simulation.sizing import p95_alone_ms, servers_for
 
-__all__ = ["FULL", "FP16", "SLICER", "SystemRow", "compare"]
+__all__ = ["FP16", "FULL", "SLICER", "SystemRow", "compare"]
 
 FULL, FP16, SLICER = "full-server", "fp16-cut", "slicer"
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serverlight.simulation import kernels
-from serverlight.simulation.kernels import BINS_PER_E, LEAST_S, Outcome
+from serverlight.simulation.kernels import BINS_PER_E, COUNTS, LEAST_S, Outcome
 
 if TYPE_CHECKING:
     from serverlight.simulation.parts import Group
@@ -80,7 +79,7 @@ class Figures:
 def percentile_ms(histogram: NDArray[np.int64], percent: float, lost: int = 0) -> float:
     """The latency that so many percent do not exceed, to a quarter of a percent; ``inf`` where lost ones are among them.
 
-    >>> counts = np.zeros(kernels.BINS, np.int64)
+    >>> counts = np.zeros(4600, np.int64)
     >>> counts[[1000, 2000]] = 95, 5
     >>> round(percentile_ms(counts, 95), 3), percentile_ms(counts, 95, lost=10) > 20, percentile_ms(counts, 99, lost=10)
     (0.149, True, inf)
@@ -96,37 +95,28 @@ def percentile_ms(histogram: NDArray[np.int64], percent: float, lost: int = 0) -
 
 def figures_of(groups: Sequence[Group], outcomes: Sequence[Outcome], *, seconds: float) -> Figures:
     """Adds up what servers have counted in so many seconds."""
-    counts = sum(outcome.counts for outcome in outcomes)
-    sums = sum(outcome.sums for outcome in outcomes)
-    histogram = sum(outcome.histogram for outcome in outcomes)
-    server = sum(outcome.server for outcome in outcomes)
-    assert isinstance(counts, np.ndarray)
-    assert isinstance(sums, np.ndarray)
-    assert isinstance(histogram, np.ndarray)
-    assert isinstance(server, np.ndarray)
-    totals, spent = counts.sum(axis=0), sums.sum(axis=0)
-    items, measured = int(totals[kernels.WITHIN]), max(1, int(totals[kernels.MEASURED]))
-    is_language = groups[0].device.kind == "language-model"
+    counts = {name: sum(outcome.groups[name] for outcome in outcomes) for name in COUNTS.names or ()}
+    total = {name: float(values.sum()) for name, values in counts.items()}
+    histogram = np.sum([outcome.histogram for outcome in outcomes], axis=0)
+    busy_s, batches, in_batches = map(float, np.sum([outcome.server for outcome in outcomes], axis=0))
+    items, is_language = int(total["items"]), groups[0].device.kind == "language-model"
     steps, firsts = histogram[0::2], histogram[1::2]
-    names = [group.name for group in groups]
-    lost = counts[:, kernels.MEASURED_REFUSED]
-    ended = totals[kernels.ENDED] if is_language else items
     return Figures(
-        asked=int(totals[kernels.ASKED]),
-        answered=int(totals[kernels.ANSWERED]),
-        refused=int(totals[kernels.REFUSED]),
-        lost=int(totals[kernels.ASKED] - totals[kernels.ANSWERED]),
+        asked=int(total["asked"]),
+        answered=int(total["answered"]),
+        refused=int(total["refused"]),
+        lost=int(total["asked"] - total["answered"]),
         items=items,
         items_per_s=items / seconds,
-        requests_per_s=float(ended) / seconds,
-        latency=_latencies(steps.sum(axis=0), int(lost.sum())),
+        requests_per_s=total["ended" if is_language else "items"] / seconds,
+        latency=_latencies(steps.sum(axis=0), int(total["lost"])),
         first_token=_latencies(firsts.sum(axis=0), 0) if is_language else None,
-        by_group={name: _latencies(steps[i], int(lost[i])) for i, name in enumerate(names)},
-        wait_ms=float(spent[kernels.SERVER]) / measured * 1e3,
-        utilisation=float(server[0]) / (seconds * len(outcomes)),
-        mean_batch=float(server[2]) / max(1.0, float(server[1])),
-        uplink_bytes_per_item=float(spent[kernels.BYTES]) / max(1, items),
-        uplink_mbit_per_s=float(spent[kernels.BYTES]) * 8e-6 / seconds,
+        by_group={group.name: _latencies(steps[i], int(counts["lost"][i])) for i, group in enumerate(groups)},
+        wait_ms=total["wait_s"] / max(1, total["measured"]) * 1e3,
+        utilisation=busy_s / (seconds * len(outcomes)),
+        mean_batch=in_batches / max(1.0, batches),
+        uplink_bytes_per_item=total["bytes"] / max(1, items),
+        uplink_mbit_per_s=total["bytes"] * 8e-6 / seconds,
         trace=np.concatenate([outcome.trace[: outcome.traced[0]] for outcome in outcomes]),
     )
 

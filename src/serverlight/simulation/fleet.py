@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 from serverlight.errors import ConfigError
 from serverlight.simulation.arrivals import Arrivals
 from serverlight.simulation.figures import Figures, figures_of
-from serverlight.simulation.kernels import BINS, Limits, Outcome, new_state, run_server
+from serverlight.simulation.kernels import Limits, Outcome, new_outcome, new_state, run_server
 from serverlight.simulation.parts import Group, ServerModel
 from serverlight.simulation.tables import chunk_tokens, tables_of
 
@@ -50,7 +48,9 @@ class Fleet:
         if not 0 < self.duration_s < math.inf:
             raise ConfigError("duration_s", f"must be positive, got {self.duration_s!r}")
         if not 0 <= self.warmup_s < self.duration_s:
-            raise ConfigError("warmup_s", f"must be less than the {self.duration_s:g} s of the run, got {self.warmup_s!r}")
+            raise ConfigError(
+                "warmup_s", f"must be less than the {self.duration_s:g} s of the run, got {self.warmup_s!r}"
+            )
 
     @property
     def devices(self) -> int:
@@ -114,16 +114,13 @@ class _Run:
         """Runs one of the servers."""
         counts = self._fleet.shares(number)
         groups = self._fleet.groups
-        prompts = [np.resize(np.roll(group.prompt_tokens, -number), count) for group, count in zip(groups, counts, strict=True)]
-        state = new_state(np.repeat(np.arange(len(groups)), counts), np.concatenate(prompts).astype(np.int64), self._limits)
-        outcome = Outcome(
-            counts=np.zeros((len(groups), 8), np.int64),
-            sums=np.zeros((len(groups), 4)),
-            histogram=np.zeros((2 * len(groups), BINS), np.int64),
-            server=np.zeros(3),
-            trace=np.zeros((self._trace, 6)),
-            traced=np.zeros(1, np.int64),
+        prompts = [
+            np.resize(np.roll(group.prompt_tokens, -number), count) for group, count in zip(groups, counts, strict=True)
+        ]
+        state = new_state(
+            np.repeat(np.arange(len(groups)), counts), np.concatenate(prompts).astype(np.int64), self._limits
         )
+        outcome = new_outcome(len(groups), self._trace)
         rng = np.random.default_rng([self._fleet.seed, number])
         run_server(state, self._tables, self._limits, outcome, rng)
         return outcome

@@ -18,7 +18,8 @@ __all__ = ["BINS", "BINS_PER_E", "LEAST_S", "Limits", "Outcome", "State", "Table
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+Records = Any
+"""Structured arrays."""
 
 njit = numba.njit(nogil=True, error_model="numpy")
 entry_point = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -59,106 +60,133 @@ class Limits(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What things take: ``[group]``, ``[group, tokens]``, ``[cut, rows]`` or ``[cut, tokens]``."""
+    """What things take: records of these types."""
 
-    rate_hz: Floats
-    """Requests or sequences of a device in a second; 0 for a closed loop."""
+    groups: Records
+    """``[group]`` of :data:`GROUP`."""
 
-    think_s: Floats
-    is_local: Flags
-    cut: Ints
-    """In the order of depth."""
+    messages: Records
+    """``[group, tokens]`` of :data:`MESSAGE`."""
 
-    new_tokens: Ints
-    opening_s: Floats
-    delay_s: Floats
-    jitter_s: Floats
-    down_s: Floats
-    reply_s: Floats
-    device_s: Floats
-    device_context_s: Floats
-    up_s: Floats
-    up_bytes: Floats
-    half_s: Floats
-    """Of the messages' time beside the server's, each way."""
+    rows: Records
+    """``[cut, rows]`` of :data:`WORK`: one step or sample of each."""
 
-    read_s: Floats
-    decode_s: Floats
-    rows_s: Floats
-    rows_context_s: Floats
-    prompt_s: Floats
-    prompt_context_s: Floats
+    prompts: Records
+    """``[cut, tokens]`` of :data:`WORK`: a piece of one prompt."""
+
     arrivals: Floats
     """The integral of the arrivals' curve, whose mean is 1, at the ends of its slots."""
 
 
+GROUP = np.dtype(
+    [
+        ("rate_hz", "f8"),  # requests or sequences of a device in a second; 0 for a closed loop
+        ("think_s", "f8"),
+        ("opening_s", "f8"),
+        ("delay_s", "f8"),
+        ("jitter_s", "f8"),
+        ("down_s", "f8"),
+        ("reply_s", "f8"),
+        ("cut", "i8"),  # in the order of depth
+        ("new_tokens", "i8"),
+        ("is_local", "i8"),
+    ]
+)
+MESSAGE = np.dtype(
+    [
+        ("device_s", "f8"),  # head and encoding, without anything before
+        ("device_context_s", "f8"),  # for each token before
+        ("up_s", "f8"),
+        ("up_bytes", "f8"),
+        ("half_s", "f8"),  # of the message's time beside the server's, each way
+        ("read_s", "f8"),
+        ("decode_s", "f8"),
+    ]
+)
+WORK = np.dtype([("fixed_s", "f8"), ("context_s", "f8")])
+
+
 class State(NamedTuple):
-    """Of devices, of requests (slots), and of the server."""
+    """Devices, requests (slots), and the server."""
 
-    # of devices
-    group: Ints
-    prompt: Ints
-    """Tokens of its prompts."""
+    devices: Records
+    """Of :data:`DEVICE`."""
 
-    asked: Floats
-    """How far its arrivals are, in requests expected."""
+    slots: Records
+    """Of :data:`SLOT`."""
 
-    device_free_s: Floats
-    link_free_s: Floats
-    last_s: Floats
-    """When its latest message arrives."""
+    heap: Records
+    """Of :data:`EVENT`: messages under way, the first to arrive at the top."""
 
-    gap_s: Floats
-    answered_s: Floats
-    context: Ints
-    prompt_left: Ints
-    made: Ints
-    first: Ints
-    """Its waiting requests, a list of slots."""
-
-    last: Ints
-    count: Ints
-    # of slots
-    device: Ints
-    due_s: Floats
-    arrived_s: Floats
-    begun_s: Floats
-    tokens: Ints
-    left: Ints
-    """Of its tokens, those that have not run."""
-
-    ready: Ints
-    """Whether it was decoded."""
-
-    following: Ints
-    # of the server
-    heap_s: Floats
-    heap: Ints
     ring: Ints
-    """Devices with waiting requests, whose turn is next first; from ``at[RING]`` on, around the end."""
+    """Devices with waiting requests, whose turn is next first, around the end."""
 
     unread: Ints
+    """Slots that came since the last batch was taken, around the end."""
+
     batch: Ints
     rows: Ints
-    numbers: Ints
-    clocks: Floats
+    server: Records
+    """One of :data:`SERVER`."""
 
 
-HEAP, RING, TURNS, WAITING, NEWEST, FREE, SESSIONS, SCAN, UNREAD, UNREAD_END = range(10)
-"""In ``State.numbers``: sizes and places."""
-
-BATCH_S, MEAN_S, NEWEST_S, OTHER_S, GENERATOR_S = range(5)
-"""In ``State.clocks``."""
+DEVICE = np.dtype(
+    [
+        ("answered_s", "f8"),  # when its last request was answered, until the next comes
+        ("gap_s", "f8"),  # how soon it comes again
+        ("asked", "f8"),  # how far its arrivals are, in requests expected
+        ("free_s", "f8"),
+        ("link_free_s", "f8"),
+        ("last_s", "f8"),  # when its latest message arrives
+        ("group", "i4"),
+        ("prompt", "i4"),  # tokens of its prompts
+        ("context", "i4"),
+        ("prompt_left", "i4"),
+        ("made", "i4"),
+        ("first", "i4"),  # its waiting requests, a list of slots
+        ("last", "i4"),
+        ("count", "i4"),
+    ]
+)
+SLOT = np.dtype(
+    [
+        ("due_s", "f8"),
+        ("arrived_s", "f8"),
+        ("begun_s", "f8"),
+        ("device", "i4"),
+        ("tokens", "i4"),
+        ("left", "i4"),  # of its tokens, those that have not run
+        ("is_ready", "i4"),  # whether it was decoded
+        ("following", "i4"),
+    ]
+)
+EVENT = np.dtype([("at_s", "f8"), ("slot", "i8")])
+SERVER = np.dtype(
+    [
+        ("heap", "i8"),  # sizes and places
+        ("ring", "i8"),
+        ("turns", "i8"),
+        ("waiting", "i8"),
+        ("newest", "i8"),
+        ("free", "i8"),
+        ("sessions", "i8"),
+        ("scan", "i8"),
+        ("unread", "i8"),
+        ("unread_end", "i8"),
+        ("batch_s", "f8"),
+        ("mean_s", "f8"),
+        ("newest_s", "f8"),  # when somebody last sent something, and when somebody else did
+        ("other_s", "f8"),
+        ("generator_s", "f8"),
+    ]
+)
 
 
 class Outcome(NamedTuple):
     """What is counted."""
 
-    counts: Ints
-    """``[group, 8]``, see below."""
-
-    sums: Floats
-    """``[group, 4]``."""
+    groups: Records
+    """Of :data:`COUNTS`."""
 
     histogram: Ints
     """``[2 * group + is first token, bin]``: latencies."""
@@ -172,11 +200,21 @@ class Outcome(NamedTuple):
     traced: Ints
 
 
-ASKED, ANSWERED, REFUSED, WITHIN, FIRSTS, ENDED, MEASURED, MEASURED_REFUSED = range(8)
-"""In ``Outcome.counts``: all asked, answered and refused; answers between warm-up and end; and those that latencies count."""
-
-LATENCY, SERVER, BYTES = range(3)
-"""In ``Outcome.sums``: of measured requests; bytes of those that were sent between warm-up and end."""
+COUNTS = np.dtype(
+    [
+        ("asked", "i8"),  # over the whole run, like the next two
+        ("answered", "i8"),
+        ("refused", "i8"),
+        ("items", "i8"),  # answered between warm-up and end, like the next two
+        ("firsts", "i8"),
+        ("ended", "i8"),
+        ("measured", "i8"),  # those that latencies count
+        ("lost", "i8"),  # of them, refused for good
+        ("latency_s", "f8"),
+        ("wait_s", "f8"),
+        ("bytes", "f8"),  # sent between warm-up and end
+    ]
+)
 
 
 # -- the heap of messages under way -----------------------------------------------------------------
@@ -184,34 +222,34 @@ LATENCY, SERVER, BYTES = range(3)
 
 @njit
 def _push(s: State, at_s: float, slot: int) -> None:
-    i = s.numbers[HEAP]
-    s.numbers[HEAP] = i + 1
+    i = s.server[0].heap
+    s.server[0].heap = i + 1
     while i > 0:
         above = (i - 1) >> 1
-        if s.heap_s[above] <= at_s:
+        if s.heap[above].at_s <= at_s:
             break
-        s.heap_s[i], s.heap[i] = s.heap_s[above], s.heap[above]
+        s.heap[i].at_s, s.heap[i].slot = s.heap[above].at_s, s.heap[above].slot
         i = above
-    s.heap_s[i], s.heap[i] = at_s, slot
+    s.heap[i].at_s, s.heap[i].slot = at_s, slot
 
 
 @njit
 def _pop(s: State) -> int:
-    slot = s.heap[0]
-    size = s.numbers[HEAP] - 1
-    s.numbers[HEAP] = size
-    at_s, moved, i = s.heap_s[size], s.heap[size], 0
+    slot = s.heap[0].slot
+    size = s.server[0].heap - 1
+    s.server[0].heap = size
+    at_s, moved, i = s.heap[size].at_s, s.heap[size].slot, 0
     while True:
         below = 2 * i + 1
         if below >= size:
             break
-        if below + 1 < size and s.heap_s[below + 1] < s.heap_s[below]:
+        if below + 1 < size and s.heap[below + 1].at_s < s.heap[below].at_s:
             below += 1
-        if at_s <= s.heap_s[below]:
+        if at_s <= s.heap[below].at_s:
             break
-        s.heap_s[i], s.heap[i] = s.heap_s[below], s.heap[below]
+        s.heap[i].at_s, s.heap[i].slot = s.heap[below].at_s, s.heap[below].slot
         i = below
-    s.heap_s[i], s.heap[i] = at_s, moved
+    s.heap[i].at_s, s.heap[i].slot = at_s, moved
     return slot
 
 
@@ -221,8 +259,8 @@ def _pop(s: State) -> int:
 @njit
 def _next_due(s: State, t: Tables, limits: Limits, device: int, rng: np.random.Generator) -> float:
     """When the device's next request is due by its arrivals; infinite after the end."""
-    s.asked[device] += rng.standard_exponential() / t.rate_hz[s.group[device]]
-    asked, curve = s.asked[device], t.arrivals
+    s.devices[device].asked += rng.standard_exponential() / t.groups[s.devices[device].group].rate_hz
+    asked, curve = s.devices[device].asked, t.arrivals
     if asked >= curve[-1]:
         return math.inf
     i = np.searchsorted(curve, asked, side="right")
@@ -233,16 +271,16 @@ def _next_due(s: State, t: Tables, limits: Limits, device: int, rng: np.random.G
 
 @njit
 def _new_slot(s: State, device: int, due_s: float) -> int:
-    slot = s.numbers[FREE]
-    s.numbers[FREE] = s.following[slot]
-    s.device[slot], s.due_s[slot] = device, due_s
+    slot = s.server[0].free
+    s.server[0].free = s.slots[slot].following
+    s.slots[slot].device, s.slots[slot].due_s = device, due_s
     return slot
 
 
 @njit
 def _free(s: State, slot: int) -> None:
-    s.following[slot] = s.numbers[FREE]
-    s.numbers[FREE] = slot
+    s.slots[slot].following = s.server[0].free
+    s.server[0].free = slot
 
 
 @njit
@@ -250,61 +288,63 @@ def _send(
     s: State, t: Tables, limits: Limits, o: Outcome, slot: int, from_s: float, tokens: int, rng: np.random.Generator
 ) -> None:
     """The device's work on a request, then its way to the server."""
-    device = s.device[slot]
-    group = s.group[device]
-    s.tokens[slot] = s.left[slot] = tokens
-    s.ready[slot] = 0
-    ready_s = max(from_s, s.device_free_s[device]) + t.device_s[group, tokens]
-    ready_s += s.context[device] * t.device_context_s[group, tokens]
-    s.device_free_s[device] = ready_s
-    if not t.is_local[group]:
+    device = s.slots[slot].device
+    group = s.devices[device].group
+    s.slots[slot].tokens = s.slots[slot].left = tokens
+    s.slots[slot].is_ready = 0
+    ready_s = max(from_s, s.devices[device].free_s) + t.messages[group, tokens].device_s
+    ready_s += s.devices[device].context * t.messages[group, tokens].device_context_s
+    s.devices[device].free_s = ready_s
+    if not t.groups[group].is_local:
         if limits.warm_s <= ready_s < limits.end_s:
-            o.sums[group, BYTES] += t.up_bytes[group, tokens]
-        if not (limits.one_process and t.rate_hz[group] == 0):
-            ready_s += t.half_s[group, tokens]
-        ready_s = max(ready_s, s.link_free_s[device]) + t.up_s[group, tokens]
-        s.link_free_s[device] = ready_s
-        ready_s += t.delay_s[group] + t.jitter_s[group] * rng.random()
-        ready_s = max(ready_s, s.last_s[device])
-        s.last_s[device] = ready_s
+            o.groups[group].bytes += t.messages[group, tokens].up_bytes
+        if not (limits.one_process and t.groups[group].rate_hz == 0):
+            ready_s += t.messages[group, tokens].half_s
+        ready_s = max(ready_s, s.devices[device].link_free_s) + t.messages[group, tokens].up_s
+        s.devices[device].link_free_s = ready_s
+        ready_s += t.groups[group].delay_s + t.groups[group].jitter_s * rng.random()
+        ready_s = max(ready_s, s.devices[device].last_s)
+        s.devices[device].last_s = ready_s
     _push(s, ready_s, slot)
 
 
 @njit
-def _ask(
-    s: State, t: Tables, limits: Limits, o: Outcome, device: int, due_s: float, rng: np.random.Generator
-) -> None:
+def _ask(s: State, t: Tables, limits: Limits, o: Outcome, device: int, due_s: float, rng: np.random.Generator) -> None:
     """A new request, or the first part of a new sequence; none after the end."""
     if due_s >= limits.end_s:
         return
-    slot, tokens, group = _new_slot(s, device, due_s), 1, s.group[device]
-    o.counts[group, ASKED] += 1
+    slot, tokens, group = _new_slot(s, device, due_s), 1, s.devices[device].group
+    o.groups[group].asked += 1
     from_s = due_s
     if limits.is_language:
-        tokens = min(s.prompt[device], limits.chunk_tokens)
-        s.context[device], s.made[device], s.prompt_left[device] = 0, 0, s.prompt[device] - tokens
-        from_s += t.opening_s[group]
+        tokens = min(s.devices[device].prompt, limits.chunk_tokens)
+        s.devices[device].context, s.devices[device].made, s.devices[device].prompt_left = (
+            0,
+            0,
+            s.devices[device].prompt - tokens,
+        )
+        from_s += t.groups[group].opening_s
     _send(s, t, limits, o, slot, from_s, tokens, rng)
 
 
 @njit
 def _record(s: State, t: Tables, limits: Limits, o: Outcome, slot: int, done_s: float, first: int) -> None:
-    group, due_s = s.group[s.device[slot]], s.due_s[slot]
+    group, due_s = s.devices[s.slots[slot].device].group, s.slots[slot].due_s
     is_within = limits.warm_s <= done_s < limits.end_s
-    o.counts[group, WITHIN] += is_within
-    o.counts[group, FIRSTS] += is_within and first
-    counts = limits.warm_s <= due_s < limits.end_s if t.rate_hz[group] > 0 else is_within
+    o.groups[group].items += is_within
+    o.groups[group].firsts += is_within and first
+    counts = limits.warm_s <= due_s < limits.end_s if t.groups[group].rate_hz > 0 else is_within
     if counts:
         latency_s = done_s - due_s
         place = int(BINS_PER_E * math.log(max(latency_s, LEAST_S) / LEAST_S))
         o.histogram[2 * group + first, min(place, BINS - 1)] += 1
-        o.counts[group, MEASURED] += 1
-        o.sums[group, LATENCY] += latency_s
-        o.sums[group, SERVER] += s.begun_s[slot] - s.arrived_s[slot]
+        o.groups[group].measured += 1
+        o.groups[group].latency_s += latency_s
+        o.groups[group].wait_s += s.slots[slot].begun_s - s.slots[slot].arrived_s
     if o.traced[0] < len(o.trace):
         row = o.trace[o.traced[0]]
-        row[0], row[1], row[2] = group, s.device[slot], due_s
-        row[3], row[4], row[5] = s.arrived_s[slot], s.begun_s[slot], done_s
+        row[0], row[1], row[2] = group, s.slots[slot].device, due_s
+        row[3], row[4], row[5] = s.slots[slot].arrived_s, s.slots[slot].begun_s, done_s
         o.traced[0] += 1
 
 
@@ -313,48 +353,48 @@ def _answer(
     s: State, t: Tables, limits: Limits, o: Outcome, slot: int, replied_s: float, rng: np.random.Generator
 ) -> None:
     """A reply on its way back, and what its device does next."""
-    device = s.device[slot]
-    group, tokens = s.group[device], s.tokens[slot]
-    is_closed, done_s = t.rate_hz[group] == 0, replied_s
-    if not t.is_local[group]:
-        s.answered_s[device] = replied_s
-        done_s += t.down_s[group] + t.delay_s[group] + t.jitter_s[group] * rng.random()
+    device = s.slots[slot].device
+    group, tokens = s.devices[device].group, s.slots[slot].tokens
+    is_closed, done_s = t.groups[group].rate_hz == 0, replied_s
+    if not t.groups[group].is_local:
+        s.devices[device].answered_s = replied_s
+        done_s += t.groups[group].down_s + t.groups[group].delay_s + t.groups[group].jitter_s * rng.random()
         if limits.one_process and is_closed:
-            done_s = max(done_s, s.clocks[GENERATOR_S]) + t.half_s[group, tokens]
-            s.clocks[GENERATOR_S] = done_s + t.half_s[group, tokens]
+            done_s = max(done_s, s.server[0].generator_s) + t.messages[group, tokens].half_s
+            s.server[0].generator_s = done_s + t.messages[group, tokens].half_s
         else:
-            done_s += t.half_s[group, tokens]
-    after_s = done_s + t.think_s[group]
+            done_s += t.messages[group, tokens].half_s
+    after_s = done_s + t.groups[group].think_s
     if limits.one_process and is_closed:
-        after_s += t.half_s[group, tokens]
+        after_s += t.messages[group, tokens].half_s
     if not limits.is_language:
-        o.counts[group, ANSWERED] += 1
+        o.groups[group].answered += 1
         _record(s, t, limits, o, slot, done_s, 0)
         _free(s, slot)
         if is_closed:
-            _ask_after(s, t, limits, o, device, done_s + t.think_s[group], after_s, rng)
+            _ask_after(s, t, limits, o, device, done_s + t.groups[group].think_s, after_s, rng)
         return
-    s.context[device] += tokens
-    if s.prompt_left[device]:
-        tokens = min(s.prompt_left[device], limits.chunk_tokens)
-        s.prompt_left[device] -= tokens
-        _send(s, t, limits, o, slot, after_s - t.think_s[group], tokens, rng)
+    s.devices[device].context += tokens
+    if s.devices[device].prompt_left:
+        tokens = min(s.devices[device].prompt_left, limits.chunk_tokens)
+        s.devices[device].prompt_left -= tokens
+        _send(s, t, limits, o, slot, after_s - t.groups[group].think_s, tokens, rng)
         return
-    _record(s, t, limits, o, slot, done_s, 1 if s.made[device] == 0 else 0)
-    s.made[device] += 1
-    if s.made[device] < t.new_tokens[group]:
-        s.due_s[slot] = done_s + t.think_s[group]
+    _record(s, t, limits, o, slot, done_s, 1 if s.devices[device].made == 0 else 0)
+    s.devices[device].made += 1
+    if s.devices[device].made < t.groups[group].new_tokens:
+        s.slots[slot].due_s = done_s + t.groups[group].think_s
         _send(s, t, limits, o, slot, after_s, 1, rng)
         return
-    o.counts[group, ANSWERED] += 1
-    o.counts[group, ENDED] += limits.warm_s <= done_s < limits.end_s
-    s.numbers[SESSIONS] -= not t.is_local[group]
-    s.device_free_s[device] = done_s
+    o.groups[group].answered += 1
+    o.groups[group].ended += limits.warm_s <= done_s < limits.end_s
+    s.server[0].sessions -= not t.groups[group].is_local
+    s.devices[device].free_s = done_s
     _free(s, slot)
     if is_closed:
-        _ask_after(s, t, limits, o, device, done_s, after_s - t.think_s[group], rng)
+        _ask_after(s, t, limits, o, device, done_s, after_s - t.groups[group].think_s, rng)
     else:
-        s.answered_s[device] = s.gap_s[device] = math.nan  # its stream is closed
+        s.devices[device].answered_s = s.devices[device].gap_s = math.nan  # its stream is closed
         _ask(s, t, limits, o, device, _next_due(s, t, limits, device, rng), rng)
 
 
@@ -370,7 +410,7 @@ def _ask_after(
     rng: np.random.Generator,
 ) -> None:
     """A closed loop goes on: the request is due, and leaves once its turn in the device's process has come."""
-    s.device_free_s[device] = max(s.device_free_s[device], from_s)
+    s.devices[device].free_s = max(s.devices[device].free_s, from_s)
     _ask(s, t, limits, o, device, due_s, rng)
 
 
@@ -381,43 +421,43 @@ def _ask_after(
 def _turn(s: State, device: int) -> None:
     """The device's turn comes after all others'."""
     size = len(s.ring)
-    s.ring[(s.numbers[RING] + s.numbers[TURNS]) % size] = device
-    s.numbers[TURNS] += 1
+    s.ring[(s.server[0].ring + s.server[0].turns) % size] = device
+    s.server[0].turns += 1
 
 
 @njit
 def _enqueue(s: State, slot: int) -> None:
-    device = s.device[slot]
-    s.following[slot] = NONE
-    if s.count[device]:
-        s.following[s.last[device]] = slot
+    device = s.slots[slot].device
+    s.slots[slot].following = NONE
+    if s.devices[device].count:
+        s.slots[s.devices[device].last].following = slot
     else:
-        s.first[device] = slot
+        s.devices[device].first = slot
         _turn(s, device)
-    s.last[device] = slot
-    s.count[device] += 1
-    s.numbers[WAITING] += 1
+    s.devices[device].last = slot
+    s.devices[device].count += 1
+    s.server[0].waiting += 1
 
 
 @njit
 def _put_back(s: State, slot: int) -> None:
     """One that was taken goes on before what its device has sent since."""
-    device = s.device[slot]
-    s.following[slot] = s.first[device] if s.count[device] else NONE
-    if not s.count[device]:
-        s.last[device] = slot
+    device = s.slots[slot].device
+    s.slots[slot].following = s.devices[device].first if s.devices[device].count else NONE
+    if not s.devices[device].count:
+        s.devices[device].last = slot
         _turn(s, device)
-    s.first[device] = slot
-    s.count[device] += 1
-    s.numbers[WAITING] += 1
+    s.devices[device].first = slot
+    s.devices[device].count += 1
+    s.server[0].waiting += 1
 
 
 @njit
 def _take_first(s: State, device: int) -> int:
-    slot = s.first[device]
-    s.first[device] = s.following[slot]
-    s.count[device] -= 1
-    s.numbers[WAITING] -= 1
+    slot = s.devices[device].first
+    s.devices[device].first = s.slots[slot].following
+    s.devices[device].count -= 1
+    s.server[0].waiting -= 1
     return slot
 
 
@@ -425,82 +465,87 @@ def _take_first(s: State, device: int) -> int:
 def _give_up_newest(s: State, newcomer: int) -> int:
     """The newest request of the device with most, where the newcomer has fewer even with its own; else none."""
     longest = NONE
-    for i in range(s.numbers[TURNS]):
-        device = s.ring[(s.numbers[RING] + i) % len(s.ring)]
-        if longest == NONE or s.count[device] > s.count[longest]:
+    for i in range(s.server[0].turns):
+        device = s.ring[(s.server[0].ring + i) % len(s.ring)]
+        if longest == NONE or s.devices[device].count > s.devices[longest].count:
             longest = device
-    if longest == NONE or s.count[newcomer] + 1 >= s.count[longest]:
+    if longest == NONE or s.devices[newcomer].count + 1 >= s.devices[longest].count:
         return NONE
-    before = s.first[longest]
-    while s.following[before] != s.last[longest]:
-        before = s.following[before]
-    given_up = s.last[longest]
-    s.following[before] = NONE
-    s.last[longest] = before
-    s.count[longest] -= 1
-    s.numbers[WAITING] -= 1
+    before = s.devices[longest].first
+    while s.slots[before].following != s.devices[longest].last:
+        before = s.slots[before].following
+    given_up = s.devices[longest].last
+    s.slots[before].following = NONE
+    s.devices[longest].last = before
+    s.devices[longest].count -= 1
+    s.server[0].waiting -= 1
     return given_up
 
 
 @njit
 def _refuse(s: State, t: Tables, limits: Limits, o: Outcome, slot: int, now_s: float) -> None:
     """Told to come back: a closed loop or a sequence does, an open loop does not ask again."""
-    device = s.device[slot]
-    group = s.group[device]
-    o.counts[group, REFUSED] += 1
-    if limits.is_language or t.rate_hz[group] == 0:
-        retry_s = max(1e-3, s.clocks[MEAN_S] * s.numbers[WAITING] / 2)
-        s.last_s[device] = now_s + retry_s + 2 * t.delay_s[group] + t.up_s[group, s.tokens[slot]]
-        _push(s, s.last_s[device], slot)
+    device = s.slots[slot].device
+    group = s.devices[device].group
+    o.groups[group].refused += 1
+    if limits.is_language or t.groups[group].rate_hz == 0:
+        retry_s = max(1e-3, s.server[0].mean_s * s.server[0].waiting / 2)
+        s.devices[device].last_s = (
+            now_s + retry_s + 2 * t.groups[group].delay_s + t.messages[group, s.slots[slot].tokens].up_s
+        )
+        _push(s, s.devices[device].last_s, slot)
         return
-    o.counts[group, MEASURED_REFUSED] += limits.warm_s <= s.due_s[slot] < limits.end_s
+    o.groups[group].lost += limits.warm_s <= s.slots[slot].due_s < limits.end_s
     _free(s, slot)
 
 
 @njit
 def _arrive(s: State, t: Tables, limits: Limits, o: Outcome, slot: int, now_s: float) -> None:
-    device = s.device[slot]
-    group = s.group[device]
-    opens = limits.is_language and s.context[device] == 0 and s.prompt_left[device] + s.tokens[slot] == s.prompt[device]
-    if opens and s.numbers[SESSIONS] >= limits.max_sessions:
+    device = s.slots[slot].device
+    opens = (
+        limits.is_language
+        and s.devices[device].context == 0
+        and s.devices[device].prompt_left + s.slots[slot].tokens == s.devices[device].prompt
+    )
+    if opens and s.server[0].sessions >= limits.max_sessions:
         _refuse(s, t, limits, o, slot, now_s)
         return
-    if s.numbers[WAITING] >= limits.max_waiting:
+    if s.server[0].waiting >= limits.max_waiting:
         given_up = _give_up_newest(s, device)
         if given_up == NONE:
             _refuse(s, t, limits, o, slot, now_s)
             return
         _refuse(s, t, limits, o, given_up, now_s)
-    s.numbers[SESSIONS] += opens
-    if device != s.numbers[NEWEST]:
-        s.clocks[OTHER_S] = s.clocks[NEWEST_S]
-        s.numbers[NEWEST] = device
-    s.clocks[NEWEST_S] = s.arrived_s[slot] = now_s
-    if not math.isnan(s.answered_s[device]):
-        gap_s, known_s = now_s - s.answered_s[device], s.gap_s[device]
-        s.answered_s[device] = math.nan
-        s.gap_s[device] = gap_s if math.isnan(known_s) else known_s + _NEWEST_SHARE * (gap_s - known_s)
+    s.server[0].sessions += opens
+    if device != s.server[0].newest:
+        s.server[0].other_s = s.server[0].newest_s
+        s.server[0].newest = device
+    s.server[0].newest_s = s.slots[slot].arrived_s = now_s
+    if not math.isnan(s.devices[device].answered_s):
+        gap_s, known_s = now_s - s.devices[device].answered_s, s.devices[device].gap_s
+        s.devices[device].answered_s = math.nan
+        s.devices[device].gap_s = gap_s if math.isnan(known_s) else known_s + _NEWEST_SHARE * (gap_s - known_s)
     _enqueue(s, slot)
     size = len(s.unread)
-    if s.numbers[UNREAD_END] - s.numbers[UNREAD] < size:
-        s.unread[s.numbers[UNREAD_END] % size] = slot
-        s.numbers[UNREAD_END] += 1
+    if s.server[0].unread_end - s.server[0].unread < size:
+        s.unread[s.server[0].unread_end % size] = slot
+        s.server[0].unread_end += 1
 
 
 @njit
 def _admit(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rng: np.random.Generator) -> float:
     """Takes in all that has come; reading it takes the server's time, and so until then more may come."""
-    while s.numbers[HEAP] and s.heap_s[0] <= now_s:
-        at_s, slot = s.heap_s[0], _pop(s)
-        device = s.device[slot]
-        group = s.group[device]
-        is_open = t.rate_hz[group] > 0 and not limits.is_language
-        if t.is_local[group]:
-            s.arrived_s[slot] = s.begun_s[slot] = at_s
+    while s.server[0].heap and s.heap[0].at_s <= now_s:
+        at_s, slot = s.heap[0].at_s, _pop(s)
+        device = s.slots[slot].device
+        group = s.devices[device].group
+        is_open = t.groups[group].rate_hz > 0 and not limits.is_language
+        if t.groups[group].is_local:
+            s.slots[slot].arrived_s = s.slots[slot].begun_s = at_s
             _answer(s, t, limits, o, slot, at_s, rng)
         else:
-            now_s += t.read_s[group, s.tokens[slot]]
-            _arrive(s, t, limits, o, slot, max(at_s, now_s) if s.numbers[WAITING] == 0 else at_s)
+            now_s += t.messages[group, s.slots[slot].tokens].read_s
+            _arrive(s, t, limits, o, slot, max(at_s, now_s) if s.server[0].waiting == 0 else at_s)
         if is_open:
             _ask(s, t, limits, o, device, _next_due(s, t, limits, device, rng), rng)
     return now_s
@@ -510,23 +555,23 @@ def _admit(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rng: n
 def _closes_s(s: State, limits: Limits, now_s: float) -> float:
     """Until when to wait for others, as ``Window.closes_s``; looks at devices until one is awaited to the last moment."""
     oldest_s = math.inf
-    for i in range(s.numbers[TURNS]):
-        oldest_s = min(oldest_s, s.arrived_s[s.first[s.ring[(s.numbers[RING] + i) % len(s.ring)]]])
-    last_s = oldest_s + min(limits.max_delay_s, s.clocks[BATCH_S])
+    for i in range(s.server[0].turns):
+        oldest_s = min(oldest_s, s.slots[s.devices[s.ring[(s.server[0].ring + i) % len(s.ring)]].first].arrived_s)
+    last_s = oldest_s + min(limits.max_delay_s, s.server[0].batch_s)
     if last_s <= now_s:
         return now_s
-    closes_s, size, start = now_s, len(s.group), s.numbers[SCAN]
+    closes_s, size, start = now_s, len(s.devices), s.server[0].scan
     for i in range(size):
         device = start + i - size if start + i >= size else start + i
-        answered_s = s.answered_s[device]
-        if math.isnan(answered_s) or math.isnan(s.gap_s[device]):
+        answered_s = s.devices[device].answered_s
+        if math.isnan(answered_s) or math.isnan(s.devices[device].gap_s):
             continue
-        gap_s = max(s.gap_s[device], _LEAST_GAP_S)
+        gap_s = max(s.devices[device].gap_s, _LEAST_GAP_S)
         late_s = answered_s + _LATE * gap_s
         if answered_s + gap_s <= last_s and late_s > now_s:
             closes_s = max(closes_s, min(late_s, last_s))
             if closes_s == last_s:
-                s.numbers[SCAN] = device
+                s.server[0].scan = device
                 break
     return closes_s
 
@@ -534,19 +579,19 @@ def _closes_s(s: State, limits: Limits, now_s: float) -> float:
 @njit
 def _take_batch(s: State, limits: Limits, now_s: float) -> int:
     """Fills ``State.batch`` in the order of turns, one request of each device, or all of one that is alone."""
-    is_shared = s.numbers[TURNS] > 1 or now_s - s.clocks[OTHER_S] <= _ACTIVE_S
-    size, turns = 0, s.numbers[TURNS]
+    is_shared = s.server[0].turns > 1 or now_s - s.server[0].other_s <= _ACTIVE_S
+    size, turns = 0, s.server[0].turns
     for _ in range(turns):
         if size == limits.max_batch:
             break
-        device = s.ring[s.numbers[RING]]
-        s.numbers[RING] = (s.numbers[RING] + 1) % len(s.ring)
-        s.numbers[TURNS] -= 1
-        wanted = 1 if is_shared else s.count[device]
+        device = s.ring[s.server[0].ring]
+        s.server[0].ring = (s.server[0].ring + 1) % len(s.ring)
+        s.server[0].turns -= 1
+        wanted = 1 if is_shared else s.devices[device].count
         while wanted and size < limits.max_batch:
             s.batch[size] = _take_first(s, device)
             size, wanted = size + 1, wanted - 1
-        if s.count[device]:
+        if s.devices[device].count:
             _turn(s, device)
     return size
 
@@ -561,17 +606,17 @@ def _run_requests(
     """Single-shot: the requests of each cut together, cut by cut."""
     done = 0
     while done < size:
-        cut, count = t.cut[s.group[s.device[s.batch[done]]]], 0
+        cut, count = t.groups[s.devices[s.slots[s.batch[done]].device].group].cut, 0
         for i in range(done, size):  # those of this cut come to the front, in order
             slot = s.batch[i]
-            if t.cut[s.group[s.device[slot]]] == cut:
+            if t.groups[s.devices[s.slots[slot].device].group].cut == cut:
                 for j in range(i, done + count, -1):
                     s.batch[j] = s.batch[j - 1]
                 s.batch[done + count] = slot
                 count += 1
-        now_s = _admit(s, t, limits, o, now_s + t.rows_s[cut, count], rng)
+        now_s = _admit(s, t, limits, o, now_s + t.rows[cut, count].fixed_s, rng)
         for i in range(done, done + count):
-            now_s += t.reply_s[s.group[s.device[s.batch[i]]]]
+            now_s += t.groups[s.devices[s.slots[s.batch[i]].device].group].reply_s
             _answer(s, t, limits, o, s.batch[i], now_s, rng)
         done += count
     return now_s
@@ -582,17 +627,17 @@ def _sweep_s(s: State, t: Tables, num_rows: int) -> float:
     """One pass over the layers: each row joins at its cut, and all attend to as many tokens as the longest."""
     context, total_s = 0, 0.0
     for i in range(num_rows):
-        context = max(context, s.context[s.device[s.rows[i]]])
+        context = max(context, s.devices[s.slots[s.rows[i]].device].context)
     reached, before = 0, NONE
-    for cut in range(len(t.rows_s)):
+    for cut in range(len(t.rows)):
         joining = 0
         for i in range(num_rows):
-            joining += t.cut[s.group[s.device[s.rows[i]]]] == cut
+            joining += t.groups[s.devices[s.slots[s.rows[i]].device].group].cut == cut
         if joining:
             if before != NONE:
-                total_s -= t.rows_s[cut, reached] + context * t.rows_context_s[cut, reached]
+                total_s -= t.rows[cut, reached].fixed_s + context * t.rows[cut, reached].context_s
             reached, before = reached + joining, cut
-            total_s += t.rows_s[cut, reached] + context * t.rows_context_s[cut, reached]
+            total_s += t.rows[cut, reached].fixed_s + context * t.rows[cut, reached].context_s
     return max(total_s, 0.0)
 
 
@@ -604,13 +649,13 @@ def _run_steps(
     num_rows = 0
     for i in range(size):
         slot = s.batch[i]
-        if s.tokens[slot] == 1 and s.context[s.device[slot]] > 0:
+        if s.slots[slot].tokens == 1 and s.devices[s.slots[slot].device].context > 0:
             s.rows[num_rows] = slot
             num_rows += 1
     if num_rows:
         now_s = _admit(s, t, limits, o, now_s + _sweep_s(s, t, num_rows), rng)
         for i in range(num_rows):
-            now_s += t.reply_s[s.group[s.device[s.rows[i]]]]
+            now_s += t.groups[s.devices[s.slots[s.rows[i]].device].group].reply_s
             _answer(s, t, limits, o, s.rows[i], now_s, rng)
     is_first, taken = True, 0
     for i in range(size):
@@ -618,16 +663,19 @@ def _run_steps(
         if taken < num_rows and s.rows[taken] == slot:  # both are in one order
             taken += 1
             continue
-        group = s.group[s.device[slot]]
+        group = s.devices[s.slots[slot].device].group
         if is_first:
-            piece = min(s.left[slot], limits.prefill_tokens)
-            context = s.context[s.device[slot]] + s.tokens[slot] - s.left[slot]
-            taken_s = t.prompt_s[t.cut[group], piece] + context * t.prompt_context_s[t.cut[group], piece]
+            piece = min(s.slots[slot].left, limits.prefill_tokens)
+            context = s.devices[s.slots[slot].device].context + s.slots[slot].tokens - s.slots[slot].left
+            taken_s = (
+                t.prompts[t.groups[group].cut, piece].fixed_s
+                + context * t.prompts[t.groups[group].cut, piece].context_s
+            )
             now_s = _admit(s, t, limits, o, now_s + taken_s, rng)
-            s.left[slot] -= piece
+            s.slots[slot].left -= piece
             is_first = False
-            if s.left[slot] == 0:
-                now_s += t.reply_s[group]
+            if s.slots[slot].left == 0:
+                now_s += t.groups[group].reply_s
                 _answer(s, t, limits, o, slot, now_s, rng)
                 continue
         _put_back(s, slot)
@@ -637,24 +685,24 @@ def _run_steps(
 @njit
 def _run_batch(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rng: np.random.Generator) -> float:
     started_s = now_s
-    s.numbers[UNREAD] = s.numbers[UNREAD_END]
+    s.server[0].unread = s.server[0].unread_end
     size = _take_batch(s, limits, now_s)
     for i in range(size):
         slot = s.batch[i]
-        if s.left[slot] == s.tokens[slot]:
-            s.begun_s[slot] = started_s
-        if not s.ready[slot]:
-            now_s += t.decode_s[s.group[s.device[slot]], s.tokens[slot]]
-            s.ready[slot] = 1
+        if s.slots[slot].left == s.slots[slot].tokens:
+            s.slots[slot].begun_s = started_s
+        if not s.slots[slot].is_ready:
+            now_s += t.messages[s.devices[s.slots[slot].device].group, s.slots[slot].tokens].decode_s
+            s.slots[slot].is_ready = 1
     now_s = _admit(s, t, limits, o, now_s, rng)
     if limits.is_language:
         now_s = _run_steps(s, t, limits, o, size, now_s, rng)
     else:
         now_s = _run_requests(s, t, limits, o, size, now_s, rng)
     spent_s = now_s - started_s
-    mean_s, batch_s = s.clocks[MEAN_S], s.clocks[BATCH_S]
-    s.clocks[MEAN_S] = spent_s / size if mean_s == 0 else mean_s + _TURN_SHARE * (spent_s / size - mean_s)
-    s.clocks[BATCH_S] = spent_s if batch_s == 0 else batch_s + _NEWEST_SHARE * (spent_s - batch_s)
+    mean_s, batch_s = s.server[0].mean_s, s.server[0].batch_s
+    s.server[0].mean_s = spent_s / size if mean_s == 0 else mean_s + _TURN_SHARE * (spent_s / size - mean_s)
+    s.server[0].batch_s = spent_s if batch_s == 0 else batch_s + _NEWEST_SHARE * (spent_s - batch_s)
     o.server[0] += max(0.0, min(now_s, limits.end_s) - max(started_s, limits.warm_s))
     if limits.warm_s <= started_s < limits.end_s:
         o.server[1] += 1
@@ -665,8 +713,8 @@ def _run_batch(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rn
 @entry_point
 def run_server(s: State, t: Tables, limits: Limits, o: Outcome, rng: np.random.Generator) -> float:
     """Runs until nothing is asked any more; returns when that was. ``s`` is as :func:`new_state` made it."""
-    for device in range(len(s.group)):
-        is_open = t.rate_hz[s.group[device]] > 0
+    for device in range(len(s.devices)):
+        is_open = t.groups[s.devices[device].group].rate_hz > 0
         due_s = _next_due(s, t, limits, device, rng) if is_open else 0.0
         _ask(s, t, limits, o, device, due_s, rng)
     now_s = 0.0
@@ -674,46 +722,58 @@ def run_server(s: State, t: Tables, limits: Limits, o: Outcome, rng: np.random.G
         before_s = now_s
         now_s = _admit(s, t, limits, o, now_s, rng)
         o.server[0] += max(0.0, min(now_s, limits.end_s) - max(before_s, limits.warm_s))
-        if not s.numbers[WAITING]:
-            if not s.numbers[HEAP]:
+        if not s.server[0].waiting:
+            if not s.server[0].heap:
                 return now_s
-            now_s = max(now_s, s.heap_s[0])
+            now_s = max(now_s, s.heap[0].at_s)
             continue
-        if s.numbers[WAITING] < limits.max_batch and limits.max_delay_s > 0:
+        if s.server[0].waiting < limits.max_batch and limits.max_delay_s > 0:
             closes_s = _closes_s(s, limits, now_s)
             if closes_s > now_s:
-                if s.numbers[UNREAD] < s.numbers[UNREAD_END]:
-                    slot = s.unread[s.numbers[UNREAD] % len(s.unread)]
-                    s.numbers[UNREAD] += 1
-                    spent_s = 0.0 if s.ready[slot] else t.decode_s[s.group[s.device[slot]], s.tokens[slot]]
-                    s.ready[slot] = 1
+                if s.server[0].unread < s.server[0].unread_end:
+                    slot = s.unread[s.server[0].unread % len(s.unread)]
+                    s.server[0].unread += 1
+                    spent_s = (
+                        0.0
+                        if s.slots[slot].is_ready
+                        else t.messages[s.devices[s.slots[slot].device].group, s.slots[slot].tokens].decode_s
+                    )
+                    s.slots[slot].is_ready = 1
                     o.server[0] += spent_s if limits.warm_s <= now_s < limits.end_s else 0.0
                     now_s += spent_s
                 else:
-                    now_s = min(closes_s, s.heap_s[0]) if s.numbers[HEAP] else closes_s
+                    now_s = min(closes_s, s.heap[0].at_s) if s.server[0].heap else closes_s
                 continue
         now_s = _run_batch(s, t, limits, o, now_s, rng)
 
 
 def new_state(group: Ints, prompt: Ints, limits: Limits) -> State:
     """Devices of these groups, with prompts of so many tokens; all else is empty."""
-    devices = len(group)
-    slots = devices + min(limits.max_waiting, 1 << 24) + limits.max_batch + 1
-    numbers = np.zeros(10, np.int64)
-    numbers[NEWEST] = NONE
-    clocks = np.zeros(5)
-    clocks[NEWEST_S] = clocks[OTHER_S] = -math.inf
-    whole: dict[str, Any] = {
-        name: np.zeros(devices, np.int64) for name in ("context", "prompt_left", "made", "first", "last", "count")
-    }
-    real = {name: np.zeros(devices) for name in ("asked", "device_free_s", "link_free_s", "last_s")}
-    unknown = {name: np.full(devices, math.nan) for name in ("gap_s", "answered_s")}
-    slot_whole = {name: np.zeros(slots, np.int64) for name in ("device", "tokens", "left", "ready")}
-    slot_real = {name: np.zeros(slots) for name in ("due_s", "arrived_s", "begun_s")}
+    count = len(group)
+    slots = np.zeros(count + limits.max_waiting + limits.max_batch + 1, SLOT)
+    slots["following"] = np.arange(1, len(slots) + 1)
+    devices, server = np.zeros(count, DEVICE), np.zeros(1, SERVER)
+    devices["group"], devices["prompt"] = group, prompt
+    devices["gap_s"] = devices["answered_s"] = math.nan
+    server["newest"], server["newest_s"], server["other_s"] = NONE, -math.inf, -math.inf
     return State(
-        group=group, prompt=prompt, **whole, **real, **unknown, **slot_whole, **slot_real,
-        following=np.arange(1, slots + 1), heap_s=np.zeros(slots), heap=np.zeros(slots, np.int64),
-        ring=np.zeros(devices + 1, np.int64), unread=np.zeros(1024, np.int64),
-        batch=np.zeros(limits.max_batch, np.int64), rows=np.zeros(limits.max_batch, np.int64),
-        numbers=numbers, clocks=clocks,
-    )  # fmt: skip
+        devices=devices,
+        slots=slots,
+        heap=np.zeros(len(slots), EVENT),
+        ring=np.zeros(count + 1, np.int64),
+        unread=np.zeros(1024, np.int64),
+        batch=np.zeros(limits.max_batch, np.int64),
+        rows=np.zeros(limits.max_batch, np.int64),
+        server=server,
+    )
+
+
+def new_outcome(num_groups: int, trace: int) -> Outcome:
+    """Nothing counted yet, with room to tell so many items one by one."""
+    return Outcome(
+        groups=np.zeros(num_groups, COUNTS),
+        histogram=np.zeros((2 * num_groups, BINS), np.int64),
+        server=np.zeros(3),
+        trace=np.zeros((trace, 6)),
+        traced=np.zeros(1, np.int64),
+    )

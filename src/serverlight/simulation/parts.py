@@ -90,7 +90,9 @@ class Group:
         if self.devices < 0:
             raise ConfigError("devices", f"must be zero or more, got {self.devices!r}")
         if self.rate_per_s is not None and not 0 < self.rate_per_s < math.inf:
-            raise ConfigError("rate_per_s", f"must be positive, got {self.rate_per_s!r}; leave it out for a closed loop")
+            raise ConfigError(
+                "rate_per_s", f"must be positive, got {self.rate_per_s!r}; leave it out for a closed loop"
+            )
         if not self.prompt_tokens or min(self.prompt_tokens) < 1:
             raise ConfigError("prompt_tokens", f"must be at least 1, got {self.prompt_tokens!r}")
         if self.new_tokens < 1:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serverlight.errors import ConfigError
 from serverlight.search.profile import Curve
-from serverlight.simulation.kernels import Tables
+from serverlight.simulation.kernels import GROUP, MESSAGE, WORK, Tables
 from serverlight.simulation.parts import Group, ServerModel
 
 __all__ = ["CHUNK_TOKENS", "chunk_tokens", "message_bytes", "message_ms", "tables_of"]
@@ -18,8 +18,6 @@ CHUNK_TOKENS = 128
 """Tokens of a prompt that cross at a time, as ``generation.CHUNK_TOKENS``."""
 
 _KILO = 1e3
-
-Floats = NDArray[np.float64]
 
 
 def chunk_tokens(server: ServerModel) -> int:
@@ -51,40 +49,47 @@ def tables_of(groups: Sequence[Group], server: ServerModel, arrivals: NDArray[np
     used = {group.crossing.cut for group in groups if group.crossing.way != "all-device"}
     cuts = [cut for cut in server.profile.cuts if cut.name in used] or [server.profile.cuts[0]]
     places = {cut.name: place for place, cut in enumerate(cuts)}
-    tokens = range(chunk_tokens(server) + 1)
-    rows = range(server.max_batch + 1)
-    pieces = range(server.prefill_tokens + 1)
-
-    def by_group(value: object) -> Floats:
-        return np.array([value(group) for group in groups], np.float64)  # type: ignore[operator]
-
-    def by_tokens(value: object) -> Floats:
-        return np.array([[value(group, count) for count in tokens] for group in groups]) / _KILO  # type: ignore[operator]
-
-    read_reply = np.array([[_server_ms(group, server, count) for count in tokens] for group in groups]) / _KILO
     return Tables(
-        rate_hz=by_group(lambda group: group.rate_per_s or 0.0),
-        think_s=by_group(lambda group: group.think_ms / _KILO),
-        is_local=np.array([group.crossing.way == "all-device" for group in groups]),
-        cut=np.array([places.get(group.crossing.cut, 0) for group in groups], np.int64),
-        new_tokens=np.array([group.new_tokens for group in groups], np.int64),
-        opening_s=by_group(lambda group: _opening_ms(group, server) / _KILO),
-        delay_s=by_group(lambda group: group.link.delay_ms / _KILO),
-        jitter_s=by_group(lambda group: group.link.jitter_ms / _KILO),
-        down_s=by_group(lambda group: _link_ms(group, group.crossing.reply_bytes) / _KILO),
-        reply_s=read_reply[:, 0, 1].copy(),
-        device_s=by_tokens(_device_ms),
-        device_context_s=by_tokens(_device_context_ms),
-        up_s=by_tokens(lambda group, count: _link_ms(group, message_bytes(group, count))),
-        up_bytes=by_tokens(lambda group, count: message_bytes(group, count) * _KILO),
-        half_s=by_tokens(lambda group, count: message_ms(group, server, message_bytes(group, count))[1] / 2),
-        read_s=read_reply[:, :, 0].copy(),
-        decode_s=by_tokens(lambda group, count: _decode_ms(group, server, count)),
-        rows_s=_curves([cut.tail for cut in cuts], rows, "rows"),
-        rows_context_s=_slopes([cut.tail for cut in cuts], rows, "rows"),
-        prompt_s=_curves([cut.tail for cut in cuts], pieces, "tokens"),
-        prompt_context_s=_slopes([cut.tail for cut in cuts], pieces, "tokens"),
+        groups=np.array([_of_group(group, server, places) for group in groups], GROUP),
+        messages=np.array(
+            [[_of_message(group, server, tokens) for tokens in range(chunk_tokens(server) + 1)] for group in groups],
+            MESSAGE,
+        ),
+        rows=_work([cut.tail for cut in cuts], server.max_batch, "rows"),
+        prompts=_work([cut.tail for cut in cuts], server.prefill_tokens, "tokens"),
         arrivals=arrivals,
+    )
+
+
+def _of_group(group: Group, server: ServerModel, places: Mapping[str, int]) -> tuple[float, ...]:
+    return (
+        group.rate_per_s or 0.0,
+        group.think_ms / _KILO,
+        _opening_ms(group, server) / _KILO,
+        group.link.delay_ms / _KILO,
+        group.link.jitter_ms / _KILO,
+        _link_ms(group, group.crossing.reply_bytes) / _KILO,
+        message_ms(group, server, 0.0)[0] / 2 / _KILO,
+        places.get(group.crossing.cut, 0),
+        group.new_tokens,
+        group.crossing.way == "all-device",
+    )
+
+
+def _of_message(group: Group, server: ServerModel, tokens: int) -> tuple[float, ...]:
+    """What grows with the request is in the time to read it, not in that to reply."""
+    if not tokens:
+        return (0.0,) * len(MESSAGE.names or ())
+    num_bytes = message_bytes(group, tokens)
+    busy_ms, rest_ms = message_ms(group, server, num_bytes)
+    return (
+        _device_ms(group, tokens) / _KILO,
+        _device_context_ms(group, tokens) / _KILO,
+        _link_ms(group, num_bytes) / _KILO,
+        num_bytes,
+        rest_ms / 2 / _KILO,
+        (busy_ms - message_ms(group, server, 0.0)[0] / 2) / _KILO,
+        _decode_ms(group, server, tokens) / _KILO,
     )
 
 
@@ -106,7 +111,7 @@ def _link_ms(group: Group, num_bytes: float) -> float:
 
 def _device_ms(group: Group, tokens: int) -> float:
     crossing, device = group.crossing, group.device
-    if not tokens or not group.works or crossing.way == "full-server":
+    if not group.works or crossing.way == "full-server":
         return 0.0
     if crossing.way == "all-device":
         return device.cuts[-1].head.ms(tokens=tokens) + device.cuts[-1].tail.ms(tokens=tokens)
@@ -118,7 +123,7 @@ def _device_ms(group: Group, tokens: int) -> float:
 
 def _device_context_ms(group: Group, tokens: int) -> float:
     """For each token before these."""
-    if not tokens or not group.works or group.crossing.way == "full-server":
+    if not group.works or group.crossing.way == "full-server":
         return 0.0
     if group.crossing.way == "all-device":
         last = group.device.cuts[-1]
@@ -128,19 +133,12 @@ def _device_context_ms(group: Group, tokens: int) -> float:
 
 def _decode_ms(group: Group, server: ServerModel, tokens: int) -> float:
     crossing = group.crossing
-    if not tokens or crossing.way == "all-device":
+    if crossing.way == "all-device":
         return 0.0
     if crossing.decode_ms is not None:
         return tokens * crossing.decode_ms
     elements = server.profile.cut(crossing.cut).elements
     return server.profile.codec.decode.ms(tokens=tokens * elements / _KILO)
-
-
-def _server_ms(group: Group, server: ServerModel, tokens: int) -> tuple[float, float]:
-    """The server's processor time for reading a message and for replying; what grows with the request is in reading."""
-    around_ms = message_ms(group, server, 0.0)[0]
-    all_ms = message_ms(group, server, message_bytes(group, tokens))[0]
-    return all_ms - around_ms / 2, around_ms / 2
 
 
 def _opening_ms(group: Group, server: ServerModel) -> float:
@@ -150,13 +148,16 @@ def _opening_ms(group: Group, server: ServerModel) -> float:
     return (group.device.message.opening_ms + server.profile.message.opening_ms) / 2
 
 
-def _curves(curves: Sequence[Curve], counts: range, what: str) -> Floats:
-    return np.array([[curve.ms(**{what: count}) if count else 0.0 for count in counts] for curve in curves]) / _KILO
-
-
-def _slopes(curves: Sequence[Curve], counts: range, what: str) -> Floats:
-    return np.array([[_slope(curve, what, count) for count in counts] for curve in curves]) / _KILO
+def _work(curves: Sequence[Curve], most: int, what: str) -> NDArray[np.void]:
+    """Nothing takes nothing, whatever the curves say of it."""
+    counts = range(1, most + 1)
+    rows = [
+        [(0.0, 0.0)] + [(curve.ms(**{what: n}) / _KILO, _slope(curve, what, n) / _KILO) for n in counts]
+        for curve in curves
+    ]
+    return np.array(rows, WORK)
 
 
 def _slope(curve: Curve, what: str, count: int) -> float:
-    return curve.ms(**{what: count}, context=1.0) - curve.ms(**{what: count}) if count else 0.0
+    """For each token before."""
+    return curve.ms(**{what: count}, context=1.0) - curve.ms(**{what: count})

@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serverlight.apps.options import JsonOption
-from serverlight.apps.terminal import STDOUT, check_writable, format_bytes, print_lines, print_table, progress_bar, write_json
+from serverlight.apps.terminal import (
+    STDOUT,
+    check_writable,
+    format_bytes,
+    print_lines,
+    print_table,
+    progress_bar,
+    write_json,
+)
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
     from serverlight.apps.fleet_files import Kind
-    from serverlight.simulation import Arrivals, Crossing, Fleet, Group, ServerModel, SystemRow
+    from serverlight.simulation import Crossing, Fleet, Group, SystemRow
 
 __all__ = ["simulate"]
 
@@ -23,17 +31,20 @@ MAX_DEVICES = 1_000_000
 
 def simulate(
     profile: Annotated[
-        str, typer.Argument(metavar="PROFILE", help="What the model costs on a server, as `serverlight profile` wrote it.")
+        str,
+        typer.Argument(metavar="PROFILE", help="What the model costs on a server, as `serverlight profile` wrote it."),
     ],
     fleet: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Kinds of devices (docs/simulation.md); by default three made-up ones.")
+        str | None,
+        typer.Option(metavar="FILE", help="Kinds of devices (docs/simulation.md); by default three made-up ones."),
     ] = None,
     devices: Annotated[int, typer.Option(metavar="N", min=1, max=MAX_DEVICES, help="All kinds together.")] = 1000,
     hours: Annotated[float, typer.Option(metavar="H", help="Simulated.")] = 1.0,
     rate: Annotated[
         float | None,
         typer.Option(
-            metavar="HZ", help="Requests of each device in a second, in the mean; of a language model, sequences. Default 0.1, 0.01."
+            metavar="HZ",
+            help="Requests of each device in a second, in the mean; of a language model, sequences. Default 0.1, 0.01.",
         ),
     ] = None,
     closed: Annotated[
@@ -46,7 +57,8 @@ def simulate(
     servers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Take so many servers instead.")] = None,
     price: Annotated[float, typer.Option(metavar="X", min=0.0, help="Of a server's hour, in any currency.")] = 1.0,
     frontier: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Plans for every kind, as `serverlight search --frontier` wrote them.")
+        str | None,
+        typer.Option(metavar="FILE", help="Plans for every kind, as `serverlight search --frontier` wrote them."),
     ] = None,
     bits: Annotated[
         float, typer.Option(metavar="B", help="Without a frontier: bits an element of a frame, at every cut.")
@@ -174,7 +186,9 @@ def _print(rows: Sequence[SystemRow], fleet: Fleet) -> None:
                 "slowest kind has alone."
             )
         if row.figures.refused:
-            print_lines(f"{row.system}: servers were too busy {row.figures.refused:,} times, {row.figures.lost:,} were lost.")
+            print_lines(
+                f"{row.system}: servers were too busy {row.figures.refused:,} times, {row.figures.lost:,} were lost."
+            )
 
 
 def _cells(row: SystemRow, is_language: bool) -> list[str]:

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from serverlight.link import LinkConfig
 from serverlight.runtime.server_config import ServerConfig
 from serverlight.search.profile import Profile
+
+pytest.importorskip("numba", reason="the event loop is compiled")
+
+from made_up_profiles import make_profile, ms
 from serverlight.simulation import Arrivals, Crossing, Fleet, Group, ServerModel, simulate
-from tests.simulation.conftest import make_profile, ms
 
 EVERYBODY = 1 << 20
 BATCHES = ms(4.0, 1.0)
@@ -83,9 +86,7 @@ def test_rows_of_a_sweep_join_at_their_cuts() -> None:
     """Two cuts in a batch take what lies between for the one, and the rest for both."""
     profile = make_profile({"a": ms(10.0, 4.0), "c": ms(2.0, 1.0)}, kind="language-model")
     run = fleet(profile, prompt_tokens=(1,), new_tokens=1000, duration_s=20.0, warmup_s=2.0, max_delay_ms=15.0)
-    groups = tuple(
-        dataclasses.replace(run.groups[0], name=cut, crossing=Crossing(cut=cut)) for cut in ("a", "c")
-    )
+    groups = tuple(dataclasses.replace(run.groups[0], name=cut, crossing=Crossing(cut=cut)) for cut in ("a", "c"))
     figures = simulate(dataclasses.replace(run, groups=groups))
     assert figures.mean_batch == pytest.approx(2.0, rel=0.01)
     assert figures.latency.p50 == pytest.approx((14.0 - 3.0) + 4.0, rel=0.01)
@@ -197,7 +198,9 @@ def test_devices_are_dealt_out() -> None:
 def test_a_device_that_does_it_all_asks_nobody() -> None:
     """It takes the whole model's time, sends nothing, and the server rests."""
     figures = simulate(
-        fleet(make_profile({"c": ms(5.0)}, head=ms(3.0)), 10, 0.1, crossing=Crossing(way="all-device"), duration_s=100.0)
+        fleet(
+            make_profile({"c": ms(5.0)}, head=ms(3.0)), 10, 0.1, crossing=Crossing(way="all-device"), duration_s=100.0
+        )
     )
     assert figures.latency.p95 == pytest.approx(8.0, rel=0.01)
     assert (figures.uplink_bytes_per_item, figures.utilisation) == (0.0, 0.0)
@@ -209,5 +212,3 @@ def test_limits_are_those_of_the_server() -> None:
     assert model.max_batch == config.max_batch_requests
     assert model.max_delay_ms == config.max_batch_delay_ms
     assert (model.max_waiting, model.max_sessions) == (config.max_waiting, config.max_sessions)
-
-

@@ -20,7 +20,7 @@ pytest.importorskip("numba", reason="the event loop is compiled")
 from made_up_profiles import make_profile, ms
 from serverlight.simulation import Arrivals, Crossing, Fleet, Group, ServerModel, simulate
 
-EVERYBODY = 1 << 20
+EVERYBODY = 1 << 13
 BATCHES = ms(4.0, 1.0)
 
 
@@ -88,15 +88,16 @@ def test_rows_of_a_sweep_join_at_their_cuts() -> None:
     run = fleet(profile, prompt_tokens=(1,), new_tokens=1000, duration_s=20.0, warmup_s=2.0, max_delay_ms=15.0)
     groups = tuple(dataclasses.replace(run.groups[0], name=cut, crossing=Crossing(cut=cut)) for cut in ("a", "c"))
     figures = simulate(dataclasses.replace(run, groups=groups))
-    assert figures.mean_batch == pytest.approx(2.0, rel=0.01)
+    assert figures.mean_batch == pytest.approx(2.0, rel=0.02)
     assert figures.latency.p50 == pytest.approx((14.0 - 3.0) + 4.0, rel=0.01)
 
 
 def test_a_window_brings_those_that_come_again_into_one_batch() -> None:
     """Without a wait closed loops fall into two groups that take turns; with one they share a batch, as on the real server."""
     profile = make_profile({"c": ms(30.0)}, latency=ms(4.0))
-    apart = simulate(fleet(profile, 8, duration_s=30.0, warmup_s=5.0))
-    together = simulate(fleet(profile, 8, duration_s=30.0, warmup_s=5.0, max_delay_ms=15.0))
+    link = LinkConfig.parse("1ms,2ms")
+    apart = simulate(fleet(profile, 8, duration_s=30.0, warmup_s=5.0, link=link))
+    together = simulate(fleet(profile, 8, duration_s=30.0, warmup_s=5.0, link=link, max_delay_ms=15.0))
     assert apart.mean_batch < 5
     assert together.mean_batch == pytest.approx(8.0, rel=0.01)
     assert together.items_per_s > 1.2 * apart.items_per_s
@@ -119,7 +120,7 @@ def test_sessions_are_limited() -> None:
     """No more sequences than a server takes run at a time; the others come again, and all end."""
     profile = make_profile({"c": ms(1.0, 1.0)}, kind="language-model")
     figures = simulate(
-        fleet(profile, 50, 0.05, max_sessions=2, prompt_tokens=(10,), new_tokens=20, duration_s=200.0), trace=100_000
+        fleet(profile, 50, 0.4, max_sessions=2, prompt_tokens=(10,), new_tokens=20, duration_s=100.0), trace=100_000
     )
     assert figures.refused > 0
     assert figures.lost == 0

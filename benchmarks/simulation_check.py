@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument(
         "profiles", nargs="+", metavar="PROFILE", help="one of a vision model, one of a language model, or both"
     )
+    parser.add_argument(
+        "--share", type=float, help="of a message's time alone, what it takes in company; see ServerModel"
+    )
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--markdown", type=pathlib.Path)
     options = parser.parse_args()
@@ -56,7 +59,7 @@ def main() -> None:
     measured = json.loads(options.measured.read_text())
     loaded = [Profile.load(path) for path in options.profiles]
     profiles = {"lm" if profile.kind == "language-model" else "vision": profile for profile in loaded}
-    rows = [*compared(measured, profiles)]
+    rows = [*compared(measured, profiles, {} if options.share is None else {"message_share": options.share})]
     table = as_table(rows)
     print(table)
     if options.markdown:
@@ -65,12 +68,12 @@ def main() -> None:
         options.json.write_text(json.dumps(measured_document(measured["settings"], rows), indent=1) + "\n")
 
 
-def compared(measured: Mapping[str, Any], profiles: Mapping[str, Profile]) -> Iterator[Row]:
+def compared(measured: Mapping[str, Any], profiles: Mapping[str, Profile], more: Mapping[str, float]) -> Iterator[Row]:
     decodes = {workload: Decodes(profile) for workload, profile in profiles.items()}
     for row in measured["rows"]:
         if row["workload"] not in profiles or row["system"] == IN_PROCESS:
             continue
-        found = simulated(row, measured["settings"], profiles[row["workload"]], decodes[row["workload"]])
+        found = simulated(row, measured["settings"], profiles[row["workload"]], decodes[row["workload"]], more)
         errors = {
             name: found[name] / row[of] - 1
             for name, of in (
@@ -126,12 +129,14 @@ def median_ms(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def simulated(row: Mapping[str, Any], settings: Mapping[str, Any], profile: Profile, decodes: Decodes) -> Row:
+def simulated(
+    row: Mapping[str, Any], settings: Mapping[str, Any], profile: Profile, decodes: Decodes, more: Mapping[str, float]
+) -> Row:
     """The same turns: they begin when every device has had an answer, as those of the load generator."""
     delay_ms = settings["max_batch_delay_ms"]
     server = ServerModel(
         profile=profile, max_batch=1 if row["system"] == SERIAL else 64, max_sessions=256,
-        max_delay_ms=15.0 if delay_ms is None else delay_ms,
+        max_delay_ms=15.0 if delay_ms is None else delay_ms, **more,
     )  # fmt: skip
     groups = tuple(groups_of(row, settings, profile, decodes))
     found = []

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("numba", reason="the event loop is compiled")
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
-from made_up_profiles import make_profile, ms  # noqa: E402
+from made_up_profiles import make_profile, ms
 
 Cli = Callable[..., Any]
 

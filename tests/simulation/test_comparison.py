@@ -15,9 +15,9 @@ from serverlight.plan import Plan
 
 pytest.importorskip("numba", reason="the event loop is compiled")
 
-from made_up_profiles import make_profile, ms  # noqa: E402
-from serverlight.simulation import Arrivals, Crossing, Fleet, Group, ServerModel, compare, simulate  # noqa: E402
-from serverlight.simulation.plans import (  # noqa: E402
+from made_up_profiles import make_profile, ms
+from serverlight.simulation import Arrivals, Crossing, Fleet, Group, ServerModel, compare, simulate
+from serverlight.simulation.plans import (
     alone_ms,
     best_crossing,
     busy_ms,
@@ -25,7 +25,7 @@ from serverlight.simulation.plans import (  # noqa: E402
     frontier_crossings,
     full_server,
 )
-from serverlight.simulation.sizing import servers_for  # noqa: E402
+from serverlight.simulation.sizing import servers_for
 
 PROFILE = make_profile(
     {"input": ms(2.0, 10.0), "early": ms(2.0, 6.0), "late": ms(1.0, 1.0), "output": ms(0.0)}, head=ms(3.0)
@@ -130,6 +130,7 @@ def test_systems_stand_side_by_side() -> None:
         (lambda: group(crossing=Crossing(cut="nowhere")), "cut"),
         (lambda: Crossing(cut="late", request_bytes=-1), "request_bytes"),
         (lambda: ServerModel(profile=PROFILE, max_batch=0), "max_batch"),
+        (lambda: ServerModel(profile=PROFILE, message_share=2.0), "message_share"),
         (lambda: ServerModel(profile=PROFILE, max_delay_ms=-1.0), "max_delay_ms"),
         (lambda: Fleet(groups=(), server=SERVER), "devices"),
         (lambda: Fleet(groups=(group(),), server=SERVER, servers=0), "servers"),

@@ -14,7 +14,7 @@ from serverlight.simulation.arrivals import Arrivals
 from serverlight.simulation.figures import Figures, figures_of
 from serverlight.simulation.kernels import Limits, Outcome, new_outcome, new_state, run_server
 from serverlight.simulation.parts import Group, ServerModel
-from serverlight.simulation.tables import chunk_tokens, tables_of
+from serverlight.simulation.tables import chunk_tokens, tables_of, wake_ms
 
 __all__ = ["Fleet", "simulate"]
 
@@ -106,6 +106,7 @@ class _Run:
             chunk_tokens=chunk_tokens(server),
             warm_s=fleet.warmup_s,
             end_s=fleet.duration_s,
+            wake_s=wake_ms(server) / 1e3,
             slot_s=slot_s,
             one_process=fleet.one_process,
         )

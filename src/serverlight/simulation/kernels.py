@@ -52,6 +52,9 @@ class Limits(NamedTuple):
 
     warm_s: float
     end_s: float
+    wake_s: float
+    """Of a batch, for its messages together."""
+
     slot_s: float
     """Of the curve of arrivals."""
 
@@ -544,8 +547,9 @@ def _admit(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rng: n
             s.slots[slot].arrived_s = s.slots[slot].begun_s = at_s
             _answer(s, t, limits, o, slot, at_s, rng)
         else:
-            now_s += t.messages[group, s.slots[slot].tokens].read_s
-            _arrive(s, t, limits, o, slot, max(at_s, now_s) if s.server[0].waiting == 0 else at_s)
+            read_s = t.messages[group, s.slots[slot].tokens].read_s
+            now_s += read_s
+            _arrive(s, t, limits, o, slot, at_s + read_s)
         if is_open:
             _ask(s, t, limits, o, device, _next_due(s, t, limits, device, rng), rng)
     return now_s
@@ -685,6 +689,7 @@ def _run_steps(
 @njit
 def _run_batch(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rng: np.random.Generator) -> float:
     started_s = now_s
+    now_s += limits.wake_s
     s.server[0].unread = s.server[0].unread_end
     size = _take_batch(s, limits, now_s)
     for i in range(size):

@@ -26,7 +26,16 @@ class ServerModel:
     prefill_tokens: int = 64
     """Tokens of a prompt that run between two batches."""
 
+    message_share: float = 0.45
+    """Of the processor's time for a message that comes alone, what it takes in company; the rest is once for each batch.
+
+    A profile sees messages one at a time, each of which wakes the threads that handle it. The default is what batches of 14 cost
+    beside the same batches without a server (``benchmarks/results/runtime_vision_*``).
+    """
+
     def __post_init__(self) -> None:
+        if not 0 <= self.message_share <= 1:
+            raise ConfigError("message_share", f"must be from 0 to 1, got {self.message_share!r}")
         for name in ("max_batch", "max_waiting", "max_sessions", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"must be at least 1, got {getattr(self, name)!r}")

@@ -9,7 +9,7 @@ from serverlight.errors import ConfigError
 from serverlight.frontier import Frontier
 from serverlight.search.profile import Profile
 from serverlight.simulation.parts import Crossing, Group, ServerModel
-from serverlight.simulation.tables import message_bytes, message_ms
+from serverlight.simulation.tables import message_bytes, message_ms, wake_ms
 
 __all__ = ["alone_ms", "best_crossing", "busy_ms", "cut_crossings", "frontier_crossings", "full_server"]
 
@@ -129,7 +129,8 @@ def busy_ms(group: Group, server: ServerModel) -> float:
         return 0.0
     rows = min(BATCH, server.max_batch)
     tail_ms = server.profile.cut(group.crossing.cut).tail.ms(rows=rows, context=_context(group)) / rows
-    return message_ms(group, server, message_bytes(group, 1))[0] + _decode_ms(group, server) + tail_ms
+    messages_ms = message_ms(group, server, message_bytes(group, 1))[0] - wake_ms(server) * (1 - 1 / rows)
+    return messages_ms + _decode_ms(group, server) + tail_ms
 
 
 def _decode_ms(group: Group, server: ServerModel) -> float:

@@ -12,7 +12,7 @@ from serverlight.search.profile import Curve
 from serverlight.simulation.kernels import GROUP, MESSAGE, WORK, Tables
 from serverlight.simulation.parts import Group, ServerModel
 
-__all__ = ["CHUNK_TOKENS", "chunk_tokens", "message_bytes", "message_ms", "tables_of"]
+__all__ = ["CHUNK_TOKENS", "chunk_tokens", "message_bytes", "message_ms", "tables_of", "wake_ms"]
 
 CHUNK_TOKENS = 128
 """Tokens of a prompt that cross at a time, as ``generation.CHUNK_TOKENS``."""
@@ -42,6 +42,11 @@ def message_ms(group: Group, server: ServerModel, num_bytes: float) -> tuple[flo
     return busy_ms, max(0.0, sum(latency) / 2 - busy_ms)
 
 
+def wake_ms(server: ServerModel) -> float:
+    """What a batch's messages take the server once, however many there are."""
+    return (1 - server.message_share) * server.profile.message.server.ms(tokens=0.0)
+
+
 def tables_of(groups: Sequence[Group], server: ServerModel, arrivals: NDArray[np.float64]) -> Tables:
     """Tables for these groups at this server; raises :class:`ConfigError` where a profile is of another model or cut."""
     for group in groups:
@@ -69,7 +74,7 @@ def _of_group(group: Group, server: ServerModel, places: Mapping[str, int]) -> t
         group.link.delay_ms / _KILO,
         group.link.jitter_ms / _KILO,
         _link_ms(group, group.crossing.reply_bytes) / _KILO,
-        message_ms(group, server, 0.0)[0] / 2 / _KILO,
+        server.message_share * message_ms(group, server, 0.0)[0] / 2 / _KILO,
         places.get(group.crossing.cut, 0),
         group.new_tokens,
         group.crossing.way == "all-device",
@@ -88,7 +93,7 @@ def _of_message(group: Group, server: ServerModel, tokens: int) -> tuple[float, 
         _link_ms(group, num_bytes) / _KILO,
         num_bytes,
         rest_ms / 2 / _KILO,
-        (busy_ms - message_ms(group, server, 0.0)[0] / 2) / _KILO,
+        (busy_ms - (1 - server.message_share / 2) * message_ms(group, server, 0.0)[0]) / _KILO,
         _decode_ms(group, server, tokens) / _KILO,
     )
 

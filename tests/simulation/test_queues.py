@@ -39,7 +39,7 @@ def fleet(profile: Profile, devices: int = 1, rate_per_s: float | None = None, *
 @pytest.mark.parametrize("load", [0.3, 0.7, 0.9])
 def test_one_at_a_time_waits_as_in_an_m_d_1(load: float) -> None:
     """Random arrivals at a server that takes one at a time wait ``load / (2 (1 - load))`` services in the mean."""
-    run = fleet(make_profile({"c": ms(10.0)}), 50, load * 100 / 50, max_batch=1, duration_s=20_000.0, warmup_s=100.0)
+    run = fleet(make_profile({"c": ms(10.0)}), 50, load * 100 / 50, max_batch=1, duration_s=4_000.0, warmup_s=100.0)
     figures = simulate(run)
     wait_ms = 10.0 * load / (2 * (1 - load))
     assert figures.wait_ms == pytest.approx(wait_ms, rel=0.05)

@@ -104,10 +104,10 @@ class _Run:
             max_delay_s=server.max_delay_ms / 1e3,
             prefill_tokens=server.prefill_tokens,
             chunk_tokens=chunk_tokens(server),
-            warm_s=fleet.warmup_s,
-            end_s=fleet.duration_s,
-            wake_s=wake_ms(server) / 1e3,
-            slot_s=slot_s,
+            warm_s=float(fleet.warmup_s),
+            end_s=float(fleet.duration_s),
+            wake_s=float(wake_ms(server) / 1e3),
+            slot_s=float(slot_s),
             one_process=fleet.one_process,
         )
 

@@ -53,7 +53,7 @@ class Limits(NamedTuple):
     warm_s: float
     end_s: float
     wake_s: float
-    """Of a batch, for its messages together."""
+    """Of a batch that the server has waited for, for its messages together."""
 
     slot_s: float
     """Of the curve of arrivals."""
@@ -176,6 +176,7 @@ SERVER = np.dtype(
         ("scan", "i8"),
         ("unread", "i8"),
         ("unread_end", "i8"),
+        ("is_asleep", "i8"),  # whether it has waited since the last batch
         ("batch_s", "f8"),
         ("mean_s", "f8"),
         ("newest_s", "f8"),  # when somebody last sent something, and when somebody else did
@@ -689,7 +690,8 @@ def _run_steps(
 @njit
 def _run_batch(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rng: np.random.Generator) -> float:
     started_s = now_s
-    now_s += limits.wake_s
+    now_s += limits.wake_s * s.server[0].is_asleep
+    s.server[0].is_asleep = 0
     s.server[0].unread = s.server[0].unread_end
     size = _take_batch(s, limits, now_s)
     for i in range(size):
@@ -731,6 +733,7 @@ def run_server(s: State, t: Tables, limits: Limits, o: Outcome, rng: np.random.G
             if not s.server[0].heap:
                 return now_s
             now_s = max(now_s, s.heap[0].at_s)
+            s.server[0].is_asleep = 1
             continue
         if s.server[0].waiting < limits.max_batch and limits.max_delay_s > 0:
             closes_s = _closes_s(s, limits, now_s)
@@ -748,6 +751,7 @@ def run_server(s: State, t: Tables, limits: Limits, o: Outcome, rng: np.random.G
                     now_s += spent_s
                 else:
                     now_s = min(closes_s, s.heap[0].at_s) if s.server[0].heap else closes_s
+                    s.server[0].is_asleep = 1
                 continue
         now_s = _run_batch(s, t, limits, o, now_s, rng)
 

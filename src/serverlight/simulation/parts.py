@@ -27,7 +27,8 @@ class ServerModel:
     """Tokens of a prompt that run between two batches."""
 
     message_share: float = 0.45
-    """Of the processor's time for a message that comes alone, what it takes in company; the rest is once for each batch.
+    """Of the processor's time for a message that comes alone, what it takes in company; the rest is once for each batch
+    that the server has waited for.
 
     A profile sees messages one at a time, each of which wakes the threads that handle it. The default is what batches of 14 cost
     beside the same batches without a server (``benchmarks/results/runtime_vision_*``).

@@ -43,7 +43,7 @@ def message_ms(group: Group, server: ServerModel, num_bytes: float) -> tuple[flo
 
 
 def wake_ms(server: ServerModel) -> float:
-    """What a batch's messages take the server once, however many there are."""
+    """What the messages of a batch take once, however many there are, where the server has waited for them."""
     return (1 - server.message_share) * server.profile.message.server.ms(tokens=0.0)
 
 

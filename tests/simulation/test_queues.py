@@ -94,13 +94,13 @@ def test_rows_of_a_sweep_join_at_their_cuts() -> None:
 
 def test_a_window_brings_those_that_come_again_into_one_batch() -> None:
     """Without a wait closed loops fall into two groups that take turns; with one they share a batch, as on the real server."""
-    profile = make_profile({"c": ms(30.0)}, latency=ms(4.0))
+    profile = make_profile({"c": ms(12.0)}, latency=ms(4.0))
     link = LinkConfig.parse("1ms,2ms")
     apart = simulate(fleet(profile, 8, duration_s=30.0, warmup_s=5.0, link=link))
     together = simulate(fleet(profile, 8, duration_s=30.0, warmup_s=5.0, link=link, max_delay_ms=15.0))
     assert apart.mean_batch < 5
-    assert together.mean_batch == pytest.approx(8.0, rel=0.01)
-    assert together.items_per_s > 1.2 * apart.items_per_s
+    assert together.mean_batch > 7
+    assert together.items_per_s > 1.1 * apart.items_per_s
 
 
 def test_full_places_lose_or_delay() -> None:

@@ -49,7 +49,7 @@ class Crossing:
     """Where a model is cut, and what crosses there: a plan, as far as time and bytes go."""
 
     way: Way = "split"
-    cut: str
+    cut: str = ""
     """``input`` (``layers.0``) for a full server; of no meaning where the device does it all."""
 
     request_bytes: float = 0.0

@@ -131,6 +131,7 @@ def test_systems_stand_side_by_side() -> None:
         (lambda: Crossing(cut="late", request_bytes=-1), "request_bytes"),
         (lambda: ServerModel(profile=PROFILE, max_batch=0), "max_batch"),
         (lambda: ServerModel(profile=PROFILE, message_share=2.0), "message_share"),
+        (lambda: ServerModel(profile=PROFILE, spread=-0.1), "spread"),
         (lambda: ServerModel(profile=PROFILE, max_delay_ms=-1.0), "max_delay_ms"),
         (lambda: Fleet(groups=(), server=SERVER), "devices"),
         (lambda: Fleet(groups=(group(),), server=SERVER, servers=0), "servers"),

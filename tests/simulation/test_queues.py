@@ -72,6 +72,15 @@ def test_one_device_alone_takes_the_sum_of_the_parts() -> None:
     assert figures.uplink_bytes_per_item == pytest.approx(5000, rel=0.01)
 
 
+def test_times_spread_above_the_lower_quartile() -> None:
+    """What a profile tells is the lower quartile; above it times have an exponential's tail."""
+    figures = simulate(fleet(make_profile({"c": ms(10.0)}), spread=0.2, duration_s=200.0), trace=10_000)
+    took_ms = (figures.trace[:, 5] - figures.trace[:, 4]) * 1e3
+    assert np.quantile(took_ms, 0.25) == pytest.approx(10.0, rel=0.01)
+    assert took_ms.mean() == pytest.approx(10 * (1 + 0.2 * (1 - math.log(4 / 3))), rel=0.01)
+    assert took_ms.std() == pytest.approx(2.0, rel=0.05)
+
+
 def test_one_text_takes_its_prompt_and_its_steps() -> None:
     """A prompt in pieces of 64, then steps whose context grows."""
     profile = make_profile({"c": ms(1.0, 0.5, per_context_ms=0.01)}, kind="language-model")

@@ -71,12 +71,12 @@ class Arrivals:
         rate = self._diurnal(middles) if self.process == "diurnal" else self._bursts(middles, duration_s, seed)
         return slot_s, np.cumsum(rate / rate.mean()) * slot_s
 
-    def _diurnal(self, at_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _diurnal(self, at_s: NDArray[np.floating]) -> NDArray[np.float64]:
         hour = at_s / DAY_S + self.start_hour / 24
         rate: NDArray[np.float64] = np.maximum(1e-9, 1 - self.depth * np.cos(2 * np.pi * hour))
         return rate
 
-    def _bursts(self, at_s: NDArray[np.float64], duration_s: float, seed: int) -> NDArray[np.float64]:
+    def _bursts(self, at_s: NDArray[np.floating], duration_s: float, seed: int) -> NDArray[np.float64]:
         source = np.random.default_rng([seed, 1])
         rate, begin_s = np.ones(len(at_s)), source.exponential(self.burst_every_s)
         while begin_s < duration_s:

@@ -107,6 +107,7 @@ class _Run:
             warm_s=float(fleet.warmup_s),
             end_s=float(fleet.duration_s),
             wake_s=float(wake_ms(server) / 1e3),
+            spread=float(server.spread),
             slot_s=float(slot_s),
             one_process=fleet.one_process,
         )

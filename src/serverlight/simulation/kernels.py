@@ -33,6 +33,9 @@ _NEWEST_SHARE, _LATE, _LEAST_GAP_S = 0.25, 2.0, 5e-4
 _TURN_SHARE, _ACTIVE_S = 0.2, 1.0
 """As in ``runtime/scheduler.py``."""
 
+_LOWER_QUARTILE = math.log(4 / 3)
+"""Of an exponential's times whose mean is one."""
+
 NONE = -1
 
 
@@ -54,6 +57,9 @@ class Limits(NamedTuple):
     end_s: float
     wake_s: float
     """Of a batch that the server has waited for, for its messages together."""
+
+    spread: float
+    """Of times above those of a profile, which are lower quartiles."""
 
     slot_s: float
     """Of the curve of arrivals."""
@@ -239,7 +245,7 @@ def _push(s: State, at_s: float, slot: int) -> None:
 
 @njit
 def _pop(s: State) -> int:
-    slot = s.heap[0].slot
+    slot: int = s.heap[0].slot
     size = s.server[0].heap - 1
     s.server[0].heap = size
     at_s, moved, i = s.heap[size].at_s, s.heap[size].slot, 0
@@ -261,6 +267,14 @@ def _pop(s: State) -> int:
 
 
 @njit
+def _vary(limits: Limits, rng: np.random.Generator) -> float:
+    """How many times as long as a profile says something takes: the lower quartile is one, what is above has a long tail."""
+    if limits.spread == 0:
+        return 1.0
+    return 1.0 + limits.spread * (rng.standard_exponential() - _LOWER_QUARTILE)
+
+
+@njit
 def _next_due(s: State, t: Tables, limits: Limits, device: int, rng: np.random.Generator) -> float:
     """When the device's next request is due by its arrivals; infinite after the end."""
     s.devices[device].asked += rng.standard_exponential() / t.groups[s.devices[device].group].rate_hz
@@ -275,7 +289,7 @@ def _next_due(s: State, t: Tables, limits: Limits, device: int, rng: np.random.G
 
 @njit
 def _new_slot(s: State, device: int, due_s: float) -> int:
-    slot = s.server[0].free
+    slot: int = s.server[0].free
     s.server[0].free = s.slots[slot].following
     s.slots[slot].device, s.slots[slot].due_s = device, due_s
     return slot
@@ -303,7 +317,7 @@ def _send(
         if limits.warm_s <= ready_s < limits.end_s:
             o.groups[group].bytes += t.messages[group, tokens].up_bytes
         if not (limits.one_process and t.groups[group].rate_hz == 0):
-            ready_s += t.messages[group, tokens].half_s
+            ready_s += t.messages[group, tokens].half_s * _vary(limits, rng)
         ready_s = max(ready_s, s.devices[device].link_free_s) + t.messages[group, tokens].up_s
         s.devices[device].link_free_s = ready_s
         ready_s += t.groups[group].delay_s + t.groups[group].jitter_s * rng.random()
@@ -359,18 +373,18 @@ def _answer(
     """A reply on its way back, and what its device does next."""
     device = s.slots[slot].device
     group, tokens = s.devices[device].group, s.slots[slot].tokens
-    is_closed, done_s = t.groups[group].rate_hz == 0, replied_s
+    is_closed, done_s, sending_s = t.groups[group].rate_hz == 0, replied_s, 0.0
     if not t.groups[group].is_local:
         s.devices[device].answered_s = replied_s
         done_s += t.groups[group].down_s + t.groups[group].delay_s + t.groups[group].jitter_s * rng.random()
+        half_s = t.messages[group, tokens].half_s
         if limits.one_process and is_closed:
-            done_s = max(done_s, s.server[0].generator_s) + t.messages[group, tokens].half_s
-            s.server[0].generator_s = done_s + t.messages[group, tokens].half_s
+            sending_s = half_s * _vary(limits, rng)
+            done_s = max(done_s, s.server[0].generator_s) + half_s * _vary(limits, rng)
+            s.server[0].generator_s = done_s + sending_s
         else:
-            done_s += t.messages[group, tokens].half_s
-    after_s = done_s + t.groups[group].think_s
-    if limits.one_process and is_closed:
-        after_s += t.messages[group, tokens].half_s
+            done_s += half_s * _vary(limits, rng)
+    after_s = done_s + t.groups[group].think_s + sending_s
     if not limits.is_language:
         o.groups[group].answered += 1
         _record(s, t, limits, o, slot, done_s, 0)
@@ -458,7 +472,7 @@ def _put_back(s: State, slot: int) -> None:
 
 @njit
 def _take_first(s: State, device: int) -> int:
-    slot = s.devices[device].first
+    slot: int = s.devices[device].first
     s.devices[device].first = s.slots[slot].following
     s.devices[device].count -= 1
     s.server[0].waiting -= 1
@@ -478,7 +492,7 @@ def _give_up_newest(s: State, newcomer: int) -> int:
     before = s.devices[longest].first
     while s.slots[before].following != s.devices[longest].last:
         before = s.slots[before].following
-    given_up = s.devices[longest].last
+    given_up: int = s.devices[longest].last
     s.slots[before].following = NONE
     s.devices[longest].last = before
     s.devices[longest].count -= 1
@@ -548,7 +562,7 @@ def _admit(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rng: n
             s.slots[slot].arrived_s = s.slots[slot].begun_s = at_s
             _answer(s, t, limits, o, slot, at_s, rng)
         else:
-            read_s = t.messages[group, s.slots[slot].tokens].read_s
+            read_s = t.messages[group, s.slots[slot].tokens].read_s * _vary(limits, rng)
             now_s += read_s
             _arrive(s, t, limits, o, slot, at_s + read_s)
         if is_open:
@@ -619,7 +633,7 @@ def _run_requests(
                     s.batch[j] = s.batch[j - 1]
                 s.batch[done + count] = slot
                 count += 1
-        now_s = _admit(s, t, limits, o, now_s + t.rows[cut, count].fixed_s, rng)
+        now_s = _admit(s, t, limits, o, now_s + t.rows[cut, count].fixed_s * _vary(limits, rng), rng)
         for i in range(done, done + count):
             now_s += t.groups[s.devices[s.slots[s.batch[i]].device].group].reply_s
             _answer(s, t, limits, o, s.batch[i], now_s, rng)
@@ -658,7 +672,7 @@ def _run_steps(
             s.rows[num_rows] = slot
             num_rows += 1
     if num_rows:
-        now_s = _admit(s, t, limits, o, now_s + _sweep_s(s, t, num_rows), rng)
+        now_s = _admit(s, t, limits, o, now_s + _sweep_s(s, t, num_rows) * _vary(limits, rng), rng)
         for i in range(num_rows):
             now_s += t.groups[s.devices[s.slots[s.rows[i]].device].group].reply_s
             _answer(s, t, limits, o, s.rows[i], now_s, rng)
@@ -676,7 +690,7 @@ def _run_steps(
                 t.prompts[t.groups[group].cut, piece].fixed_s
                 + context * t.prompts[t.groups[group].cut, piece].context_s
             )
-            now_s = _admit(s, t, limits, o, now_s + taken_s, rng)
+            now_s = _admit(s, t, limits, o, now_s + taken_s * _vary(limits, rng), rng)
             s.slots[slot].left -= piece
             is_first = False
             if s.slots[slot].left == 0:

@@ -74,6 +74,9 @@ def simulate(
     max_batch_delay: Annotated[float, typer.Option(metavar="MS", min=0.0, help="As of `serve`.")] = 15.0,
     max_waiting: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that wait at a server.")] = 64,
     max_sessions: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at a server.")] = 64,
+    spread: Annotated[
+        float, typer.Option(metavar="X", help="How far times spread above a profile's, as a share of them.")
+    ] = 0.1,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="The same number, the same run.")] = 0,
     json: JsonOption = None,
     plot: Annotated[
@@ -104,7 +107,7 @@ def simulate(
     kinds = read_kinds(fleet, measured, Frontier.load(frontier) if frontier else None)
     server = ServerModel(
         profile=measured, max_batch=max_batch, max_delay_ms=max_batch_delay, max_waiting=max_waiting,
-        max_sessions=max_sessions,
+        max_sessions=max_sessions, spread=spread,
     )  # fmt: skip
     raw = full_server(measured, input_bytes=input_bytes)
     asked = None if closed else rate if rate is not None else 0.01 if is_language else 0.1

@@ -47,6 +47,9 @@ PLAYS = {
     "leaves": bytes([4, 8, 0, 0, 10, 0, 13, 0, 2, 13, 0, 0, 2, 8, 0, 0, 10, 0, 13, 0, 2, 1, 3, 4, 0]),
     "drains": bytes([4, 8, 0, 0, 10, 0, 13, 0, 2, 1, 13, 0, 0, 0xF4, 2, 8, 0, 0]),
     "talks": bytes([4, 8, 0, 0, 7, 1, 7, 1, 5, 3, 1, 2, 3, 6, 1, 0, 1, 0, 4, 4]),
+    "reads ahead": bytes([
+        4, 8, 0, 0, 10, 0, 13, 0, 2, 0x83, 11, 0, 200, 7, 200, 7, 0, 13, 0, 0, 0x83, 2, 8, 0, 0, 10, 0, 13, 0, 2, 0x83, 1,
+    ]),
     "lies": bytes([4, 8, 0, 0, 10, 0, 13, 0, 200, 23, 0, 13, 0, 240, 3, 1, 9, 3, 2, 1, 7, 0, 12, 8, 2, 23, 24, 0]),
 }  # fmt: skip
 """What an input may look like, all with five clients: in the first, one says hello, a session, a prompt and a token with a batch
@@ -188,6 +191,8 @@ def act(core: InlineCore, clients: list[Client], choices: Choices) -> None:
             core.work(1 + (what << 1))
         case 2:
             client.connect()
+        case 3 if byte & 128:
+            core.read_ahead()
         case 3:
             core.let_go_of_idle()
         case 4 if byte == 0xF4:

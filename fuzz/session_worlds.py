@@ -68,6 +68,11 @@ class InlineCore(ServerCore):
         self._left = batches
         self._live()
 
+    def read_ahead(self) -> None:
+        """As the compute thread does while a batch waits for more."""
+        while self._unprepared:
+            self._runner.prepare(self._unprepared.popleft())
+
     def let_go_of_idle(self) -> None:
         """As the compute thread does with sessions that had no step for long; here all of them."""
         for connection in self._sessions.idle(float("inf")):

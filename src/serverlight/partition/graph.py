@@ -101,6 +101,19 @@ class Partition:
         return f"Partition({self._module_name}, {len(self._lines)} cuts)"
 
     @property
+    def offered(self) -> tuple[CutPoint, ...]:
+        """The cuts to show people first: at the exits of modules, where at most one feature crosses, and at both ends.
+
+        Where several features cross, as inside a residual block, one pays for each of them.
+        """
+        ends = self.cuts[0], self.cuts[-1]
+        return tuple(
+            cut
+            for cut in self.cuts
+            if cut in ends or (cut.is_module_exit and sum(spec.is_feature for spec in cut.tensors) <= 1)
+        )
+
+    @property
     def inputs(self) -> Boundary:
         """What the module takes, in the order of its parameters."""
         return tuple(self._inputs.values())
@@ -124,6 +137,17 @@ class Partition:
         if line.cut.name not in self._sides:
             self._sides[line.cut.name] = self._build(line)
         return self._sides[line.cut.name]
+
+    def segment(self, first: CutPoint | str, last: CutPoint | str) -> fx.GraphModule:
+        """What lies between two cuts: from the tensors that cross the one to a tuple of those that cross the other.
+
+        Parameters are shared with the module. Raises :class:`ConfigError` where the second does not lie behind the first.
+        """
+        start, end = (self._line(cut if isinstance(cut, str) else cut.name) for cut in (first, last))
+        if start.cut.index > end.cut.index:
+            raise ConfigError("last", f"{end.cut.name!r} lies before {start.cut.name!r}; give the earlier cut first")
+        entries = list(zip(start.nodes, start.cut.tensors, strict=True))
+        return extract(self._source, entries, end.nodes, self._batch)
 
     def unflatten_outputs(self, leaves: Sequence[Tensor]) -> Any:
         """Puts the list that ``tail.flat`` returns into the module's own output structure."""

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from serverlight.codec.config import CodecConfig
 from serverlight.errors import (
     DeadlineExceeded,
-    PlanMismatch,
     QuotaExceeded,
     RemoteError,
     ServerBusy,
     ServerlightError,
 )
 from serverlight.plan import Plan
+from serverlight.runtime.catalogue import Catalogue, Engine
 from serverlight.runtime.connection import Connection, shutting_down
+from serverlight.runtime.engines import Engines
 from serverlight.runtime.memory import is_out_of_memory
 from serverlight.runtime.messages import (
     Failure,
@@ -69,26 +68,17 @@ class Runner(Protocol):
 class ServerCore:
     """Takes streams from any transport and runs their requests, in batches, on a thread of its own.
 
-    ``plans`` has one plan for each cut that is served. With ``codec`` given, clients must use exactly these settings;
-    otherwise any, since a frame describes itself. ``quotas`` has the shares of clients that have a name.
+    ``catalogue`` has the models that are served. ``quotas`` has the shares of clients that have a name.
     """
 
     def __init__(
-        self,
-        runner: Runner,
-        plans: Mapping[str, Plan],
-        *,
-        codec: CodecConfig | None = None,
-        config: ServerConfig | None = None,
-        quotas: Quotas | None = None,
-        head_shares: Mapping[str, float] | None = None,
+        self, catalogue: Catalogue, *, config: ServerConfig | None = None, quotas: Quotas | None = None
     ) -> None:
         self.config, self._quotas = config or ServerConfig(), quotas or Quotas()
-        self.head_shares = dict(head_shares or {})  # the device's part of the whole model's work, where it is known
         self.observer = Observer()  # is told what happens; to be set before the start
         self.has_crashed = False  # the compute thread ended by an error: nothing is answered any more
         self.num_answered = 0  # by the compute thread, since the start
-        self._runner, self._plans, self._codec = runner, dict(plans), codec
+        self.engines = Engines(catalogue)
         self._scheduler = Scheduler(max_waiting=self.config.max_waiting)
         self._sessions = SessionTable(
             max_sessions=self.config.max_sessions,
@@ -108,7 +98,8 @@ class ServerCore:
     # -- life cycle ------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Starts the compute thread."""
+        """Starts the compute thread, and the one that loads models."""
+        self.engines.start()
         self._thread.start()
         return self
 
@@ -128,11 +119,12 @@ class ServerCore:
         return len(given_up) + len(self._running)
 
     def stop(self) -> None:
-        """Ends the compute thread; a request that is running is waited for."""
+        """Ends the threads; a request that is running is waited for."""
         with self._changed:
             self._is_draining = self._is_stopped = True
             self._changed.notify_all()
         self._thread.join()
+        self.engines.stop()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -194,18 +186,9 @@ class ServerCore:
             self._sessions.remove(connection)
             self._scheduler.forget(connection)
             self._changed.notify_all()
+        if connection.engine is not None:
+            self.engines.release(connection.engine)
         self.observer.stream_closed(connection)
-
-    def agree(self, plan: Plan) -> None:
-        """Raises :class:`PlanMismatch`, worded for the client, unless this server serves the client's plan."""
-        anyones = next(iter(self._plans.values()))
-        plan.check_compatible(self._plans.get(plan.cut, dataclasses.replace(anyones, cut=plan.cut)))
-        if plan.cut not in self._plans:
-            raise PlanMismatch("cut", plan.cut, ", ".join(self._plans))
-        for field in dataclasses.fields(CodecConfig) if self._codec else ():
-            ours, theirs = getattr(plan.codec, field.name), getattr(self._codec, field.name)
-            if ours != theirs:
-                raise PlanMismatch(f"codec.{field.name}", ours, theirs)
 
     def submit(self, job: Job) -> None:
         """Queues a request; raises :class:`ServerBusy` or :class:`PeerUnavailable` at once if it cannot be taken.
@@ -240,19 +223,14 @@ class ServerCore:
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """One for each cut that is served; they name the model."""
-        return tuple(self._plans.values())
+        """One for each cut of each model that is loaded; they name the model."""
+        return tuple(plan for engine in self.engines.catalogue.engines for plan in engine.plans.values())
 
-    @property
-    def cuts(self) -> tuple[str, ...]:
-        """The cuts that are served."""
-        return tuple(self._plans)
-
-    def open_session(self, owner: Connection, plan: Plan, opened: OpenSession) -> Session:
+    def open_session(self, owner: Connection, engine: Engine, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ServerBusy` at once where there are too many."""
         with self._changed:
             self._quotas.charge(owner.client, 0, time.monotonic())
-        session = self._runner.open_session(plan, opened)
+        session = engine.runner.open_session(plan, opened)
         with self._changed:
             if self._is_draining:
                 raise shutting_down()
@@ -321,7 +299,7 @@ class ServerCore:
                         connection.expire()
                 job = self._unprepared.popleft() if self._unprepared else None
             if job is not None:
-                self._runner.prepare(job)
+                self.engines.prepare(job)
 
     def _wait_s(self) -> float | None:
         """How long until there is something to run; ``None`` where only a change can tell."""
@@ -340,7 +318,7 @@ class ServerCore:
             yield job, _too_late(job)
         left = dict.fromkeys(job for job in self._running if job not in late)
         try:
-            for job, answer in self._runner.run(list(left), is_shared=self._is_shared):
+            for job, answer in self.engines.run(list(left), is_shared=self._is_shared):
                 del left[job]
                 yield job, answer
         except Exception as error:  # whatever a model raises, the thread must live on for the others

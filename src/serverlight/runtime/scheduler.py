@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from serverlight.errors import ServerBusy
 from serverlight.runtime.messages import InferReply, InferRequest, MoveCut, ServerMessage, Step, StepReply
 from serverlight.runtime.sessions import Session
+
+if TYPE_CHECKING:
+    from serverlight.runtime.catalogue import Engine
 
 __all__ = ["Answer", "Job", "Scheduler"]
 
@@ -31,6 +35,9 @@ class Job:
 
     weight: int = 1
     """How many requests its client has in one turn."""
+
+    engine: Engine | None = None
+    """Which model it is for."""
 
     cut: str
     """Which tail it is for."""

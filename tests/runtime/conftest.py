@@ -53,7 +53,10 @@ class EchoRunner:
         self.fail_on: dict[bytes, Exception] = {}
         self.seen: list[bytes] = []
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
+    def prepare(self, job: Job) -> None:
+        """Nothing is to be read before its turn."""
+
+    def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
         for job in jobs:
             try:
                 yield job, self.answer(job)

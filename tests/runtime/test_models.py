@@ -154,7 +154,10 @@ class Holding:
         self._log, self._name, self._may_run = log, name, may_run
         self.is_running = threading.Event()
 
-    def run(self, jobs: Sequence[Job], **how: Any) -> Iterator[tuple[Job, Answer]]:
+    def prepare(self, job: Job) -> None:
+        pass
+
+    def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
         self._log.append((self._name, len(jobs)))
         self.is_running.set()
         assert self._may_run.wait(20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
@@ -51,8 +52,14 @@ _log = logging.getLogger(__name__)
 class Runner(Protocol):
     """What the compute thread calls; :class:`serverlight.runtime.worker.Worker` is one."""
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
-        """Runs requests together and gives out each one's answer as soon as it is there; an error is the request's own."""
+    def prepare(self, job: Job) -> None:
+        """Is called while nothing else is to do, for a job that waits for others to join it; does not raise."""
+
+    def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
+        """Runs requests together and gives out each one's answer as soon as it is there; an error is the request's own.
+
+        ``is_shared`` says that other clients have work, too: then nothing should keep the thread for long.
+        """
 
     def open_session(self, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ProtocolError` where the model is no language model."""
@@ -82,6 +89,8 @@ class ServerCore:
         self._changed = threading.Condition()  # guards all below, the scheduler and the table of sessions
         self._window = Window(max_delay_s=self.config.max_batch_delay_ms / 1e3)
         self._running: list[Job] = []
+        self._unprepared = deque[Job]()  # came since the last batch was taken
+        self._is_shared = False
         self._connections: set[Connection] = set()
         self._is_draining = self._is_stopped = False
         self._thread = threading.Thread(target=self._live, name="serverlight-compute", daemon=True)
@@ -196,6 +205,7 @@ class ServerCore:
             given_up = self._scheduler.admit(job)
             self._window.arrived(job.owner, job.arrived_s)
             retry_after_ms = self._scheduler.retry_after_ms
+            self._unprepared.append(job)
             self._changed.notify_all()
         if given_up is not None:
             given_up.reply(Failure(request_id=given_up.request.request_id, error=ServerBusy(retry_after_ms)))
@@ -272,20 +282,33 @@ class ServerCore:
 
     def _next(self) -> list[Job]:
         """What runs next, once there is something and the window for more has closed; nothing when the server stops."""
-        with self._changed:
-            while not self._is_stopped:
-                wait_s = _IDLE_CHECK_S if len(self._sessions) else None
-                if self._scheduler.num_waiting:
-                    now_s = time.monotonic()
-                    wait_s = self._window.closes_s(oldest_s=self._scheduler.oldest_s, now_s=now_s) - now_s
-                    if wait_s <= 0 or self._scheduler.num_waiting >= self.config.max_batch_requests:
-                        break
-                self._changed.wait(wait_s)
-                for connection in self._sessions.idle(time.monotonic()):
-                    connection.expire()
-            if not self._is_stopped:
-                self._running = self._scheduler.take_batch(self.config.max_batch_requests)
-            return self._running
+        while True:
+            with self._changed:
+                if self._is_stopped:
+                    return []
+                if (wait_s := self._wait_s()) == 0:
+                    self._unprepared.clear()
+                    self._is_shared = self._scheduler.is_shared(time.monotonic())
+                    self._running = self._scheduler.take_batch(
+                        self.config.max_batch_requests, is_shared=self._is_shared
+                    )
+                    return self._running
+                if not self._unprepared:
+                    self._changed.wait(wait_s)
+                    for connection in self._sessions.idle(time.monotonic()):
+                        connection.expire()
+                job = self._unprepared.popleft() if self._unprepared else None
+            if job is not None:
+                self.engines.prepare(job)
+
+    def _wait_s(self) -> float | None:
+        """How long until there is something to run; ``None`` where only a change can tell."""
+        if not self._scheduler.num_waiting:
+            return _IDLE_CHECK_S if len(self._sessions) else None
+        if self._scheduler.num_waiting >= self.config.max_batch_requests:
+            return 0.0
+        now_s = time.monotonic()
+        return max(0.0, self._window.closes_s(oldest_s=self._scheduler.oldest_s, now_s=now_s) - now_s)
 
     def _run(self, now_s: float) -> Iterator[tuple[Job, Answer]]:
         late = [job for job in self._running if job.is_expired(now_s)]
@@ -295,7 +318,7 @@ class ServerCore:
             yield job, _too_late(job)
         left = dict.fromkeys(job for job in self._running if job not in late)
         try:
-            for job, answer in self.engines.run(list(left)):
+            for job, answer in self.engines.run(list(left), is_shared=self._is_shared):
                 del left[job]
                 yield job, answer
         except Exception as error:  # whatever a model raises, the thread must live on for the others

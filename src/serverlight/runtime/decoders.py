@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from serverlight.partition.kv_cache import LayerSize
 from serverlight.partition.sweep import Sweep
 from serverlight.partition.sweep_check import make_sweep
 from serverlight.plan import Plan
+from serverlight.runtime.clock import read_clocks
 from serverlight.runtime.decoder_session import DecoderSession, Room, Turn
 from serverlight.runtime.messages import InferRequest, OpenSession, StepReply
 from serverlight.runtime.scheduler import Answer, Job
@@ -57,8 +59,14 @@ class DecoderWorker:
         return DecoderSession(self._part, plan, opened, self._room)
 
     @torch.inference_mode()
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
-        """Goes on with sequences by a step each; a prompt that is not through has no answer yet."""
+    def prepare(self, job: Job) -> None:
+        """Reads a step before its turn; what is wrong with it is said when that comes."""
+        with contextlib.suppress(Exception):
+            self._begin(job)
+
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[Job], *, is_shared: bool = False) -> Iterator[tuple[Job, Answer]]:
+        """Goes on with sequences by a step each; a prompt that is not through has no answer yet, shared or not."""
         rows, prompts = list[tuple[Job, Turn]](), list[tuple[Job, Turn]]()
         for job in jobs:
             try:
@@ -82,15 +90,17 @@ class DecoderWorker:
 
     def _run_rows(self, rows: Sequence[tuple[Job, Turn]]) -> Iterator[tuple[Job, Answer]]:
         if self._sweep is not None and len(rows) > 1:
-            for turn in (turns := [turn for _, turn in rows]):
-                turn.clock.lap("queue")
+            turns, now = [turn for _, turn in rows], read_clocks()
+            for turn in turns:
+                turn.clock.lap("queue", now=now)
             try:
                 outputs = self._sweep([turn.hidden for turn in turns], [turn.cache for turn in turns])
             except Exception:
                 _log.exception("a batch of %d steps failed; each runs alone", len(rows))
             else:
+                now = read_clocks()
                 for turn in turns:
-                    turn.clock.lap("tail", shared_by=len(rows))
+                    turn.clock.lap("tail", shared_by=len(rows), now=now)
                 for (job, turn), output in zip(rows, torch.split(outputs, 1), strict=True):
                     yield job, _result_of(functools.partial(turn.finish, output))
                 return

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from serverlight.errors import ModelLoading
 from serverlight.plan import Plan
@@ -75,8 +74,16 @@ class Engines:
         with self._changed:
             self._catalogue.release(engine, time.monotonic())
 
-    def run(self, jobs: Sequence[Job], **how: Any) -> Iterator[tuple[Job, Answer]]:
-        """Runs the requests of each model together, one model after the other; an error is of one model's requests."""
+    def prepare(self, job: Job) -> None:
+        """Does for a request what can be done before its turn."""
+        assert job.engine is not None
+        job.engine.runner.prepare(job)
+
+    def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
+        """Runs the requests of each model together, one model after the other; an error is of one model's requests.
+
+        ``is_shared`` is handed on to each.
+        """
         by_engine: dict[Engine, list[Job]] = {}
         for job in jobs:
             assert job.engine is not None
@@ -84,7 +91,7 @@ class Engines:
         for engine, own in by_engine.items():
             left = dict.fromkeys(own)
             try:
-                for job, answer in engine.runner.run(own, **how):
+                for job, answer in engine.runner.run(own, is_shared=is_shared):
                     del left[job]
                     yield job, answer
             except Exception as error:

@@ -21,6 +21,7 @@ from serverlight.runtime.core import ServerConfig, ServerCore
 from serverlight.runtime.grpc_transport import GrpcServer
 from serverlight.runtime.health import Health, watch_over
 from serverlight.runtime.injection import InjectingServer
+from serverlight.runtime.loops import run_on_loop
 from serverlight.runtime.quotas import Quotas
 from serverlight.runtime.security import Security
 
@@ -177,7 +178,7 @@ class Server:
         self.drain()
 
     def _serve(self) -> None:
-        asyncio.run(self._serve_on_loop())
+        run_on_loop(self._serve_on_loop())
 
     async def _serve_on_loop(self) -> None:
         config = self._core.config

@@ -155,7 +155,7 @@ class Holding:
         self.is_running = threading.Event()
 
     def prepare(self, job: Job) -> None:
-        pass
+        """Nothing is to be read."""
 
     def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
         self._log.append((self._name, len(jobs)))

@@ -75,15 +75,12 @@ class Engines:
             self._catalogue.release(engine, time.monotonic())
 
     def prepare(self, job: Job) -> None:
-        """Does for a request what can be done before its turn."""
+        """Reads a request before its turn."""
         assert job.engine is not None
         job.engine.runner.prepare(job)
 
     def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
-        """Runs the requests of each model together, one model after the other; an error is of one model's requests.
-
-        ``is_shared`` is handed on to each.
-        """
+        """Runs the requests of each model together, one model after the other; an error is of one model's requests."""
         by_engine: dict[Engine, list[Job]] = {}
         for job in jobs:
             assert job.engine is not None

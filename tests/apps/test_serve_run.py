@@ -12,12 +12,19 @@ import pytest
 import torch
 
 import serverlight as sl
+from serverlight.apps.limit_options import LimitOptions
 from serverlight.errors import PeerUnavailable
+from serverlight.runtime import ServerConfig
 
 Cli = Callable[..., Any]
 StartServer = Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]]
 
 END_S = 60
+
+
+def test_limits_are_those_of_the_config() -> None:
+    """A server that is told nothing on the command line has the limits of one that is told nothing in Python."""
+    assert LimitOptions().read() == ServerConfig()
 
 
 def test_run_says_what_it_takes(cli: Cli, server: dict[str, Any], tmp_path: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import threading
@@ -114,6 +115,23 @@ def test_steps_run_together(tail: LoadedDecoder) -> None:
             assert answer.logprob == pytest.approx(expected.logprob, rel=1e-4)
             assert (answer.timing.batch_size, expected.timing.batch_size) == (4, 1)
     assert together.reserved == alone.reserved
+
+
+def test_unlike_lengths_are_kept_apart(tail: LoadedDecoder) -> None:
+    """Where padding to the longest would take more memory than all may have, sequences of like length run together, and
+    each has the tokens that it has alone.
+    """
+    lengths = (40, 2, 3, 30)
+    apart, alone = Sessions(tail), Sessions(tail)
+    apart.worker._room = dataclasses.replace(apart.worker._room, max_kv_bytes=apart.worker._room.num_bytes(1, 100))
+    for sessions in (apart, alone):
+        for row, num_tokens in enumerate(lengths):
+            sessions.finish(sessions.job(row, num_tokens))
+    answers = apart.run(*(apart.job(row) for row in range(4)))
+    for row in range(4):
+        answer, expected = answers[row], alone.finish(alone.job(row))
+        assert isinstance(answer, StepReply)
+        assert (answer.token_id, answer.timing.batch_size) == (expected.token_id, 2)
 
 
 def test_prompt_does_not_stall_others(tail: LoadedDecoder) -> None:

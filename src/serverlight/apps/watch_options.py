@@ -45,6 +45,11 @@ class WatchOptions:
         bool, typer.Option("--log-json", help="Write the log as lines of JSON on standard error, with sessions.")
     ] = False
 
+    trace: Annotated[
+        bool,
+        typer.Option("--trace", help="Send a span of each request by OTLP, where OTEL_EXPORTER_OTLP_ENDPOINT says."),
+    ] = False
+
     def say(self, text: str) -> None:
         """A line on standard error, as the log has them."""
         if self.log_json:
@@ -57,7 +62,7 @@ class WatchOptions:
         """Watches a server that has not been started yet; yields the dashboard's URL, if there is one.
 
         ``facts`` are what the server says of itself when it is ready. Raises :class:`AddressInUse`, and
-        :class:`MissingDependency` where there is no web server or prometheus_client.
+        :class:`MissingDependency` where there is no web server, prometheus_client or OpenTelemetry.
         """
         from serverlight.runtime.observe import Recorder
         from serverlight.runtime.tally import Tally
@@ -69,6 +74,10 @@ class WatchOptions:
 
                 log_as_json()
                 sinks.append(SessionLog(tally).take)
+            if self.trace:
+                from serverlight.runtime.tracing import exported
+
+                sinks.append(stack.enter_context(exported()).take)
             dashboard = _Dashboard(server, tally, facts) if self.http is not None else None
             recorder = Recorder(*sinks, tally.take, on_tick=dashboard.tick if dashboard else None)
             if dashboard is not None and self.http is not None:

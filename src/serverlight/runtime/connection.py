@@ -33,6 +33,7 @@ from serverlight.runtime.messages import (
 )
 from serverlight.runtime.scheduler import Job
 from serverlight.runtime.sessions import Session
+from serverlight.runtime.tracing import caller
 
 if TYPE_CHECKING:
     from serverlight.runtime.catalogue import Engine
@@ -48,7 +49,7 @@ class Connection:
 
     def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None], client: str | None) -> None:
         self._core, self._reply, self.client = core, reply, client
-        self.number = next(self._numbers)
+        self.number, self.caller = next(self._numbers), caller.get()
         self._plan: Plan | None = None
         self.engine: Engine | None = None  # the model that it holds
         self._session: Session | None = None

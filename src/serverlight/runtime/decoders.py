@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -23,6 +23,8 @@ from serverlight.runtime.scheduler import Answer, Job
 from serverlight.runtime.sessions import Session
 
 __all__ = ["DecoderWorker", "LoadedDecoder"]
+
+Row = tuple[Job, Turn]
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class DecoderWorker:
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job], *, is_shared: bool = False) -> Iterator[tuple[Job, Answer]]:
         """Goes on with sequences by a step each; a prompt that is not through has no answer yet, shared or not."""
-        rows, prompts = list[tuple[Job, Turn]](), list[tuple[Job, Turn]]()
+        rows, prompts = list[Row](), list[Row]()
         for job in jobs:
             try:
                 begun = self._begin(job)
@@ -78,7 +80,8 @@ class DecoderWorker:
                 yield job, begun
             else:
                 (rows if begun.is_row else prompts).append((job, begun))
-        yield from self._run_rows(rows)
+        for group in self._groups(rows):
+            yield from self._run_rows(group)
         for number, (job, turn) in enumerate(prompts):
             yield job, _result_of(functools.partial(turn.advance, self._prefill_tokens)) if number == 0 else None
 
@@ -88,7 +91,14 @@ class DecoderWorker:
         assert isinstance(job.session, DecoderSession)
         return job.session.begin(job.request, job.reserve, arrived_s=job.arrived_s)
 
-    def _run_rows(self, rows: Sequence[tuple[Job, Turn]]) -> Iterator[tuple[Job, Answer]]:
+    def _groups(self, rows: list[Row]) -> Iterable[list[Row]]:
+        """All rows, or where padding to the longest would take more than all sequences may have: those of like length."""
+        longest = max(map(_length, rows), default=0)
+        if self._room.num_bytes(self._room.first, len(rows) * longest) <= self._room.max_kv_bytes:
+            return [rows]
+        return _of_like_length(rows)
+
+    def _run_rows(self, rows: Sequence[Row]) -> Iterator[tuple[Job, Answer]]:
         if self._sweep is not None and len(rows) > 1:
             turns, now = [turn for _, turn in rows], read_clocks()
             for turn in turns:
@@ -119,6 +129,21 @@ class DecoderWorker:
         with torch.inference_mode():
             self._part(torch.zeros(1, 1, self._part.hidden_size, dtype=self._part.dtype), cache)
         return cache.layer_sizes()
+
+
+def _length(row: Row) -> int:
+    return row[1].cache.num_tokens
+
+
+def _of_like_length(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Groups in which the longest has at most twice the tokens of any: so padding at most doubles what they take."""
+    group = list[Row]()
+    for row in sorted(rows, key=_length, reverse=True):
+        if group and _length(group[0]) > 2 * _length(row):
+            yield group
+            group = []
+        group.append(row)
+    yield group
 
 
 def _result_of(work: Callable[[], StepReply | None]) -> Answer:

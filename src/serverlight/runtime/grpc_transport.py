@@ -50,6 +50,7 @@ from serverlight.runtime.messages import (
 from serverlight.runtime.quotas import Bucket
 from serverlight.runtime.security import Security
 from serverlight.runtime.tokens import TokenFile
+from serverlight.runtime.tracing import HEADER, caller, context_of_caller, read_header
 from serverlight.runtime.transport import (
     DEFAULT_MAX_MESSAGE_BYTES,
     Connection,
@@ -180,7 +181,7 @@ class GrpcTransport:
         """Starts to connect; a server that is not there shows at ``listener.on_closed``."""
         self._channel = open_channel(self._address, self._credentials, client_options(self._max_message_bytes))
         connect = self._channel.stream_stream(f"/{SERVICE}/Connect", None, None)
-        self._call = connect(iter(self._outbox.get, None), metadata=metadata_of(self._credentials))
+        self._call = connect(iter(self._outbox.get, None), metadata=_headers(self._credentials))
         self._reader = threading.Thread(target=self._read, args=(listener,), name="serverlight-replies", daemon=True)
         self._reader.start()
 
@@ -223,6 +224,11 @@ class GrpcTransport:
         ):
             return error
         return error_of_status(code, f"{self._address}: {details}")
+
+
+def _headers(credentials: Credentials) -> tuple[tuple[str, str], ...]:
+    trace = context_of_caller()
+    return (*metadata_of(credentials), *(((HEADER, trace),) if trace else ()))
 
 
 def _too_large(num_bytes: int, limit: int) -> MessageTooLarge:
@@ -318,6 +324,7 @@ class GrpcServer:
 
     async def _connect(self, _requests: AsyncIterator[bytes], context: Any) -> None:
         stream = _ServerStream(context, self._mailbox, self._max_in_flight, self._max_message_bytes)
+        caller.set(read_header(dict(context.invocation_metadata() or ()).get(HEADER)))
         connection = stream.connection = self._core.connect(stream.reply, client=client_name(context))
         self._streams.add(stream)
         reading = asyncio.ensure_future(stream.read(connection, self._hello_timeout_s))

@@ -19,17 +19,7 @@ from serverlight.codec import Codec, CodecConfig
 Cli = Callable[..., Any]
 
 COMMANDS = [
-    "demo",
-    "serve",
-    "token",
-    "run",
-    "generate",
-    "edge",
-    "chaos",
-    "cuts",
-    "eval",
-    "calibrate",
-    "inspect",
+    *("demo", "serve", "token", "run", "generate", "edge", "chaos", "cuts", "profile", "eval", "calibrate", "inspect"),
     "bench",
 ]
 

@@ -19,10 +19,11 @@ Kind = Literal["single-shot", "language-model"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """Milliseconds of some work, as a line in the tokens and in what they attend to.
+    """Milliseconds of some work, linear in the sequences, in their tokens and in what these attend to.
 
-    ``fixed + per_token * rows * tokens + per_context * rows * tokens * context``; a sample of a single-shot model counts as a
-    token.
+    ``fixed + per_token * rows * tokens + per_context * rows * tokens * context``, and for what does not grow with the tokens
+    of a sequence ``per_row * rows + per_past * rows * context``; with more than one token or sequence, ``together`` once. A
+    sample of a single-shot model counts as a token.
 
     >>> Curve(fixed_ms=1.0, per_token_ms=0.5, per_context_ms=0.001).ms(rows=4, context=1000)
     7.0
@@ -40,6 +41,15 @@ class Curve:
     residual: float = 0.0
     """Median of the absolute relative errors over the measurements that the curve was fitted to."""
 
+    per_row_ms: float = 0.0
+    """For each sequence, however many tokens it runs: a step in a batch costs more than one more token of a prompt."""
+
+    per_past_ms: float = 0.0
+    """For each earlier token of each sequence: its keys and values are read once, however many tokens are run."""
+
+    together_ms: float = 0.0
+    """As soon as there is more than one token: products of matrices take other kernels than those with a vector."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if not 0 <= getattr(self, field.name) < math.inf:
@@ -49,7 +59,15 @@ class Curve:
 
     def ms(self, *, rows: float = 1.0, tokens: float = 1.0, context: float = 0.0) -> float:
         """Time of ``rows`` sequences that each run ``tokens`` tokens with ``context`` tokens before them."""
-        return self.fixed_ms + rows * tokens * (self.per_token_ms + self.per_context_ms * context)
+        by_row = self.per_row_ms + self.per_past_ms * context
+        by_token = self.per_token_ms + self.per_context_ms * context
+        together = self.together_ms * min(1.0, max(0.0, rows * tokens - 1))
+        return self.fixed_ms + together + rows * (by_row + tokens * by_token)
+
+    def times(self, factor: float) -> Curve:
+        """The same work where it takes ``factor`` times as long."""
+        fields = dataclasses.asdict(self)
+        return Curve(**{name: value if name == "residual" else value * factor for name, value in fields.items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from serverlight.link import LinkConfig
 from serverlight.plan import Plan
 from serverlight.search import message_sizes
 from serverlight.search.constraints import Workload
-from serverlight.search.profile import CutCost, Profile
+from serverlight.search.profile import Curve, CutCost, Profile
 from serverlight.search.queueing import BatchTime, Load, closed_loop, open_loop
 
 __all__ = ["Candidate", "Prediction", "Scene", "predict", "token_budget"]
@@ -248,14 +248,13 @@ class _Parts:
         up_bytes, down_bytes = _message_bytes(payload_bytes, scene)
         kilo_elements = before.elements / _KILO
         message_ms, message_server_ms = _message_ms(up_bytes, scene)
-        fixed_ms = behind.tail.ms(rows=0)
         return cls(
             head_ms=0.0 if candidate.is_file else before.head.ms(context=scene.context),
             encode_ms=0.0 if candidate.is_file else scene.device.codec.encode.ms(tokens=kilo_elements),
             uplink_ms=scene.transfer_ms(up_bytes),
             downlink_ms=scene.transfer_ms(down_bytes),
             decode_ms=scene.server.codec.decode.ms(tokens=kilo_elements),
-            tail=BatchTime(fixed_ms=fixed_ms, each_ms=behind.tail.ms(context=scene.context) - fixed_ms),
+            tail=_batch_time(behind.tail, scene.context),
             message_server_ms=message_server_ms,
             message_rest_ms=max(0.0, message_ms - message_server_ms),
             uplink_bytes=up_bytes,
@@ -266,7 +265,14 @@ class _Parts:
     def batch(self) -> BatchTime:
         """What keeps the server: frames and messages one by one, the tail for all at once."""
         each_ms = self.decode_ms + self.message_server_ms + self.tail.each_ms
-        return BatchTime(fixed_ms=self.tail.fixed_ms, each_ms=each_ms)
+        return dataclasses.replace(self.tail, each_ms=each_ms)
+
+
+def _batch_time(curve: Curve, context: float) -> BatchTime:
+    """One token or sample of each request."""
+    one, two, three = (curve.ms(rows=rows, context=context) for rows in (1, 2, 3))
+    each_ms = three - two
+    return BatchTime(fixed_ms=one - each_ms, each_ms=each_ms, together_ms=max(0.0, two - one - each_ms))
 
 
 def _message_bytes(payload_bytes: int, scene: Scene) -> tuple[int, int]:

@@ -24,18 +24,19 @@ _CLOSE = 1e-12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchTime:
-    """What a batch keeps the compute thread for: so long, and so long more for each request."""
+    """What a batch keeps the compute thread for: so long, so long more for each request, and more again for two or more."""
 
     fixed_ms: float
     each_ms: float
+    together_ms: float = 0.0
 
     def ms(self, requests: float) -> float:
         """Of a batch of so many.
 
-        >>> BatchTime(fixed_ms=2.0, each_ms=0.5).ms(4)
-        4.0
+        >>> BatchTime(fixed_ms=2.0, each_ms=0.5, together_ms=1.0).ms(4)
+        5.0
         """
-        return self.fixed_ms + self.each_ms * requests
+        return self.fixed_ms + self.each_ms * requests + self.together_ms * min(1.0, requests - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,16 +74,17 @@ def closed_loop(devices: int, think_ms: float, batch: BatchTime) -> Load:
     """
     if devices == 1 or (devices <= MAX_BATCH and think_ms <= min(MAX_DELAY_MS, batch.ms(devices))):
         run_ms = batch.ms(devices)
-        return _load(devices / (think_ms + run_ms), 0.0, run_ms, devices, batch)
+        return _load(devices / (think_ms + run_ms), 0.0, run_ms, devices, run_ms / devices)
     sizes = np.arange(1, min(devices, MAX_BATCH) + 1)
-    times_ms = batch.fixed_ms + batch.each_ms * sizes
+    times_ms = np.array([batch.ms(size) for size in sizes])
     arrivals = _arrivals(devices, sizes, -np.expm1(-times_ms / max(think_ms, 1e-9)))
     shares = _stationary(arrivals)
     idle_ms = float(shares @ arrivals[:, 0]) * think_ms / devices
-    per_ms = float(shares @ sizes) / (float(shares @ times_ms) + idle_ms)
-    run_ms = float(shares @ (sizes * times_ms) / (shares @ sizes))
+    size, time_ms = float(shares @ sizes), float(shares @ times_ms)
+    per_ms = size / (time_ms + idle_ms)
+    run_ms = float(shares @ (sizes * times_ms)) / size
     wait_ms = max(0.0, devices / per_ms - think_ms - run_ms)
-    return _load(per_ms, wait_ms, run_ms, float(shares @ sizes), batch)
+    return _load(per_ms, wait_ms, run_ms, size, time_ms / size)
 
 
 def open_loop(devices: int, rate_per_s: float, batch: BatchTime) -> Load:
@@ -96,7 +98,7 @@ def open_loop(devices: int, rate_per_s: float, batch: BatchTime) -> Load:
     """
     per_ms, longest_ms = rate_per_s / 1e3, batch.ms(MAX_BATCH)
     if per_ms * longest_ms >= MAX_BATCH:
-        return _load(MAX_BATCH / longest_ms, math.inf, longest_ms, MAX_BATCH, batch)
+        return _load(MAX_BATCH / longest_ms, math.inf, longest_ms, MAX_BATCH, longest_ms / MAX_BATCH)
     somebody = 1.0 - _NOT_AWAITED ** (devices - 1)
     size = 1.0
     for _ in range(_MAX_ROUNDS):
@@ -107,7 +109,7 @@ def open_loop(devices: int, rate_per_s: float, batch: BatchTime) -> Load:
             break
     run_ms = batch.ms(size)
     in_turn_ms = min(1.0, per_ms * run_ms / size) * run_ms / 2
-    return _load(per_ms, max(in_turn_ms, open_ms * (size + 1) / (2 * size)), run_ms, size, batch)
+    return _load(per_ms, max(in_turn_ms, open_ms * (size + 1) / (2 * size)), run_ms, size, run_ms / size)
 
 
 def _arrivals(devices: int, sizes: np.ndarray, chance: np.ndarray) -> np.ndarray:
@@ -137,8 +139,7 @@ def _stationary(arrivals: np.ndarray) -> np.ndarray:
     return shares / shares.sum()
 
 
-def _load(per_ms: float, wait_ms: float, run_ms: float, size: float, batch: BatchTime) -> Load:
-    busy_ms = batch.fixed_ms / size + batch.each_ms
+def _load(per_ms: float, wait_ms: float, run_ms: float, size: float, busy_ms: float) -> Load:
     return Load(
         wait_ms=wait_ms,
         run_ms=run_ms,

@@ -85,6 +85,12 @@ class Candidate:
     is_file: bool = False
     """Whether the input goes up as the file that it is, such as a JPEG: then the device computes nothing."""
 
+    tokens: int | None = None
+    """Of a language model: new tokens until the device's memory is full and it exits early; none where it holds all."""
+
+    then: Candidate | None = None
+    """Where it goes on, with the same settings."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
@@ -134,6 +140,8 @@ class Prediction:
     """Of the device's processor; none where nobody knows what it draws."""
 
     loss_pp: float
+    stages: tuple[Prediction, ...] = ()
+    """Before and after an early exit; then the figures above are means over all tokens, the move included."""
 
     @property
     def way(self) -> Way:
@@ -181,6 +189,8 @@ def predict(candidate: Candidate, scene: Scene) -> Prediction:
     """Every part of a request under a candidate; raises :class:`ConfigError` for a cut that a profile does not have."""
     if candidate.cut is None:
         return _predict_local(candidate, scene)
+    if candidate.then is not None:
+        return _predict_exit(candidate, scene)
     parts = _Parts.of(candidate, scene)
     load = _load(parts, scene)
     first_ms = None
@@ -220,6 +230,44 @@ def token_budget(cut: str, scene: Scene, memory_mib: float) -> int:
     if not cost.head_kv_bytes:
         return scene.workload.new_tokens if free_bytes >= 0 else 0
     return min(scene.workload.new_tokens, int(free_bytes // cost.head_kv_bytes) - scene.workload.prompt_tokens)
+
+
+def _predict_exit(candidate: Candidate, scene: Scene) -> Prediction:
+    """Some tokens at one cut, the rest at another, whose server first computes anew what came before (``runtime/exits.py``)."""
+    assert candidate.then is not None
+    assert candidate.tokens is not None
+    workload, made, then = scene.workload, candidate.tokens, candidate.then
+    left = workload.new_tokens - made
+    moved_tokens = workload.prompt_tokens + made
+    begun = dataclasses.replace(scene, workload=dataclasses.replace(workload, new_tokens=made))
+    load = dataclasses.replace(workload, prompt_tokens=moved_tokens, new_tokens=left)
+    first = predict(dataclasses.replace(candidate, tokens=None, then=None), begun)
+    second = predict(then, dataclasses.replace(scene, workload=load))
+    assert then.cut is not None
+    move_ms = scene.server.cut(then.cut).tail.ms(tokens=moved_tokens) / workload.new_tokens
+    move_bytes = moved_tokens * then.prompt_token_bytes / workload.new_tokens
+    means: dict[str, float] = {
+        name: (getattr(first, name) * made + getattr(second, name) * left) / workload.new_tokens for name in _MEANS
+    }
+    means["tail_ms"] += move_ms
+    means["server_busy_ms"] += move_ms
+    means["uplink_ms"] += scene.transfer_ms(move_bytes)
+    energies = first.energy_mj, second.energy_mj
+    return dataclasses.replace(
+        first,
+        candidate=candidate,
+        **means,
+        energy_mj=None if None in energies else (energies[0] * made + energies[1] * left) / workload.new_tokens,  # type: ignore[operator]
+        uplink_bytes=round((first.uplink_bytes * made + second.uplink_bytes * left) / workload.new_tokens + move_bytes),
+        device_memory_bytes=max(first.device_memory_bytes, second.device_memory_bytes),
+        stages=(first, second),
+    )
+
+
+_MEANS = (
+    "head_ms", "encode_ms", "uplink_ms", "rtt_ms", "queue_ms", "decode_ms", "tail_ms", "message_ms", "downlink_ms",
+    "server_busy_ms", "batch_size", "throughput_per_s", "server_utilisation", "loss_pp",
+)  # fmt: skip
 
 
 # -- parts ------------------------------------------------------------------------------------------

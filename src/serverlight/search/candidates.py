@@ -88,9 +88,7 @@ def _raw_input(scene: Scene) -> Candidate:
     return dataclasses.replace(raw, frame_bytes=half_bytes + _HALF_FRAME_BYTES, prompt_token_bytes=float(half_bytes))
 
 
-def _with_exits(
-    found: list[Candidate], scene: Scene, table: QualityTable, memory_mib: float
-) -> Iterator[Candidate]:
+def _with_exits(found: list[Candidate], scene: Scene, table: QualityTable, memory_mib: float) -> Iterator[Candidate]:
     """For a cut whose cache outgrows the device: as far as it holds, then on at the deepest cut that holds to the end."""
     cut = found[0].cut if found else None
     if cut is None or not 0 < (tokens := token_budget(cut, scene, memory_mib)) < scene.workload.new_tokens:

@@ -171,9 +171,7 @@ class _Field:
 def _frontier(field: _Field, constraints: Constraints) -> tuple[Prediction, ...]:
     """Of the plans that keep the caps which no link changes, those that no other beats in everything."""
     lasting = dataclasses.replace(constraints, **dict.fromkeys(LINK_CAPS & set(set_caps(constraints)), None))
-    allowed = [
-        point for point in field.predictions if all(b.field in LINK_CAPS for b in field.broken(point, lasting))
-    ]
+    allowed = [point for point in field.predictions if all(b.field in LINK_CAPS for b in field.broken(point, lasting))]
     costs = np.array([_costs(point) for point in allowed])
     kept = []
     for i, cost in enumerate(costs):

@@ -52,6 +52,11 @@ class Scene:
         """The most tokens, or samples, that run together on the device."""
         return min(self.workload.prompt_tokens, CHUNK_TOKENS) if self.is_text else 1
 
+    @property
+    def asked_per_s(self) -> float:
+        """Requests or steps of each device; zero where each follows the last answer."""
+        return (self.workload.requests_per_s or 0.0) * (self.workload.new_tokens if self.is_text else 1)
+
     def transfer_ms(self, num_bytes: float) -> float:
         """How long the link is busy with so many bytes."""
         rate = self.link.rate_bits_per_s
@@ -344,9 +349,8 @@ def _load(parts: _Parts, scene: Scene) -> Load:
     elsewhere_ms = parts.head_ms + parts.encode_ms + parts.uplink_ms + 2 * scene.one_way_ms + parts.downlink_ms
     if workload.requests_per_s is None:
         return closed_loop(workload.devices, elsewhere_ms + parts.message_rest_ms, parts.batch)
-    each_per_s = workload.requests_per_s * (workload.new_tokens if scene.is_text else 1)
-    load = open_loop(workload.devices, workload.devices * each_per_s, parts.batch)
-    device_keeps_up = each_per_s * max(parts.head_ms + parts.encode_ms, parts.uplink_ms) < _KILO
+    load = open_loop(workload.devices, workload.devices * scene.asked_per_s, parts.batch)
+    device_keeps_up = scene.asked_per_s * max(parts.head_ms + parts.encode_ms, parts.uplink_ms) < _KILO
     return load if device_keeps_up else dataclasses.replace(load, wait_ms=math.inf)
 
 
@@ -394,12 +398,11 @@ def _predict_local(candidate: Candidate, scene: Scene) -> Prediction:
             last.head.ms(tokens=size, context=start) + last.tail.ms(tokens=size, context=start)
             for size, start in zip(sizes, pieces, strict=True)
         )
-    none = dict.fromkeys(
-        ("encode_ms", "uplink_ms", "rtt_ms", "queue_ms", "decode_ms", "tail_ms", "message_ms", "downlink_ms"), 0.0
-    )
+    none = dict.fromkeys(("encode_ms", "uplink_ms", "rtt_ms", "decode_ms", "tail_ms", "message_ms", "downlink_ms"), 0.0)
     return Prediction(
         candidate=candidate,
         head_ms=run_ms,
+        queue_ms=0.0 if scene.asked_per_s * run_ms < _KILO else math.inf,
         **none,
         first_token_ms=first_ms,
         server_busy_ms=0.0,

@@ -68,9 +68,7 @@ def text_profile(speed: float = 1.0, *, layers: int = 8, watts: float | None = N
         for i in range(layers + 1)
     )
     base = vision_profile(speed)
-    return dataclasses.replace(
-        base, kind="language-model", cuts=cuts, weight_bytes=(4 + layers) * 2**20, watts=watts
-    )
+    return dataclasses.replace(base, kind="language-model", cuts=cuts, weight_bytes=(4 + layers) * 2**20, watts=watts)
 
 
 def row(cut: str, elements: int, bits: float, loss_pp: float, *, prompt_bits: float | None = None) -> QualityRow:

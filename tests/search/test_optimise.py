@@ -19,7 +19,8 @@ from serverlight.link import LinkConfig
 from serverlight.search.caps import broken_caps, objective_value
 from serverlight.search.constraints import Constraints, Objective, Workload
 from serverlight.search.optimise import SearchResult, optimise
-from serverlight.search.predict import Candidate, Prediction, Scene, predict
+from serverlight.search.predict import predict
+from serverlight.search.prediction import Candidate, Prediction, Scene
 from serverlight.search.quality import QualityTable
 
 DEVICE, SERVER = vision_profile(0.5, watts=3.0), vision_profile(4.0)

@@ -15,7 +15,8 @@ from serverlight.runtime.messages import Frame, InferReply, InferRequest, RawTen
 from serverlight.runtime.transport import wire_bytes
 from serverlight.search import message_sizes
 from serverlight.search.constraints import Workload
-from serverlight.search.predict import Candidate, Scene, predict, token_budget
+from serverlight.search.predict import predict, token_budget
+from serverlight.search.prediction import Candidate, Scene
 from serverlight.search.profile import MessageCost
 
 TIMING = Timing(queue_ms=0.1, decode_ms=0.2, tail_ms=0.3, cpu_ms=0.4, process_cpu_ms=2.0, sample_ms=0.3, batch_size=1)

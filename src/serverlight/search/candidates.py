@@ -9,7 +9,8 @@ from serverlight.codec.config import CodecConfig
 from serverlight.errors import PlanMismatch
 from serverlight.plan import same_revision
 from serverlight.search.constraints import Constraints
-from serverlight.search.predict import Candidate, Scene, token_budget
+from serverlight.search.predict import token_budget
+from serverlight.search.prediction import Candidate, Scene
 from serverlight.search.profile import Profile
 from serverlight.search.quality import QualityRow, QualityTable
 

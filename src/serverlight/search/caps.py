@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from serverlight.errors import ConfigError
 from serverlight.search.constraints import Constraints, Objective
-from serverlight.search.predict import Prediction, Scene
+from serverlight.search.prediction import Prediction, Scene
 
 __all__ = ["LINK_CAPS", "LOAD", "Broken", "broken_caps", "cap_values", "check_caps", "objective_value", "set_caps"]
 

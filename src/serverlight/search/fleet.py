@@ -12,7 +12,8 @@ from serverlight.link import LinkConfig
 from serverlight.search.candidates import candidates
 from serverlight.search.caps import broken_caps, check_caps, objective_value
 from serverlight.search.constraints import Constraints, Objective, Workload
-from serverlight.search.predict import Prediction, Scene, predict
+from serverlight.search.predict import predict
+from serverlight.search.prediction import Prediction, Scene
 from serverlight.search.profile import Profile
 from serverlight.search.quality import QualityTable
 
@@ -28,7 +29,7 @@ class Member:
     name: str
     device: Profile
     link: LinkConfig
-    constraints: Constraints = Constraints()
+    constraints: Constraints = dataclasses.field(default_factory=Constraints)
     requests_per_s: float = 1.0
     """Of each; of a language model, of decode steps."""
 

@@ -16,7 +16,8 @@ from serverlight.plan import Plan
 from serverlight.search.candidates import candidates
 from serverlight.search.caps import LINK_CAPS, Broken, broken_caps, cap_values, check_caps, objective_value, set_caps
 from serverlight.search.constraints import Constraints, Objective, Workload
-from serverlight.search.predict import Prediction, Scene, predict
+from serverlight.search.predict import predict
+from serverlight.search.prediction import Prediction, Scene
 from serverlight.search.profile import Profile
 from serverlight.search.quality import QualityTable
 

@@ -1,193 +1,22 @@
-"""What a request takes under a plan, from two profiles, a row of qualities, a link and a load. Pure functions: nothing is measured here."""
+"""What a request takes under a plan: from two profiles, a row of qualities, a link and a load, without measuring anything."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from serverlight.codec.config import CodecConfig
-from serverlight.frontier import Choice, Way
 from serverlight.generation import CHUNK_TOKENS
-from serverlight.link import LinkConfig
-from serverlight.plan import Plan
 from serverlight.search import message_sizes
-from serverlight.search.constraints import Workload
+from serverlight.search.prediction import MIB, Candidate, Prediction, Scene
 from serverlight.search.profile import Curve, CutCost, Profile
 from serverlight.search.queueing import BatchTime, Load, closed_loop, open_loop
 
-__all__ = ["Candidate", "Prediction", "Scene", "predict", "token_budget"]
+__all__ = ["predict", "token_budget"]
 
-_MIB = 2**20
 _KILO = 1e3
 _OUTPUT_ELEMENT_BYTES = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
-    """Everything but the plan."""
-
-    device: Profile
-    server: Profile
-    link: LinkConfig
-    workload: Workload
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the model is a language model."""
-        return self.device.kind == "language-model"
-
-    @property
-    def context(self) -> float:
-        """Tokens before the one that a mean decode step runs."""
-        return self.workload.prompt_tokens + (self.workload.new_tokens - 1) / 2 if self.is_text else 0.0
-
-    @property
-    def kept_tokens(self) -> int:
-        """Tokens whose keys and values are there in the end."""
-        return self.workload.prompt_tokens + self.workload.new_tokens if self.is_text else 0
-
-    @property
-    def chunk_tokens(self) -> int:
-        """The most tokens, or samples, that run together on the device."""
-        return min(self.workload.prompt_tokens, CHUNK_TOKENS) if self.is_text else 1
-
-    @property
-    def asked_per_s(self) -> float:
-        """Requests or steps of each device; zero where each follows the last answer."""
-        return (self.workload.requests_per_s or 0.0) * (self.workload.new_tokens if self.is_text else 1)
-
-    def transfer_ms(self, num_bytes: float) -> float:
-        """How long the link is busy with so many bytes."""
-        rate = self.link.rate_bits_per_s
-        return 0.0 if rate is None else num_bytes * 8e3 / rate
-
-    @property
-    def one_way_ms(self) -> float:
-        """Mean delay of a message."""
-        return self.link.delay_ms + self.link.jitter_ms / 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """What may be chosen: who runs the model, where it is cut, and what crosses."""
-
-    way: Way
-    cut: str | None = None
-    """None where the device does it all."""
-
-    codec: CodecConfig | None = None
-    frame_bytes: float = 0.0
-    """Of a sample, or of the frame of one token."""
-
-    prompt_token_bytes: float = 0.0
-    """Of a token within a prompt."""
-
-    loss_pp: float = 0.0
-    loss_interval_pp: tuple[float, float] = (0.0, 0.0)
-    is_measured: bool = True
-
-    is_file: bool = False
-    """Whether the input goes up as the file that it is, such as a JPEG: then the device computes nothing."""
-
-    tokens: int | None = None
-    """Of a language model: new tokens until the device's memory is full and it exits early; none where it holds all."""
-
-    then: Candidate | None = None
-    """Where it goes on, with the same settings."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """A request (of a language model: a mean decode step), part by part. Times are milliseconds."""
-
-    candidate: Candidate
-    head_ms: float
-    """Device: the layers before the cut; all of them where it does it all."""
-
-    encode_ms: float
-    uplink_ms: float
-    """The link being busy with the message."""
-
-    rtt_ms: float
-    """Delay there and back."""
-
-    queue_ms: float
-    """Waiting for the server; ``inf`` where more comes than it can do."""
-
-    decode_ms: float
-    """Frames of all requests that run in one batch."""
-
-    tail_ms: float
-    """Layers behind the cut, for all requests that run in one batch."""
-
-    message_ms: float
-    """Software on the way: serialising, sockets, threads, at both ends."""
-
-    downlink_ms: float
-    first_token_ms: float | None
-    """Of a language model, from the prompt on."""
-
-    server_busy_ms: float
-    """Compute time of the server, messages included: the request's share of its batch."""
-
-    batch_size: float
-    """Mean requests in a batch."""
-
-    throughput_per_s: float
-    """Requests or steps answered, of all devices together."""
-
-    server_utilisation: float
-    uplink_bytes: int
-    downlink_bytes: int
-    device_memory_bytes: int
-    energy_mj: float | None
-    """Of the device's processor; none where nobody knows what it draws."""
-
-    loss_pp: float
-    stages: tuple[Prediction, ...] = ()
-    """Before and after an early exit; then the figures above are means over all tokens, the move included."""
-
-    @property
-    def way(self) -> Way:
-        """Who runs the model."""
-        return self.candidate.way
-
-    @property
-    def latency_ms(self) -> float:
-        """All parts together; none of them overlap in one request."""
-        return self.head_ms + self.encode_ms + self.uplink_ms + self.rtt_ms + self.server_ms + self.downlink_ms
-
-    @property
-    def server_ms(self) -> float:
-        """From the message's last byte up to the reply's first byte down."""
-        return self.queue_ms + self.decode_ms + self.tail_ms + self.message_ms
-
-    @property
-    def device_memory_mib(self) -> float:
-        """The same in MiB."""
-        return self.device_memory_bytes / _MIB
-
-    def plan(self, model: str, revision: str) -> Plan | None:
-        """The plan of a model; none where the device does it all."""
-        chosen = self.candidate
-        if chosen.cut is None:
-            return None
-        return Plan(model=model, revision=revision, cut=chosen.cut, codec=chosen.codec or CodecConfig())
-
-    def choice(self, model: str, revision: str) -> Choice:
-        """What a running device needs to know of it."""
-        return Choice(
-            way=self.way,
-            plan=self.plan(model, revision),
-            head_ms=self.head_ms + self.encode_ms,
-            server_ms=self.server_ms,
-            server_busy_ms=self.server_busy_ms,
-            uplink_bytes=self.uplink_bytes,
-            downlink_bytes=self.downlink_bytes,
-            device_memory_bytes=self.device_memory_bytes,
-            loss_pp=self.loss_pp,
-        )
 
 
 def predict(candidate: Candidate, scene: Scene) -> Prediction:
@@ -231,7 +60,7 @@ def token_budget(cut: str, scene: Scene, memory_mib: float) -> int:
     The ``w`` of the paper; less than one where not even the prompt fits.
     """
     cost = scene.device.cut(cut)
-    free_bytes = memory_mib * _MIB - cost.head_weight_bytes - cost.head_activation_bytes * scene.chunk_tokens
+    free_bytes = memory_mib * MIB - cost.head_weight_bytes - cost.head_activation_bytes * scene.chunk_tokens
     if not cost.head_kv_bytes:
         return scene.workload.new_tokens if free_bytes >= 0 else 0
     return min(scene.workload.new_tokens, int(free_bytes // cost.head_kv_bytes) - scene.workload.prompt_tokens)
@@ -251,28 +80,30 @@ def _predict_exit(candidate: Candidate, scene: Scene) -> Prediction:
     assert then.cut is not None
     move_ms = scene.server.cut(then.cut).tail.ms(tokens=moved_tokens) / workload.new_tokens
     move_bytes = moved_tokens * then.prompt_token_bytes / workload.new_tokens
-    means: dict[str, float] = {
-        name: (getattr(first, name) * made + getattr(second, name) * left) / workload.new_tokens for name in _MEANS
-    }
-    means["tail_ms"] += move_ms
-    means["server_busy_ms"] += move_ms
-    means["uplink_ms"] += scene.transfer_ms(move_bytes)
-    energies = first.energy_mj, second.energy_mj
+
+    def mean(of: Callable[[Prediction], float]) -> float:
+        return (of(first) * made + of(second) * left) / workload.new_tokens
+
     return dataclasses.replace(
         first,
         candidate=candidate,
-        **means,
-        energy_mj=None if None in energies else (energies[0] * made + energies[1] * left) / workload.new_tokens,  # type: ignore[operator]
-        uplink_bytes=round((first.uplink_bytes * made + second.uplink_bytes * left) / workload.new_tokens + move_bytes),
+        head_ms=mean(lambda p: p.head_ms),
+        encode_ms=mean(lambda p: p.encode_ms),
+        uplink_ms=mean(lambda p: p.uplink_ms) + scene.transfer_ms(move_bytes),
+        queue_ms=mean(lambda p: p.queue_ms),
+        decode_ms=mean(lambda p: p.decode_ms),
+        tail_ms=mean(lambda p: p.tail_ms) + move_ms,
+        message_ms=mean(lambda p: p.message_ms),
+        downlink_ms=mean(lambda p: p.downlink_ms),
+        server_busy_ms=mean(lambda p: p.server_busy_ms) + move_ms,
+        throughput_per_s=mean(lambda p: p.throughput_per_s),
+        server_utilisation=mean(lambda p: p.server_utilisation),
+        uplink_bytes=round(mean(lambda p: p.uplink_bytes) + move_bytes),
         device_memory_bytes=max(first.device_memory_bytes, second.device_memory_bytes),
+        energy_mj=None if first.energy_mj is None else mean(lambda p: p.energy_mj or 0.0),
+        loss_pp=mean(lambda p: p.loss_pp),
         stages=(first, second),
     )
-
-
-_MEANS = (
-    "head_ms", "encode_ms", "uplink_ms", "rtt_ms", "queue_ms", "decode_ms", "tail_ms", "message_ms", "downlink_ms",
-    "server_busy_ms", "batch_size", "throughput_per_s", "server_utilisation", "loss_pp",
-)  # fmt: skip
 
 
 # -- parts ------------------------------------------------------------------------------------------
@@ -398,20 +229,12 @@ def _predict_local(candidate: Candidate, scene: Scene) -> Prediction:
             last.head.ms(tokens=size, context=start) + last.tail.ms(tokens=size, context=start)
             for size, start in zip(sizes, pieces, strict=True)
         )
-    none = dict.fromkeys(("encode_ms", "uplink_ms", "rtt_ms", "decode_ms", "tail_ms", "message_ms", "downlink_ms"), 0.0)
     return Prediction(
         candidate=candidate,
         head_ms=run_ms,
         queue_ms=0.0 if scene.asked_per_s * run_ms < _KILO else math.inf,
-        **none,
         first_token_ms=first_ms,
-        server_busy_ms=0.0,
-        batch_size=1.0,
         throughput_per_s=scene.workload.devices * _KILO / run_ms if run_ms else math.inf,
-        server_utilisation=0.0,
-        uplink_bytes=0,
-        downlink_bytes=0,
         device_memory_bytes=_held_bytes(device.weight_bytes, last.head_kv_bytes + last.tail_kv_bytes, last, scene),
         energy_mj=_energy_mj(device, run_ms),
-        loss_pp=0.0,
     )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serverlight.runtime.server_config import ServerConfig
 
@@ -76,7 +77,7 @@ def closed_loop(devices: int, think_ms: float, batch: BatchTime) -> Load:
         run_ms = batch.ms(devices)
         return _load(devices / (think_ms + run_ms), 0.0, run_ms, devices, run_ms / devices)
     sizes = np.arange(1, min(devices, MAX_BATCH) + 1)
-    times_ms = np.array([batch.ms(size) for size in sizes])
+    times_ms = np.array([batch.ms(float(size)) for size in sizes])
     arrivals = _arrivals(devices, sizes, -np.expm1(-times_ms / max(think_ms, 1e-9)))
     shares = _stationary(arrivals)
     idle_ms = float(shares @ arrivals[:, 0]) * think_ms / devices
@@ -112,7 +113,7 @@ def open_loop(devices: int, rate_per_s: float, batch: BatchTime) -> Load:
     return _load(per_ms, max(in_turn_ms, open_ms * (size + 1) / (2 * size)), run_ms, size, run_ms / size)
 
 
-def _arrivals(devices: int, sizes: np.ndarray, chance: np.ndarray) -> np.ndarray:
+def _arrivals(devices: int, sizes: NDArray[np.int64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
     """``[size, number]``: how likely so many come during a batch of that size; what is over the largest waits, and is left out."""
     numbers = np.arange(len(sizes) + 1)
     thinking = devices - sizes[:, None]
@@ -127,7 +128,7 @@ def _arrivals(devices: int, sizes: np.ndarray, chance: np.ndarray) -> np.ndarray
     return likely
 
 
-def _stationary(arrivals: np.ndarray) -> np.ndarray:
+def _stationary(arrivals: NDArray[np.float64]) -> NDArray[np.float64]:
     """Shares of the batches of each size; one that finds nobody starts with the next that comes."""
     steps = arrivals[:, 1:].copy()
     steps[:, 0] += arrivals[:, 0]
@@ -136,7 +137,8 @@ def _stationary(arrivals: np.ndarray) -> np.ndarray:
         before, shares = shares, shares @ steps
         if np.abs(shares - before).max() < _CLOSE:
             break
-    return shares / shares.sum()
+    total: NDArray[np.float64] = shares / shares.sum()
+    return total
 
 
 def _load(per_ms: float, wait_ms: float, run_ms: float, size: float, busy_ms: float) -> Load:

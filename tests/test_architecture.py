@@ -15,6 +15,7 @@ SRC = pathlib.Path(__file__).parents[1] / "src" / "serverlight"
 BASE = {"errors", "codec", "huggingface", "partition", "plan", "models", "link", "sampling"}
 MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "errors": set(),
+    "environment": set(),
     "codec": {"errors"},
     "huggingface": {"errors"},
     "partition": {"errors", "huggingface"},
@@ -31,9 +32,9 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "frontier": {"errors", "codec", "plan"},
     "runtime": BASE | {"frontier", "generation", "faults"},
     "split_lm": {"errors", "codec", "huggingface", "plan", "sampling", "generation", "runtime"},
-    "evaluation": BASE | {"text", "generation", "loopback", "runtime"},
-    "search": BASE | {"calibration", "frontier", "generation", "loopback", "runtime"},
-    "apps": BASE | {"text", "faults", "chaos", "generation", "loopback", "runtime", "evaluation", "frontier", "search"},
+    "evaluation": BASE | {"environment", "text", "generation", "loopback", "runtime"},
+    "search": BASE | {"calibration", "environment", "frontier", "generation", "loopback", "runtime"},
+    "apps": BASE | {"environment", "text", "faults", "chaos", "generation", "loopback", "runtime", "evaluation", "frontier", "search"},
 }
 ONLY_IN = {  # package -> the files that may import it
     "grpc": {"runtime/grpc_transport.py", "runtime/grpc_security.py", "runtime/grpc_stream.py"},
@@ -52,6 +53,7 @@ ONLY_IN = {  # package -> the files that may import it
     "prometheus_client": {"runtime/metrics.py"},
     "sklearn": set(),
     "psutil": set(),
+    "pynvml": {"search/energy.py"},
 }
 ONLY_IN_LAYER = {"typer": "apps", "rich": "apps"}
 NEVER = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "torchvision"}

@@ -20,6 +20,7 @@ from serverlight.apps.commands.edge import edge
 from serverlight.apps.commands.evaluate import evaluate
 from serverlight.apps.commands.generate import generate
 from serverlight.apps.commands.inspect_frame import inspect_frame
+from serverlight.apps.commands.profile import profile
 from serverlight.apps.commands.run import run
 from serverlight.apps.commands.serve import serve
 from serverlight.apps.commands.token import token
@@ -64,6 +65,7 @@ app.command()(generate)
 app.command()(edge)
 app.command()(chaos)
 app.command()(cuts)
+app.command()(profile)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)
 bench.command("runtime")(bench_runtime)

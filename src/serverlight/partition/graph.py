@@ -123,6 +123,17 @@ class Partition:
         tail = extract(self._source, crossing, self._results, self._batch)
         return Head(line.cut, head, self._binder, self.inputs), Tail(line.cut, tail, self._outputs)
 
+    def segment(self, first: CutPoint | str, last: CutPoint | str) -> fx.GraphModule:
+        """What lies between two cuts: from the tensors that cross the one to a tuple of those that cross the other.
+
+        Parameters are shared with the module. Raises :class:`ConfigError` where the second does not lie behind the first.
+        """
+        start, end = (self._line(cut if isinstance(cut, str) else cut.name) for cut in (first, last))
+        if start.cut.index > end.cut.index:
+            raise ConfigError("last", f"{end.cut.name!r} lies before {start.cut.name!r}; give the earlier cut first")
+        entries = list(zip(start.nodes, start.cut.tensors, strict=True))
+        return extract(self._source, entries, end.nodes, self._batch)
+
     def unflatten_outputs(self, leaves: Sequence[Tensor]) -> Any:
         """Puts the list that ``tail.flat`` returns into the module's own output structure."""
         return self._outputs.unflatten(leaves)

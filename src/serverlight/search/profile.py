@@ -163,6 +163,65 @@ class Profile:
                 return cut
         raise ConfigError("cut", f"the profile has no {name!r}, but {', '.join(cut.name for cut in self.cuts)}")
 
+    def scaled(self, *, speed: float, name: str, watts: float | None = None) -> Profile:
+        """What the model would cost on a machine that is ``speed`` times as fast at everything, of that name and power.
+
+        >>> one_ms = Curve(fixed_ms=1.0, per_token_ms=0.0)
+        >>> cut = CutCost(name="input", elements=1, head=one_ms, tail=one_ms, head_weight_bytes=0, tail_weight_bytes=0)
+        >>> profile = Profile(model="m", revision="r", kind="single-shot", machine={}, dtype="float32", cuts=(cut,),
+        ...                   codec=CodecCost(encode=one_ms, decode=one_ms),
+        ...                   message=MessageCost(latency=one_ms, server=one_ms), weight_bytes=0)
+        >>> profile.scaled(speed=0.25, name="small board").cut("input").head.ms()
+        4.0
+        """
+        if not 0 < speed < math.inf:
+            raise ConfigError("speed", f"must be a positive number, got {speed!r}; 0.5 is half as fast")
+        factor = 1 / speed
+        return dataclasses.replace(
+            self,
+            machine={"name": name, "speed": speed, "described_from": dict(self.machine)},
+            cuts=tuple(
+                dataclasses.replace(cut, head=cut.head.times(factor), tail=cut.tail.times(factor)) for cut in self.cuts
+            ),
+            codec=CodecCost(encode=self.codec.encode.times(factor), decode=self.codec.decode.times(factor)),
+            message=MessageCost(
+                latency=self.message.latency.times(factor), server=self.message.server.times(factor)
+            ),
+            watts=watts,
+        )
+
+    @classmethod
+    def joined(cls, *, device: Profile, server: Profile) -> Profile:
+        """One profile of two machines: heads, encoding and power of the device, tails, decoding and messages of the server.
+
+        Each side has about half of a message's software, so its latency is the mean of both.
+
+        Raises:
+            ConfigError: they are not of one model, or of other weights, or have other cuts.
+        """
+        for field in ("kind", "revision"):
+            if getattr(device, field) != getattr(server, field):
+                raise ConfigError(
+                    field, f"{getattr(device, field)!r} on the device, {getattr(server, field)!r} on the server; "
+                    "profile the same model on both"
+                )  # fmt: skip
+        if [cut.name for cut in device.cuts] != [cut.name for cut in server.cuts]:
+            raise ConfigError("cuts", "the two profiles have other cuts; measure both with one version of the software")
+        return dataclasses.replace(
+            device,
+            machine={"device": dict(device.machine), "server": dict(server.machine)},
+            cuts=tuple(
+                dataclasses.replace(
+                    ours, tail=theirs.tail, tail_weight_bytes=theirs.tail_weight_bytes, tail_kv_bytes=theirs.tail_kv_bytes
+                )
+                for ours, theirs in zip(device.cuts, server.cuts, strict=True)
+            ),
+            codec=CodecCost(encode=device.codec.encode, decode=server.codec.decode),
+            message=MessageCost(
+                latency=_mean(device.message.latency, server.message.latency), server=server.message.server
+            ),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
         return {
@@ -201,3 +260,8 @@ class Profile:
         except (OSError, ValueError) as error:
             raise ConfigError("profile", f"cannot read {path}: {error}") from None
         return cls.from_dict(fields)
+
+
+def _mean(one: Curve, other: Curve) -> Curve:
+    names = [field.name for field in dataclasses.fields(Curve)]
+    return Curve(**{name: (getattr(one, name) + getattr(other, name)) / 2 for name in names})

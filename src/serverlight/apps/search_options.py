@@ -34,9 +34,9 @@ class CapOptions:
     max_loss: Annotated[
         str | None, typer.Option(metavar="PP", help="Quality that may be lost, in percentage points: 1pp.")
     ] = None
-    max_uplink: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Bytes up for one request or step: 4kB.")
-    ] = None
+    max_uplink: Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes up for one request or step: 4kB.")] = (
+        None
+    )
     server_time: Annotated[
         str | None, typer.Option(metavar="TIME", help="The server's compute time for one request or step: 5ms.")
     ] = None
@@ -100,16 +100,16 @@ class LoadOptions:
     input_bytes: Annotated[
         str | None, typer.Option(metavar="SIZE", help="What an input takes as a file, such as a JPEG: 3kB.")
     ] = None
-    input_loss: Annotated[
-        str, typer.Option(metavar="PP", help="What sending it as such a file loses.")
-    ] = "0pp"
+    input_loss: Annotated[str, typer.Option(metavar="PP", help="What sending it as such a file loses.")] = "0pp"
 
     def read(self) -> Workload:
         """Raises :class:`ConfigError` with the option's name."""
         from serverlight.search.constraints import Workload
 
         if self.rate is not None and not 0 < self.rate < float("inf"):
-            raise ConfigError("rate", f"must be above zero, got {self.rate!r}; leave it out for as fast as answers come")
+            raise ConfigError(
+                "rate", f"must be above zero, got {self.rate!r}; leave it out for as fast as answers come"
+            )
         return Workload(
             devices=self.devices,
             requests_per_s=self.rate,

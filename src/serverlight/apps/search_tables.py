@@ -15,8 +15,8 @@ from serverlight.search.prediction import Candidate, Prediction
 __all__ = ["as_dict", "cap_rows", "frontier_rows", "infeasible_dict", "plan_rows", "reasons"]
 
 PLAN_COLUMNS = (
-    "plan", "cut", "settings", "device ms", "link ms", "server ms", "latency ms", "server busy ms", "bytes up",
-    "device MiB", "loss pp", "keeps the caps",
+    "plan", "cut", "settings", "device ms", "link ms", "server ms", "latency ms", "busy ms", "bytes up", "MiB", "loss pp",
+    "breaks",
 )  # fmt: skip
 CAP_COLUMNS = ("cap", "allowed", "the plan's", "binds", "a tenth more buys")
 
@@ -46,8 +46,8 @@ def plan_rows(named: Sequence[tuple[str, Prediction, Sequence[Broken]]]) -> list
             f"{p.server_busy_ms:.3f}",
             f"{p.uplink_bytes:,}",
             f"{p.device_memory_mib:.1f}",
-            f"{p.loss_pp:.2f}" + ("" if p.candidate.is_measured else "*"),
-            ", ".join(map(_excess, broken)) or "yes",
+            f"{p.loss_pp:.2f}{'' if p.candidate.is_measured else '*'}",
+            ", ".join(_TOLD[b.field] for b in broken) or "-",
         ]
         for what, p, broken in named
     ]
@@ -89,7 +89,8 @@ def reasons(result: SearchResult) -> Iterator[str]:
     elif not binding:
         yield "No cap binds: without them the plan would be the same."
     for relief in binding:
-        yield f"The cap on {_TOLD[relief.field]} binds ({_amount(relief.field, relief.cap)}): a tenth more would buy {_buys(relief, result)}."
+        cap = f"{_TOLD[relief.field]} binds ({_amount(relief.field, relief.cap)})"
+        yield f"The cap on {cap}: a tenth more would buy {_buys(relief, result)}."
     if best.candidate.then is not None:
         yield (
             f"The device's memory is full after {best.candidate.tokens} new tokens; then the cut moves to "
@@ -104,17 +105,23 @@ def reasons(result: SearchResult) -> Iterator[str]:
         yield f"The device's processor takes {best.energy_mj:.3g} mJ."
     if best.first_token_ms is not None:
         yield f"The first token comes after {best.first_token_ms:.0f} ms, for a prompt of {result.scene.workload.prompt_tokens}."
+    yield (
+        "Device: head and encoding; server: waiting, decoding, tail, messages; busy: what a request takes from others there; "
+        "MiB: on the device."
+    )
     yield f"{len(result.predictions)} plans at {len(device.cuts)} cuts were predicted; {len(result.points)} are beaten by no other."
 
 
 def _headline(result: SearchResult) -> str:
-    best = result.best
+    best, model = result.best, result.scene.device.model
     if best.way == "all-device":
-        return f"Run all of {result.scene.device.model} on the device: {best.latency_ms:.1f} ms, and nothing crosses the link."
-    what = "the input as a file" if best.candidate.is_file else f"frames of about {best.candidate.frame_bytes:,.0f} bytes"
+        return f"Run all of {model} on the device: {best.latency_ms:.1f} ms, and nothing crosses the link."
+    what = (
+        "the input as a file" if best.candidate.is_file else f"frames of about {best.candidate.frame_bytes:,.0f} bytes"
+    )
     if best.way == "full-server":
-        return f"Send {what} and let the server run all of {result.scene.device.model}: {best.latency_ms:.1f} ms."
-    return f"Cut {result.scene.device.model} at {best.candidate.cut} ({settings(best.candidate)}): {best.latency_ms:.1f} ms, {what}."
+        return f"Send {what} and let the server run all of {model}: {best.latency_ms:.1f} ms."
+    return f"Cut {model} at {best.candidate.cut} ({settings(best.candidate)}): {best.latency_ms:.1f} ms, {what}."
 
 
 def _against_rivals(result: SearchResult) -> Iterator[str]:
@@ -124,8 +131,11 @@ def _against_rivals(result: SearchResult) -> Iterator[str]:
         if rival.broken:
             yield f"{rival.what.capitalize()} is ruled out: {', '.join(map(_excess, rival.broken))}."
         else:
+            times = (
+                f"{rival.prediction.server_busy_ms:.3g} ms of the server, {rival.prediction.latency_ms:.1f} ms in all"
+            )
             worse = result.value(rival.prediction) - result.value(result.best)
-            yield f"{rival.what.capitalize()} is allowed, and worse: {rival.prediction.server_busy_ms:.3g} ms of the server, {rival.prediction.latency_ms:.1f} ms in all (the aim's value is {worse:.3g} higher)."
+            yield f"{rival.what.capitalize()} is allowed, and worse: {times} (the aim's value is {worse:.3g} higher)."
 
 
 def settings(candidate: Candidate) -> str:
@@ -184,7 +194,9 @@ def _prediction(prediction: Prediction) -> dict[str, Any]:
 
 
 def _rival(rival: Rival) -> dict[str, Any]:
-    broken = [{"field": b.field, "value": b.value if math.isfinite(b.value) else None, "cap": b.cap} for b in rival.broken]
+    broken = [
+        {"field": b.field, "value": b.value if math.isfinite(b.value) else None, "cap": b.cap} for b in rival.broken
+    ]
     return {"what": rival.what, "breaks": broken, **_prediction(rival.prediction)}
 
 

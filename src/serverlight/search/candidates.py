@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import PlanMismatch
+from serverlight.partition.names import OUTPUT
 from serverlight.plan import same_revision
 from serverlight.search.constraints import Constraints
 from serverlight.search.predict import token_budget
@@ -29,11 +30,11 @@ def candidates(scene: Scene, table: QualityTable, constraints: Constraints) -> I
     """
     check_same_model(scene.device, scene.server, table)
     yield Candidate(way="all-device")
-    server_cuts, first, last = {cut.name for cut in scene.server.cuts}, scene.device.cuts[0], scene.device.cuts[-1]
+    server_cuts, first = {cut.name for cut in scene.server.cuts} - {OUTPUT}, scene.device.cuts[0]
     if first.name in server_cuts:
         yield _raw_input(scene)
     for cut in scene.device.cuts:
-        if cut.name not in server_cuts or (cut is last and not scene.is_text):  # the server would have nothing to do
+        if cut.name not in server_cuts:  # at the output it would have nothing to do
             continue
         rows = staircase(row for row in table.rows if row.cut == cut.name)
         found = [_of_row(row, cut.elements, is_first=cut is first) for row in rows]

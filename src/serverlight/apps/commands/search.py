@@ -13,9 +13,9 @@ from serverlight.apps.terminal import STDOUT, check_writable, print_lines, print
 from serverlight.errors import ConfigError, Infeasible
 
 if TYPE_CHECKING:
+    from serverlight.apps.search_inputs import Measured
     from serverlight.link import LinkConfig
     from serverlight.search.optimise import SearchResult
-    from serverlight.search.pipeline import Measured
 
 __all__ = ["search"]
 
@@ -29,11 +29,10 @@ def search(
         str | None, typer.Option(metavar="LINK", help="Rate, and one-way delay: `2mbit` or `2mbit,10ms`.")
     ] = None,
     device_profile: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The device, as `serverlight profile` wrote it; else this machine.")
+        str | None,
+        typer.Option(metavar="FILE", help="The device, as `serverlight profile` wrote it; else this machine."),
     ] = None,
-    server_profile: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The server, likewise.")
-    ] = None,
+    server_profile: Annotated[str | None, typer.Option(metavar="FILE", help="The server, likewise.")] = None,
     quality: Annotated[
         str | None, typer.Option(metavar="FILE", help="What settings lose, as `serverlight calibrate` wrote it.")
     ] = None,
@@ -42,12 +41,15 @@ def search(
     ] = None,
     save: Annotated[str | None, typer.Option(metavar="FILE", help="Write the plan.")] = None,
     frontier: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the plans that no other beats, for a device to move along.")
+        str | None,
+        typer.Option(metavar="FILE", help="Write the plans that no other beats, for a device to move along."),
     ] = None,
     plot: Annotated[
         str | None, typer.Option(metavar="PATH", help="Draw the frontier, and the times against the cut's depth.")
     ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Tell what each cap costs, and the whole frontier.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Tell what each cap costs, and the whole frontier.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Choose where to cut a model and how to compress what crosses, under caps, and say why.
@@ -57,8 +59,8 @@ def search(
 
     Example: `serverlight search demo-vision --latency 200ms --device-memory 2GiB --uplink 2mbit --max-loss 1pp`
     """
+    from serverlight.apps.search_inputs import gather
     from serverlight.search.optimise import optimise
-    from serverlight.search.pipeline import gather
 
     for field, path in (("json", json), ("save", save), ("frontier", frontier), ("plot", plot)):
         check_writable(field, path)
@@ -100,10 +102,12 @@ def _show(result: SearchResult, measured: Measured, *, explain: bool, json: str 
     told = list(tables.reasons(result))
     print_lines(told[0])
     print_table(tables.PLAN_COLUMNS, tables.plan_rows(tables.all_plans(result)), left=3)
-    print_lines(*told[1:], measured.table_note)
+    print_lines(*told[1:], *measured.notes)
     if explain:
         print_table(tables.CAP_COLUMNS, tables.cap_rows(result), title="Caps")
-        print_table(tables.PLAN_COLUMNS[:-1], [row[:-1] for row in tables.frontier_rows(result)], left=3, title="Frontier")
+        print_table(
+            tables.PLAN_COLUMNS[:-1], [row[:-1] for row in tables.frontier_rows(result)], left=3, title="Frontier"
+        )
 
 
 def _show_infeasible(error: Infeasible, json: str | None) -> None:

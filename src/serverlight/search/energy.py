@@ -89,9 +89,7 @@ class JetsonRails(_Gauges):
         return bool(self._rails)
 
     def _watts(self) -> float:
-        pairs = (
-            (_number(chip / f"in{i}_input") or 0, _number(chip / f"curr{i}_input") or 0) for chip, i in self._rails
-        )
+        pairs = ((_number(chip / f"in{i}_input") or 0, _number(chip / f"curr{i}_input") or 0) for chip, i in self._rails)
         return sum(millivolts * milliamperes for millivolts, milliamperes in pairs) / 1e6
 
 

@@ -141,9 +141,7 @@ def message_cost(exchanges: Sequence[Exchange]) -> MessageCost:
     sizes = [Point(rows=done.uplink_bytes / KILOBYTE) for done in exchanges]
     return MessageCost(
         latency=fit_curve([(size, done.message_ms) for size, done in zip(sizes, exchanges, strict=True)], SIZE_TERMS),
-        server=fit_curve(
-            [(size, done.message_cpu_ms) for size, done in zip(sizes, exchanges, strict=True)], SIZE_TERMS
-        ),
+        server=fit_curve([(size, done.message_cpu_ms) for size, done in zip(sizes, exchanges, strict=True)], SIZE_TERMS),
     )
 
 

@@ -34,7 +34,19 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "split_lm": {"errors", "codec", "huggingface", "plan", "sampling", "generation", "runtime"},
     "evaluation": BASE | {"environment", "text", "generation", "loopback", "runtime"},
     "search": BASE | {"calibration", "environment", "frontier", "generation", "loopback", "runtime"},
-    "apps": BASE | {"environment", "text", "faults", "chaos", "generation", "loopback", "runtime", "evaluation", "frontier", "search"},
+    "apps": BASE
+    | {
+        "environment",
+        "text",
+        "faults",
+        "chaos",
+        "generation",
+        "loopback",
+        "runtime",
+        "evaluation",
+        "frontier",
+        "search",
+    },
 }
 ONLY_IN = {  # package -> the files that may import it
     "grpc": {"runtime/grpc_transport.py", "runtime/grpc_security.py", "runtime/grpc_stream.py"},

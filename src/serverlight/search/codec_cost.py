@@ -45,12 +45,12 @@ def measure_codec(
     for count in elements:
         feature = sample(count)
         frame = codec.encode(feature)
-        first_ms = timed(lambda feature=feature: codec.encode(feature), clock)
+        first_ms = timed(clock, codec.encode, feature)
         repeats = repeats_for(2 * first_ms, budget_s / len(elements))
         size = Point(rows=feature.numel() / 1e3)
         with quiet_collector():
-            encode_ms = [timed(lambda feature=feature: codec.encode(feature), clock) for _ in range(repeats)]
-            decode_ms = [timed(lambda frame=frame: decode(frame), clock) for _ in range(repeats)]
+            encode_ms = [timed(clock, codec.encode, feature) for _ in range(repeats)]
+            decode_ms = [timed(clock, decode, frame) for _ in range(repeats)]
         encode.append((size, lower_quartile(encode_ms)))
         decoding.append((size, lower_quartile(decode_ms)))
     return CodecCost(encode=fit_curve(encode, SIZE_TERMS), decode=fit_curve(decoding, SIZE_TERMS))

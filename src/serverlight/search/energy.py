@@ -89,7 +89,9 @@ class JetsonRails(_Gauges):
         return bool(self._rails)
 
     def _watts(self) -> float:
-        pairs = ((_number(chip / f"in{i}_input") or 0, _number(chip / f"curr{i}_input") or 0) for chip, i in self._rails)
+        pairs = (
+            (_number(chip / f"in{i}_input") or 0, _number(chip / f"curr{i}_input") or 0) for chip, i in self._rails
+        )
         return sum(millivolts * milliamperes for millivolts, milliamperes in pairs) / 1e6
 
 
@@ -116,7 +118,8 @@ class NvmlBoards(_Gauges):
         return bool(self._boards)
 
     def _watts(self) -> float:
-        return sum(self._nvml.nvmlDeviceGetPowerUsage(board) for board in self._boards) / 1e3
+        milliwatts = [int(self._nvml.nvmlDeviceGetPowerUsage(board)) for board in self._boards]
+        return sum(milliwatts) / 1e3
 
 
 def find_sources(sysfs: pathlib.Path = SYSFS) -> list[Source]:

@@ -23,7 +23,7 @@ from serverlight.sampling import Sampling
 from serverlight.search.depth import anchors_of, before_cuts, behind_cuts, shift_to
 from serverlight.search.fitting import STEP_TERMS, Point, fit_curve
 from serverlight.search.profile import Curve, CutCost
-from serverlight.search.stopwatch import Clock, lower_quartile, quiet_collector, repeats_for, work_clock
+from serverlight.search.stopwatch import Clock, lower_quartile, quiet_collector, repeats_for, timed, work_clock
 
 __all__ = ["LanguageParts", "measure_language"]
 
@@ -39,6 +39,12 @@ TAIL_POINTS = (
 """The most telling first: a slow model is measured at fewer of them."""
 
 ENOUGH_POINTS = 5
+
+LEAST_ROUNDS = 8
+"""With fewer of them at all points it is rather those first points alone."""
+
+ROOM_TOKENS = 64
+"""A sequence grows by a token with each repetition."""
 
 MAX_KV_BYTES = 2**34
 """The worker's bound is not to be met here: what is measured holds a few hundred tokens."""
@@ -117,12 +123,7 @@ def _all_on_device(deepest: CutCost, sizes: _Sizes, tail: DecoderPart) -> CutCos
 
 def _that_fit(points: Sequence[Point], part: DecoderPart) -> list[Point]:
     longest = part.context_length or 10**9
-    room = 2 * LEAST_ROOM_TOKENS
-    return [point for point in points if point.context + point.tokens + room <= longest]
-
-
-LEAST_ROOM_TOKENS = 32
-"""A sequence grows by a token with each repetition."""
+    return [point for point in points if point.context + point.tokens + ROOM_TOKENS <= longest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +151,6 @@ def _measure(bench: _HeadBench | _TailBench, points: Sequence[Point], budget_s: 
         for depth, ms in enumerate(bench.at_cuts(laps)):
             measured[depth].append((true_point, ms))
     return [fit_curve(some, STEP_TERMS) for some in measured]
-
-
-LEAST_ROUNDS = 8
 
 
 def _laps(bench: _HeadBench | _TailBench, point: Point, budget_s: float) -> dict[int, list[_Lap]]:
@@ -245,6 +243,7 @@ class _TailBench:
     def prepare(self, point: Point, depth: int) -> Callable[[], _Lap]:
         sessions = [self._open(depth, int(point.context)) for _ in range(int(point.rows))]
         frame = self._codec.encode(self._hidden(int(point.tokens)))
+        decode_ms = lower_quartile([timed(self._clock, decode, frame) for _ in range(8)])
         steps = 0
 
         def run() -> _Lap:
@@ -254,7 +253,6 @@ class _TailBench:
             steps += 1
             context = sessions[0].cache.num_tokens
             jobs = [self._job(session, steps, frame) for session in sessions]
-            decode_ms = self._decode_ms(frame)
             self._watch.take()
             before = self._clock()
             self._run(jobs)
@@ -287,11 +285,6 @@ class _TailBench:
             arrived_s=time.monotonic(),
             session=session,
         )
-
-    def _decode_ms(self, frame: bytes) -> float:
-        before = self._clock()
-        decode(frame)
-        return self._clock() - before
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Until every step has its answer: a prompt takes several turns."""

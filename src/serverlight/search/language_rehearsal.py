@@ -67,6 +67,6 @@ class _Device:
             cost = token.cost
             (steps if number else prompts).note(
                 cost.server, self._before, wait_ms=cost.wait_ms, encode_ms=cost.encode_ms,
-                uplink_bytes=cost.uplink_bytes, head_ms=timed(run, self._clock),
+                uplink_bytes=cost.uplink_bytes, head_ms=timed(self._clock, run),
             )  # fmt: skip
             self._before, piece = cost.server, torch.zeros(1, 1, dtype=torch.int64)

@@ -184,9 +184,7 @@ class Profile:
                 dataclasses.replace(cut, head=cut.head.times(factor), tail=cut.tail.times(factor)) for cut in self.cuts
             ),
             codec=CodecCost(encode=self.codec.encode.times(factor), decode=self.codec.decode.times(factor)),
-            message=MessageCost(
-                latency=self.message.latency.times(factor), server=self.message.server.times(factor)
-            ),
+            message=MessageCost(latency=self.message.latency.times(factor), server=self.message.server.times(factor)),
             watts=watts,
         )
 
@@ -212,7 +210,10 @@ class Profile:
             machine={"device": dict(device.machine), "server": dict(server.machine)},
             cuts=tuple(
                 dataclasses.replace(
-                    ours, tail=theirs.tail, tail_weight_bytes=theirs.tail_weight_bytes, tail_kv_bytes=theirs.tail_kv_bytes
+                    ours,
+                    tail=theirs.tail,
+                    tail_weight_bytes=theirs.tail_weight_bytes,
+                    tail_kv_bytes=theirs.tail_kv_bytes,
                 )
                 for ours, theirs in zip(device.cuts, server.cuts, strict=True)
             ),

@@ -125,7 +125,7 @@ def rehearse_single_shot(
                     done = client.infer_detailed(inputs)
                     kind.note(
                         done.server, before, wait_ms=done.wait_ms, encode_ms=done.encode_ms,
-                        uplink_bytes=done.uplink_bytes, head_ms=timed(run, clock),
+                        uplink_bytes=done.uplink_bytes, head_ms=timed(clock, run),
                     )  # fmt: skip
                     before = done.server
                 advance()
@@ -141,7 +141,9 @@ def message_cost(exchanges: Sequence[Exchange]) -> MessageCost:
     sizes = [Point(rows=done.uplink_bytes / KILOBYTE) for done in exchanges]
     return MessageCost(
         latency=fit_curve([(size, done.message_ms) for size, done in zip(sizes, exchanges, strict=True)], SIZE_TERMS),
-        server=fit_curve([(size, done.message_cpu_ms) for size, done in zip(sizes, exchanges, strict=True)], SIZE_TERMS),
+        server=fit_curve(
+            [(size, done.message_cpu_ms) for size, done in zip(sizes, exchanges, strict=True)], SIZE_TERMS
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,8 +120,7 @@ class _Bench:
         self.cuts = candidate_cuts(parts)
         self._model = model
         self._clock = work_clock()
-        pairs = zip(self.cuts, self.cuts[1:], strict=False)
-        self._pieces = [parts.segment(first, last) for first, last in pairs]
+        self._pieces = [parts.segment(first, last) for first, last in itertools.pairwise(self.cuts)]
         self._anchors = anchors_of(len(self.cuts))
         self._heads: list[Head] = [parts.split(self.cuts[depth])[0] for depth in self._anchors]
         names = [self.cuts[depth].name for depth in self._anchors]
@@ -149,8 +149,8 @@ class _Bench:
         args, kwargs = call
         return (
             self._time_pieces(self._heads[0](*args, **kwargs)),
-            [timed(lambda head=head: head(*args, **kwargs), self._clock) for head in self._heads],
-            [timed(lambda some=some: _run(self._worker, some), self._clock) for some in jobs],
+            [timed(self._clock, head, *args, **kwargs) for head in self._heads],
+            [timed(self._clock, _run, self._worker, some) for some in jobs],
         )
 
     def _time_pieces(self, crossing: tuple[Tensor, ...]) -> list[float]:
@@ -158,7 +158,7 @@ class _Bench:
         for piece in self._pieces:
             crossing = piece(*crossing)
             marks.append(self._clock())
-        return [after - before for before, after in zip(marks, marks[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(marks)]
 
     def _jobs(self, depth: int, batch: int) -> Iterator[Job]:
         """Requests of one sample each, from as many devices."""

@@ -7,6 +7,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -29,10 +30,10 @@ def work_clock() -> Clock:
     return lambda: time.perf_counter_ns() / 1e6
 
 
-def timed(work: Callable[[], object], clock: Clock) -> float:
+def timed(clock: Clock, work: Callable[..., object], *args: Any, **kwargs: Any) -> float:
     """Milliseconds of one call."""
     before = clock()
-    work()
+    work(*args, **kwargs)
     return clock() - before
 
 

@@ -24,9 +24,7 @@ def profile(
     model: ModelArgument = "demo-vision",
     on: Annotated[
         str | None,
-        typer.Option(
-            "--on", metavar="SIDE", help="What this machine is to be, `device` or `server`; both by default."
-        ),
+        typer.Option("--on", metavar="SIDE", help="What this machine is to be, `device` or `server`; both by default."),
     ] = None,
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ from serverlight.search.prediction import Prediction
 __all__ = ["plot_search"]
 
 FAINT, GREY, TEXT = "#D0D0D0", "#666666", "#222222"
-PARTS = (
+PARTS: tuple[tuple[str, str, Callable[[Prediction], float]], ...] = (
     ("head (device)", "#0072B2", lambda p: p.head_ms),
     ("codec (both sides)", "#D55E00", lambda p: p.encode_ms + p.decode_ms),
     ("link", "#E69F00", lambda p: p.uplink_ms + p.rtt_ms + p.downlink_ms),
@@ -44,7 +44,7 @@ def plot_search(result: SearchResult, path: str) -> pathlib.Path:
 def _draw_frontier(axes: Axes, result: SearchResult) -> None:
     """Server time against bytes up, coloured by quality; all plans small, those of the frontier large."""
     losses = [p.loss_pp for p in result.predictions]
-    colours = {"vmin": 0.0, "vmax": max(max(losses), 0.1), "cmap": "viridis_r"}
+    worst = max(*losses, 0.1)
     kept = {id(point) for point in result.points}
     for way, mark in MARKS.items():
         for large in (False, True):
@@ -52,7 +52,8 @@ def _draw_frontier(axes: Axes, result: SearchResult) -> None:
             axes.scatter(
                 [p.uplink_bytes for p in some], [p.server_busy_ms for p in some], c=[p.loss_pp for p in some],
                 s=52 if large else 16, marker=mark, alpha=1.0 if large else 0.6,
-                edgecolors=TEXT if large else "none", linewidths=0.6, zorder=3 if large else 2, **colours,
+                edgecolors=TEXT if large else "none", linewidths=0.6, zorder=3 if large else 2,
+                vmin=0.0, vmax=worst, cmap="viridis_r",
             )  # fmt: skip
     best = result.best
     axes.scatter(

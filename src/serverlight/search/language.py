@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from serverlight.codec import Codec, decode
-from serverlight.generation import LANGUAGE_CODEC, LoadedDecoder
+from serverlight.generation import LANGUAGE_CODEC
 from serverlight.partition.decoder import DecoderHead, DecoderPart, DecoderTail
 from serverlight.plan import Plan
 from serverlight.runtime.decoder_session import DecoderSession
@@ -22,10 +21,11 @@ from serverlight.runtime.scheduler import Job
 from serverlight.sampling import Sampling
 from serverlight.search.depth import anchors_of, before_cuts, behind_cuts, shift_to
 from serverlight.search.fitting import STEP_TERMS, Point, fit_curve
+from serverlight.search.language_parts import LanguageParts, Sizes
 from serverlight.search.profile import Curve, CutCost
 from serverlight.search.stopwatch import Clock, lower_quartile, quiet_collector, repeats_for, timed, work_clock
 
-__all__ = ["LanguageParts", "measure_language"]
+__all__ = ["HeadBench", "Lap", "TailBench", "measure_language", "run_laps"]
 
 HEAD_POINTS = (
     Point(context=16), Point(tokens=64), Point(context=256), Point(tokens=4), Point(tokens=16), Point(tokens=128),
@@ -50,26 +50,6 @@ MAX_KV_BYTES = 2**34
 """The worker's bound is not to be met here: what is measured holds a few hundred tokens."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LanguageParts:
-    """Both sides of a language model, each with all layers."""
-
-    head: LoadedDecoder
-    tail: LoadedDecoder
-
-    @classmethod
-    def load(cls, spec: str, *, dtype: torch.dtype | None = None) -> LanguageParts:
-        """Errors are those of :func:`~serverlight.partition.weights.load_head`."""
-        tail = LoadedDecoder.tail(spec, "layers.0", dtype=dtype)
-        head = LoadedDecoder.head(spec, f"layers.{tail.part.num_layers}", dtype=dtype)
-        return cls(head=head, tail=tail)
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of the model."""
-        return self.head.part.num_layers
-
-
 def measure_language(
     parts: LanguageParts, *, points: int | None = None, budget_s: float = 30.0, advance: Callable[[], None]
 ) -> tuple[CutCost, ...]:
@@ -81,11 +61,11 @@ def measure_language(
         budget_s: About how long it may take.
         advance: Is called once for each side.
     """
-    heads = _measure(_HeadBench(parts), _that_fit(HEAD_POINTS[:points], parts.head.part), budget_s / 2)
+    heads = _measure(HeadBench(parts), _that_fit(HEAD_POINTS[:points], parts.head.part), budget_s / 2)
     advance()
-    tails = _measure(_TailBench(parts), _that_fit(TAIL_POINTS[:points], parts.tail.part), budget_s / 2)
+    tails = _measure(TailBench(parts), _that_fit(TAIL_POINTS[:points], parts.tail.part), budget_s / 2)
     advance()
-    sizes, kv_bytes = _Sizes(parts), _kv_bytes(parts)
+    sizes = Sizes(parts)
     cuts = [
         CutCost(
             name=f"layers.{depth}",
@@ -95,15 +75,15 @@ def measure_language(
             head_weight_bytes=sizes.before(depth),
             tail_weight_bytes=sizes.behind(depth),
             head_activation_bytes=sizes.activation_bytes if depth else sizes.hidden_bytes,
-            head_kv_bytes=sum(kv_bytes[:depth]),
-            tail_kv_bytes=sum(kv_bytes[depth:]),
+            head_kv_bytes=sum(sizes.kv_bytes[:depth]),
+            tail_kv_bytes=sum(sizes.kv_bytes[depth:]),
         )
         for depth in range(parts.num_layers + 1)
     ]
     return (*cuts, _all_on_device(cuts[-1], sizes, parts.tail.part))
 
 
-def _all_on_device(deepest: CutCost, sizes: _Sizes, tail: DecoderPart) -> CutCost:
+def _all_on_device(deepest: CutCost, sizes: Sizes, tail: DecoderPart) -> CutCost:
     names = [name for name in Curve.__dataclass_fields__ if name != "residual"]
     both = {name: getattr(deepest.head, name) + getattr(deepest.tail, name) for name in names}
     return CutCost(
@@ -118,16 +98,13 @@ def _all_on_device(deepest: CutCost, sizes: _Sizes, tail: DecoderPart) -> CutCos
     )
 
 
-# -- times ------------------------------------------------------------------------------------------
-
-
 def _that_fit(points: Sequence[Point], part: DecoderPart) -> list[Point]:
     longest = part.context_length or 10**9
     return [point for point in points if point.context + point.tokens + ROOM_TOKENS <= longest]
 
 
 @dataclass(frozen=True, slots=True)
-class _Lap:
+class Lap:
     """One run: all of it, and its layers."""
 
     total_ms: float
@@ -135,7 +112,7 @@ class _Lap:
     point: Point
 
 
-def _measure(bench: _HeadBench | _TailBench, points: Sequence[Point], budget_s: float) -> list[Curve]:
+def _measure(bench: HeadBench | TailBench, points: Sequence[Point], budget_s: float) -> list[Curve]:
     """A curve for each cut."""
     run = bench.prepare(points[0], bench.anchors[0])
     run()  # brings everything into the caches
@@ -146,15 +123,15 @@ def _measure(bench: _HeadBench | _TailBench, points: Sequence[Point], budget_s: 
         points = points[:ENOUGH_POINTS]
     measured: list[list[tuple[Point, float]]] = [[] for _ in range(bench.num_layers + 1)]
     for point in points:
-        laps = _laps(bench, point, budget_s / len(points))
+        laps = run_laps(bench, point, budget_s / len(points))
         true_point = laps[bench.anchors[0]][len(laps[bench.anchors[0]]) // 2].point
         for depth, ms in enumerate(bench.at_cuts(laps)):
             measured[depth].append((true_point, ms))
     return [fit_curve(some, STEP_TERMS) for some in measured]
 
 
-def _laps(bench: _HeadBench | _TailBench, point: Point, budget_s: float) -> dict[int, list[_Lap]]:
-    """Runs at the anchors in turn; the first of each is not counted."""
+def run_laps(bench: HeadBench | TailBench, point: Point, budget_s: float) -> dict[int, list[Lap]]:
+    """Runs of a point at the anchors, in turn; the first of each is not counted."""
     runs = {depth: bench.prepare(point, depth) for depth in bench.anchors}
     started_s = time.perf_counter()
     for run in runs.values():
@@ -188,50 +165,52 @@ class _LayerWatch:
         return sums
 
 
-class _HeadBench:
+class HeadBench:
     """Steps and chunks of a prompt through the head."""
 
-    def __init__(self, parts: LanguageParts) -> None:
+    def __init__(self, parts: LanguageParts, *, anchors: Sequence[int] | None = None) -> None:
         part = parts.head.part
         assert isinstance(part, DecoderHead)
         self._head, self.num_layers = part, parts.num_layers
         self._clock = work_clock()
         self._watch = _LayerWatch(part, self._clock)
-        self.anchors = anchors_of(self.num_layers + 1)[::-1]  # the one that runs all layers first
+        self.anchors = tuple(anchors or anchors_of(self.num_layers + 1)[::-1])  # the one that runs all layers first
 
-    def prepare(self, point: Point, depth: int) -> Callable[[], _Lap]:
+    def prepare(self, point: Point, depth: int) -> Callable[[], Lap]:
+        """What runs the point once at a cut, again and again."""
         cache = self._head.new_cache(last=depth)
         if point.context:
             self._head(torch.zeros(1, int(point.context), dtype=torch.int64), cache)
         piece = torch.zeros(1, int(point.tokens), dtype=torch.int64)
 
         @torch.inference_mode()
-        def run() -> _Lap:
+        def run() -> Lap:
             context = cache.num_tokens
             self._watch.take()
             before = self._clock()
             self._head(piece, cache)
-            lap = _Lap(self._clock() - before, self._watch.take(), Point(tokens=point.tokens, context=context))
+            lap = Lap(self._clock() - before, self._watch.take(), Point(tokens=point.tokens, context=context))
             if point.tokens > 1:
                 cache.crop(int(point.tokens))
             return lap
 
         return run
 
-    def at_cuts(self, laps: dict[int, list[_Lap]]) -> list[float]:
+    def at_cuts(self, laps: dict[int, list[Lap]]) -> list[float]:
+        """Milliseconds at every cut, from runs at the anchors."""
         layers = _layers_ms(laps[self.num_layers])
         return shift_to(before_cuts(layers), _totals(laps))
 
 
-class _TailBench:
+class TailBench:
     """Steps of one sequence or many, and prompts, through the server's worker, less the decoding of their frames."""
 
-    def __init__(self, parts: LanguageParts) -> None:
+    def __init__(self, parts: LanguageParts, *, anchors: Sequence[int] | None = None) -> None:
         part = parts.tail.part
         assert isinstance(part, DecoderTail)
         self._tail, self.num_layers = part, parts.num_layers
         self._clock = work_clock()
-        self.anchors = anchors_of(self.num_layers + 1)
+        self.anchors = tuple(anchors or anchors_of(self.num_layers + 1))
         cuts = [f"layers.{depth}" for depth in range(self.num_layers + 1)]
         self._plans = {
             depth: Plan(model=parts.tail.name, revision=parts.tail.revision, cut=cut) for depth, cut in enumerate(cuts)
@@ -240,13 +219,14 @@ class _TailBench:
         self._watch = _LayerWatch(part, self._clock)
         self._codec = Codec(LANGUAGE_CODEC)
 
-    def prepare(self, point: Point, depth: int) -> Callable[[], _Lap]:
+    def prepare(self, point: Point, depth: int) -> Callable[[], Lap]:
+        """What runs the point once at a cut, again and again."""
         sessions = [self._open(depth, int(point.context)) for _ in range(int(point.rows))]
         frame = self._codec.encode(self._hidden(int(point.tokens)))
         decode_ms = lower_quartile([timed(self._clock, decode, frame) for _ in range(8)])
         steps = 0
 
-        def run() -> _Lap:
+        def run() -> Lap:
             nonlocal sessions, steps
             if point.tokens > 1 and steps:
                 sessions, steps = [self._open(depth, int(point.context)) for _ in sessions], 0
@@ -257,11 +237,12 @@ class _TailBench:
             before = self._clock()
             self._run(jobs)
             total_ms = self._clock() - before - len(jobs) * decode_ms
-            return _Lap(total_ms, self._watch.take(), Point(rows=point.rows, tokens=point.tokens, context=context))
+            return Lap(total_ms, self._watch.take(), Point(rows=point.rows, tokens=point.tokens, context=context))
 
         return run
 
-    def at_cuts(self, laps: dict[int, list[_Lap]]) -> list[float]:
+    def at_cuts(self, laps: dict[int, list[Lap]]) -> list[float]:
+        """Milliseconds at every cut, from runs at the anchors."""
         layers = _layers_ms(laps[0])
         return shift_to(behind_cuts(layers), _totals(laps))
 
@@ -298,80 +279,9 @@ class _TailBench:
             jobs = left
 
 
-def _layers_ms(laps: Sequence[_Lap]) -> list[float]:
+def _layers_ms(laps: Sequence[Lap]) -> list[float]:
     return [*map(lower_quartile, zip(*(lap.layers_ms for lap in laps), strict=True))]
 
 
-def _totals(laps: dict[int, list[_Lap]]) -> dict[int, float]:
+def _totals(laps: dict[int, list[Lap]]) -> dict[int, float]:
     return {depth: lower_quartile([lap.total_ms for lap in some]) for depth, some in laps.items()}
-
-
-# -- bytes ------------------------------------------------------------------------------------------
-
-
-class _Sizes:
-    """Bytes of weights and activations."""
-
-    def __init__(self, parts: LanguageParts) -> None:
-        head, tail = parts.head.part, parts.tail.part
-        path = head.driver.layout.layers
-        ends, self._layers = dict[str, int](), [0] * parts.num_layers
-        for part in (head, tail):
-            ends |= {name: bytes_ for name, bytes_ in _named_bytes(part.model) if not name.startswith(f"{path}.")}
-        for index, layer in enumerate(head.model.get_submodule(path)):
-            self._layers[index] = sum(bytes_ for _, bytes_ in _named_bytes(layer))
-        self._head_ends = _sum_of(head.model, ends)
-        self._tail_ends = _sum_of(tail.model, ends)
-        self.whole = sum(ends.values()) + sum(self._layers)
-        self.hidden_bytes = head.hidden_size * head.dtype.itemsize
-        self.activation_bytes = _activation_bytes(head)
-
-    def before(self, depth: int) -> int:
-        return self._head_ends + sum(self._layers[:depth])
-
-    def behind(self, depth: int) -> int:
-        return self._tail_ends + sum(self._layers[depth:])
-
-
-def _named_bytes(module: nn.Module) -> Iterator[tuple[str, int]]:
-    yield from ((name, tensor.nbytes) for name, tensor in module.named_parameters())
-
-
-def _sum_of(model: nn.Module, names: dict[str, int]) -> int:
-    return sum(bytes_ for name, bytes_ in _named_bytes(model) if name in names)
-
-
-@torch.inference_mode()
-def _activation_bytes(head: DecoderPart) -> int:
-    """What the modules of one layer give out for one token, all of them together: none may be gone before the others come."""
-    given = list[int]()
-    layers = head.model.get_submodule(head.driver.layout.layers)
-    if not len(layers):
-        return head.hidden_size * head.dtype.itemsize
-    with contextlib.ExitStack() as stack:
-        for module in layers[0].modules():
-            hook = module.register_forward_hook(lambda _, args, output: given.append(_nbytes(output)))
-            stack.callback(hook.remove)
-        assert isinstance(head, DecoderHead)
-        head(torch.zeros(1, 1, dtype=torch.int64))
-    return sum(given)
-
-
-def _nbytes(output: object) -> int:
-    match output:
-        case Tensor():
-            return output.nbytes
-        case tuple() | list():
-            return sum(map(_nbytes, output))
-        case _:
-            return 0
-
-
-@torch.inference_mode()
-def _kv_bytes(parts: LanguageParts) -> list[int]:
-    """Keys and values of one token in each layer."""
-    head = parts.head.part
-    assert isinstance(head, DecoderHead)
-    cache = head.new_cache()
-    head(torch.zeros(1, 1, dtype=torch.int64), cache)
-    return [size.num_bytes(1) for size in cache.layer_sizes()]

@@ -13,7 +13,7 @@ from serverlight.plan import Plan
 from serverlight.runtime.decoder_client import DecoderClient
 from serverlight.runtime.messages import Timing
 from serverlight.search.fitting import Point
-from serverlight.search.language import LanguageParts
+from serverlight.search.language_parts import LanguageParts
 from serverlight.search.rehearsal import Exchange, Notes
 from serverlight.search.stopwatch import timed, work_clock
 

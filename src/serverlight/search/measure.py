@@ -129,7 +129,8 @@ def _of_language_model(
 ) -> Profile:
     # They bring transformers, which single-shot models do without.
     from serverlight.generation import LANGUAGE_CODEC
-    from serverlight.search.language import LanguageParts, measure_language
+    from serverlight.search.language import measure_language
+    from serverlight.search.language_parts import LanguageParts
     from serverlight.search.language_rehearsal import PROMPTS, rehearse_language
 
     points = DEVICE_POINTS if machine["side"] == "device" else None

@@ -25,7 +25,7 @@ from serverlight.search.fitting import BATCH_TERMS, Point, fit_curve
 from serverlight.search.profile import CutCost
 from serverlight.search.stopwatch import lower_quartile, quiet_collector, repeats_for, timed, work_clock
 
-__all__ = ["candidate_cuts", "example_batch", "measure_single_shot", "peak_bytes"]
+__all__ = ["CutTimes", "SingleShotBench", "candidate_cuts", "example_batch", "measure_single_shot", "peak_bytes"]
 
 BATCHES = (1, 2, 4, 8, 16)
 
@@ -47,8 +47,8 @@ def measure_single_shot(
     model: LoadedModel, parts: Partition, *, batches: Sequence[int] = BATCHES, budget_s: float = 15.0, advance: Advance
 ) -> tuple[CutCost, ...]:
     """Costs of all candidate cuts; ``advance`` is called once for each batch size."""
-    bench = _Bench(model, parts, max(batches))
-    times = list[_Times]()
+    bench = SingleShotBench(model, parts, max(batches))
+    times = list[CutTimes]()
     for batch in batches:
         if not times or times[-1].behind[0] < MOST_MS / 2:
             times.append(bench.measure(batch, budget_s / len(batches)))
@@ -105,7 +105,7 @@ def peak_bytes(parts: Partition, cut: CutPoint) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Times:
+class CutTimes:
     """Milliseconds at one batch size, cut by cut."""
 
     batch: int
@@ -113,21 +113,25 @@ class _Times:
     behind: list[float]
 
 
-class _Bench:
-    """The pieces between the cuts, and heads and tails at some of them."""
+class SingleShotBench:
+    """The pieces between the candidate cuts, and heads and tails measured whole at some of them, by their place."""
 
-    def __init__(self, model: LoadedModel, parts: Partition, most: int) -> None:
+    def __init__(
+        self, model: LoadedModel, parts: Partition, most: int, *, anchors: Sequence[int] | None = None
+    ) -> None:
         self.cuts = candidate_cuts(parts)
         self._model = model
         self._clock = work_clock()
         self._pieces = [parts.segment(first, last) for first, last in itertools.pairwise(self.cuts)]
-        self._anchors = anchors_of(len(self.cuts))
+        self._anchors = tuple(anchors or anchors_of(len(self.cuts)))
+        self._input = parts.split(self.cuts[0])[0]
         self._heads: list[Head] = [parts.split(self.cuts[depth])[0] for depth in self._anchors]
         names = [self.cuts[depth].name for depth in self._anchors]
         self._worker = Worker(model, parts, names, max_batch=most)
 
     @torch.inference_mode()
-    def measure(self, batch: int, budget_s: float) -> _Times:
+    def measure(self, batch: int, budget_s: float) -> CutTimes:
+        """At all cuts, for so many samples."""
         call = as_call(example_batch(self._model, batch))
         jobs = [list(self._jobs(depth, batch)) for depth in self._anchors]
         started_s = time.perf_counter()
@@ -138,7 +142,7 @@ class _Bench:
         pieces, heads, tails = (
             [*map(lower_quartile, zip(*values, strict=True))] for values in zip(*rounds, strict=True)
         )
-        return _Times(
+        return CutTimes(
             batch=batch,
             before=shift_to(before_cuts(pieces), dict(zip(self._anchors, heads, strict=True))),
             behind=shift_to(behind_cuts(pieces), dict(zip(self._anchors, tails, strict=True))),
@@ -148,7 +152,7 @@ class _Bench:
         """Pieces, heads and tails, one after the other, so that what disturbs meets them alike."""
         args, kwargs = call
         return (
-            self._time_pieces(self._heads[0](*args, **kwargs)),
+            self._time_pieces(self._input(*args, **kwargs)),
             [timed(self._clock, head, *args, **kwargs) for head in self._heads],
             [timed(self._clock, _run, self._worker, some) for some in jobs],
         )

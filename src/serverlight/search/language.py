@@ -22,7 +22,7 @@ from serverlight.sampling import Sampling
 from serverlight.search.depth import anchors_of, before_cuts, behind_cuts, shift_to
 from serverlight.search.fitting import STEP_TERMS, Point, fit_curve
 from serverlight.search.language_parts import LanguageParts, Sizes
-from serverlight.search.profile import Curve, CutCost
+from serverlight.search.profile import Curve, CutCost, Side
 from serverlight.search.stopwatch import Clock, lower_quartile, quiet_collector, repeats_for, timed, work_clock
 
 __all__ = ["HeadBench", "Lap", "TailBench", "measure_language", "run_laps"]
@@ -39,6 +39,7 @@ TAIL_POINTS = (
 """The most telling first: a slow model is measured at fewer of them."""
 
 ENOUGH_POINTS = 5
+"""So many of them make a rough curve."""
 
 LEAST_ROUNDS = 8
 """With fewer of them at all points it is rather those first points alone."""
@@ -51,19 +52,21 @@ MAX_KV_BYTES = 2**34
 
 
 def measure_language(
-    parts: LanguageParts, *, points: int | None = None, budget_s: float = 30.0, advance: Callable[[], None]
+    parts: LanguageParts, *, on: Side | None = None, budget_s: float = 30.0, advance: Callable[[], None]
 ) -> tuple[CutCost, ...]:
     """Costs of the cuts ``layers.0`` to ``layers.N``, and of ``output``, with all on the device.
 
     Args:
         parts: The model.
-        points: How many of the points to measure at the most; all by default.
+        on: The side that counts; the other is measured at the most telling points alone.
         budget_s: About how long it may take.
         advance: Is called once for each side.
     """
-    heads = _measure(HeadBench(parts), _that_fit(HEAD_POINTS[:points], parts.head.part), budget_s / 2)
+    head_points = HEAD_POINTS[: ENOUGH_POINTS if on == "server" else None]
+    tail_points = TAIL_POINTS[: ENOUGH_POINTS if on == "device" else None]
+    heads = _measure(HeadBench(parts), _that_fit(head_points, parts.head.part), budget_s / 2)
     advance()
-    tails = _measure(TailBench(parts), _that_fit(TAIL_POINTS[:points], parts.tail.part), budget_s / 2)
+    tails = _measure(TailBench(parts), _that_fit(tail_points, parts.tail.part), budget_s / 2)
     advance()
     sizes = Sizes(parts)
     cuts = [

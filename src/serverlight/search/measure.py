@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -19,7 +19,7 @@ from serverlight.partition.inputs import as_call
 from serverlight.search.codec_cost import measure_codec, sample_map, sample_tokens
 from serverlight.search.depth import anchors_of
 from serverlight.search.energy import find_sources, measure_watts
-from serverlight.search.profile import Profile
+from serverlight.search.profile import Profile, Side
 from serverlight.search.profile_cache import ProfileCache
 from serverlight.search.rehearsal import (
     BATCHES,
@@ -31,17 +31,12 @@ from serverlight.search.rehearsal import (
 from serverlight.search.serving import served
 from serverlight.search.single_shot import candidate_cuts, example_batch, measure_single_shot, weight_bytes
 
-__all__ = ["Progress", "Side", "profile_model"]
-
-Side = Literal["device", "server"]
+__all__ = ["Progress", "profile_model"]
 
 Progress = Callable[[int, int], None]
 """Is told how many steps are done, of how many."""
 
 DEVICE_BATCHES, SERVER_BATCHES = (1, 2), (1, 2, 4, 8, 16)
-
-DEVICE_POINTS = 5
-"""Of a language model where only the device's side counts: hardly any batches."""
 
 
 def profile_model(
@@ -133,13 +128,12 @@ def _of_language_model(
     from serverlight.search.language_parts import LanguageParts
     from serverlight.search.language_rehearsal import PROMPTS, rehearse_language
 
-    points = DEVICE_POINTS if machine["side"] == "device" else None
     with served(model, threads=machine["torch_threads"], dtype=dtype) as serving:
         parts = LanguageParts.load(model, dtype=getattr(torch, dtype) if dtype else None)
         head = parts.head.part
         rehearsed = [f"layers.{depth}" for depth in anchors_of(parts.num_layers + 1)]
         advance = _counter(progress, 2 + len(rehearsed) * len(PROMPTS) + 2)
-        cuts = measure_language(parts, points=points, advance=advance)
+        cuts = measure_language(parts, on=machine["side"], advance=advance)
         codec = measure_codec(LANGUAGE_CODEC, lambda elements: sample_tokens(elements, head.hidden_size))
         advance()
         exchanges = rehearse_language(parts, serving.address(rehearsed), rehearsed, advance=advance)

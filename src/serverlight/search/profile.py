@@ -12,9 +12,11 @@ from typing import Any, Literal, Self
 
 from serverlight.errors import ConfigError
 
-__all__ = ["CodecCost", "Curve", "CutCost", "Kind", "MessageCost", "Profile"]
+__all__ = ["CodecCost", "Curve", "CutCost", "Kind", "MessageCost", "Profile", "Side"]
 
 Kind = Literal["single-shot", "language-model"]
+
+Side = Literal["device", "server"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -48,6 +48,9 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=30, help="of each plan")
     parser.add_argument("--samples", type=int, default=400, help="images to calibrate on; a tenth as many texts")
     parser.add_argument("--budget", type=float, default=0.1, help="share of the grid that the calibration may run")
+    parser.add_argument(
+        "--quantile", type=float, default=0.5, help="of the times of a plan; a low one where others use the machine"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=pathlib.Path, help="folder that keeps tables of qualities")
     parser.add_argument("--json", type=pathlib.Path)
@@ -60,7 +63,7 @@ def main() -> int:
         began_s = time.monotonic()
         rows += measure_model(load_subject(name, args.samples), args)
         print(f"{name}: {time.monotonic() - began_s:.0f} s", file=sys.stderr)
-    settings = {key: getattr(args, key) for key in ("plans", "requests", "samples", "budget", "seed")}
+    settings = {key: getattr(args, key) for key in ("plans", "requests", "samples", "budget", "quantile", "seed")}
     result = {
         **describe_environment(),
         "settings": settings,
@@ -85,7 +88,7 @@ def measure_model(subject: Subject, args: argparse.Namespace) -> list[dict[str, 
     plans = draw_plans(subject, profile, qualities, args)
     cuts = list(dict.fromkeys(p.candidate.cut for p, _ in plans if p.candidate.cut))
     with linked_server(subject, cuts) as server:
-        rows = [measure_plan(subject, server, p, link, args.requests) for p, link in plans]
+        rows = [measure_plan(subject, server, p, link, args) for p, link in plans]
     lost = true_losses(subject, [p for p, _ in plans])
     for row, loss in zip(rows, lost, strict=True):
         row["measured"]["loss_pp"] = loss
@@ -111,14 +114,16 @@ def draw_plans(
 
 
 def measure_plan(
-    subject: Subject, server: Linked, prediction: Prediction, link: LinkConfig, requests: int
+    subject: Subject, server: Linked, prediction: Prediction, link: LinkConfig, args: argparse.Namespace
 ) -> dict[str, Any]:
     """What was predicted and what came."""
     chosen = prediction.candidate
     assert chosen.cut is not None
     assert chosen.codec is not None
     server.set(link)
-    measured = subject.measure(server.address, chosen.cut, chosen.codec, is_file=chosen.is_file, requests=requests)
+    measured = subject.measure(
+        server.address, chosen.cut, chosen.codec, is_file=chosen.is_file, requests=args.requests, quantile=args.quantile
+    )
     return {
         "model": subject.name,
         "cut": chosen.cut,

@@ -58,6 +58,9 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--budget", type=float, default=0.05, help="share of the grid's tail runs for the table")
     parser.add_argument("--caps", type=int, default=24, help="random sets of caps")
+    parser.add_argument(
+        "--quantile", type=float, default=0.5, help="of the times of a plan; a low one where others use the machine"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--markdown", type=pathlib.Path)
@@ -95,7 +98,9 @@ def measure_grid(
         server.set(link)
         for number in range(args.rounds):
             for key in seen:
-                seen[key].append(subject.measure(server.address, *key, is_file=False, requests=args.requests))
+                seen[key].append(
+                    subject.measure(server.address, *key, is_file=False, requests=args.requests, quantile=args.quantile)
+                )
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     return {
         key: Observed(

@@ -39,7 +39,7 @@ PROMPT_TOKENS, NEW_TOKENS, TEXT_TOKENS = 64, 24, 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """Of one plan: medians over requests, or over the steps of some texts."""
+    """Of one plan: medians, or another quantile, over requests, or over the steps of some texts."""
 
     latency_ms: float
     first_token_ms: float | None
@@ -63,7 +63,9 @@ class Subject(Protocol):
     def evaluate(self, cut: str, configs: Sequence[CodecConfig]) -> dict[CodecConfig, float]:
         """Losses in percentage points on other samples, in full."""
 
-    def measure(self, address: str, cut: str, codec: CodecConfig, *, is_file: bool, requests: int) -> Measured:
+    def measure(
+        self, address: str, cut: str, codec: CodecConfig, *, is_file: bool, requests: int, quantile: float = 0.5
+    ) -> Measured:
         """Over a link."""
 
 
@@ -99,7 +101,9 @@ class Images:
         samples = self._model.preprocess(images)
         return calibrate_table(self._model, samples, cuts=cuts, configs=configs, budget=budget, parts=self._parts)
 
-    def measure(self, address: str, cut: str, codec: CodecConfig, *, is_file: bool, requests: int) -> Measured:
+    def measure(
+        self, address: str, cut: str, codec: CodecConfig, *, is_file: bool, requests: int, quantile: float = 0.5
+    ) -> Measured:
         """Over a link."""
         assert self._model.preprocess is not None
         plan = Plan(model=self._model.name, revision=self._model.revision, cut=cut, codec=codec)
@@ -117,10 +121,10 @@ class Images:
                     servers_ms.append(now_ms - before_ms)
                 before_ms = now_ms
         return Measured(
-            latency_ms=statistics.median(times_ms),
+            latency_ms=_quantile(times_ms, quantile),
             first_token_ms=None,
             uplink_bytes=statistics.fmean(sizes),
-            server_ms=statistics.median(servers_ms),
+            server_ms=_quantile(servers_ms, quantile),
         )
 
 
@@ -146,7 +150,9 @@ class Texts:
         table = calibrate_table((self._head, self._tail), self._test, cuts=[cut], configs=configs, budget=None)
         return {row.codec: row.loss_pp for row in table.rows}
 
-    def measure(self, address: str, cut: str, codec: CodecConfig, *, is_file: bool, requests: int) -> Measured:
+    def measure(
+        self, address: str, cut: str, codec: CodecConfig, *, is_file: bool, requests: int, quantile: float = 0.5
+    ) -> Measured:
         """Over a link."""
         plan = Plan(model=self._head.name, revision=self._head.revision, cut=cut, codec=codec)
         client = DecoderClient([address], plan=plan, head=self._head)
@@ -166,11 +172,16 @@ class Texts:
             if len(times_ms) >= requests and number:
                 break
         return Measured(
-            latency_ms=statistics.median(times_ms),
-            first_token_ms=statistics.median(firsts_ms),
+            latency_ms=_quantile(times_ms, quantile),
+            first_token_ms=_quantile(firsts_ms, quantile),
             uplink_bytes=statistics.fmean(sizes),
-            server_ms=statistics.median(servers_ms),
+            server_ms=_quantile(servers_ms, quantile),
         )
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def _num_layers(spec: str) -> int:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from serverlight.search.calibrate import calibrate_table
 
 from serverlight.codec import CodecConfig
 from serverlight.evaluation import load_images
@@ -26,6 +25,7 @@ from serverlight.partition import partition
 from serverlight.plan import Plan
 from serverlight.runtime.client import connect
 from serverlight.runtime.decoder_client import DecoderClient
+from serverlight.search.calibrate import calibrate_table
 from serverlight.search.constraints import Workload
 from serverlight.search.measure import profile_model
 from serverlight.search.profile import Profile

@@ -24,7 +24,11 @@ WRONG = {
     "unknown cut in demo": (["demo", "--cut", "layr3.0"], "did you mean 'layer3.0'"),
     "too many cuts": (["demo", "--cut", "a", "--cut", "b", "--cut", "c", "--cut", "d"], "at most 3 cuts"),
     "outermost cut in demo": (["demo", "--cut", "input"], "shown anyway"),
-    "no cut": (["serve", "demo-vision"], "give --cut NAME or --plan FILE"),
+    "no cut": (
+        ["run", "demo-vision", "--server", "localhost:1"],
+        "run `serverlight search demo-vision`, or give --cut NAME",
+    ),
+    "cut and plan": (["serve", "demo-vision", "--cut", "layer2", "--plan", "p.json"], "give --cut NAME or --plan FILE"),
     "no shipped model": (["cuts", "demo-visoin"], "use 'demo-vision' or 'demo-lm'"),
     "no model file": (["cuts", "nowhere.safetensors"], "check the path"),
     "no model function": (["cuts", "nowhere.models:make"], "PYTHONPATH"),

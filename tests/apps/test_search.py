@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -14,7 +15,7 @@ TESTS = str(pathlib.Path(__file__).parents[1])
 if TESTS not in sys.path:
     sys.path.append(TESTS)
 
-from made_up import plain_table, text_profile, vision_profile  # noqa: E402
+from made_up import NAMES, plain_table, text_profile, vision_profile  # noqa: E402
 from serverlight.frontier import Frontier  # noqa: E402
 from serverlight.plan import Plan  # noqa: E402
 
@@ -38,6 +39,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         made[name] = ["search", "made-up", *words, "--uplink", "2mbit,10ms"]
     return made
 
+
+REAL_CUTS = ("input", "layer1", "layer2", "layer3.0", "output")
 
 CAPS = ["--latency", "90ms", "--device-memory", "3MiB", "--max-loss", "1pp"]
 
@@ -122,3 +125,45 @@ def test_nonsense_is_exit_code_2(cli: Cli, files: dict[str, list[str]], words: l
     assert outcome.code == 2
     assert outcome.err.startswith(f"error: {field}: ")
     assert outcome.out == ""
+
+
+def of_demo_vision(revision: str, thing: Any) -> Any:
+    """A made-up profile or table under the shipped model's name."""
+    real = dict(zip(NAMES, REAL_CUTS, strict=True))
+    named = {"model": "demo-vision", "revision": revision}
+    if hasattr(thing, "rows"):
+        return dataclasses.replace(
+            thing, **named, rows=tuple(dataclasses.replace(row, cut=real[row.cut]) for row in thing.rows)
+        )
+    return dataclasses.replace(
+        thing, **named, cuts=tuple(dataclasses.replace(cut, name=real[cut.name]) for cut in thing.cuts)
+    )
+
+
+def test_other_commands_cut_where_the_search_chose(
+    cli: Cli, start_server: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    """A server without --cut serves every cut, and a device without one takes what was chosen last, settings included."""
+    _, ready = start_server()
+    assert set(REAL_CUTS[:-1]) <= set(ready["cuts"])
+    words = []
+    for option, thing in (
+        ("--device-profile", vision_profile(0.5)),
+        ("--server-profile", vision_profile(4.0)),
+        ("--quality", plain_table(vision_profile())),
+    ):
+        path = tmp_path / f"{option}.json"
+        of_demo_vision(ready["revision"], thing).save(path)
+        words += [option, str(path)]
+    assert cli("search", "demo-vision", *words, "--uplink", "2mbit,10ms", *CAPS).code == 0
+    outcome = cli("run", "demo-vision", "--server", ready["address"], "--limit", "3", "--json", "-")
+    plan = json.loads(outcome.out)["plan"]
+    assert (plan["cut"], plan["codec"]["sparsity"]) == ("layer2", 0.75)
+
+
+def test_what_stays_on_the_device_is_not_cut(cli: Cli, files: dict[str, list[str]]) -> None:
+    """Where the search chose the device alone, a command that would cut says so."""
+    assert cli(*files["image"]).out.startswith("Run all of made-up on the device")
+    outcome = cli("run", "made-up", "--server", "localhost:1")
+    assert outcome.code == 2
+    assert "the search chose to run all of made-up on the device" in outcome.err

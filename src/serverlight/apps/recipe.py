@@ -27,7 +27,7 @@ class Recipe:
     """As the user wrote it."""
 
     cuts: tuple[str, ...] = ()
-    """Those of the plan where there is one."""
+    """Those of the plan where there is one; none: every one where a device may cut."""
 
     plan: str | None = None
     """File with the plan that clients must have."""
@@ -73,6 +73,7 @@ class Recipe:
         torch.set_num_threads(self.threads)
         cuts = [agreed.cut] if agreed else list(self.cuts)
         return_cut = self.return_cut or (agreed.return_cut if agreed else None)
+        cuts = cuts or every_cut(self.model)
         loaded = _load(self.model, cuts, return_cut, numbers)
         if agreed:
             dataclasses.replace(agreed, model=loaded.name, revision=loaded.revision).check_compatible(agreed)
@@ -108,3 +109,20 @@ def _load(spec: str, cuts: list[str], return_cut: str | None, dtype: Any) -> Loa
     if return_cut:
         return LoadedDecoder.middle(spec, first, return_cut, dtype=dtype)
     return LoadedDecoder.tail(spec, first, dtype=dtype)
+
+
+def every_cut(spec: str) -> list[str]:
+    """Where `serverlight search` may cut a model, the output aside; raises :class:`ModelError`."""
+    from serverlight.models import is_language_model, load_model
+    from serverlight.partition import partition
+    from serverlight.partition.names import OUTPUT
+
+    if is_language_model(spec):
+        from serverlight.huggingface import SETTINGS_FILES, find_folder, read_config
+
+        config = read_config(spec, find_folder(spec, SETTINGS_FILES))
+        return [f"layers.{layer}" for layer in range(config.get_text_config().num_hidden_layers + 1)]
+    from serverlight.search.single_shot import candidate_cuts
+
+    loaded = load_model(spec)
+    return [cut.name for cut in candidate_cuts(partition(loaded.module, loaded.example_inputs)) if cut.name != OUTPUT]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serverlight.apps.kept_search import keep
 from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import JsonOption, ModelArgument
 from serverlight.apps.search_options import CapOptions, LoadOptions
@@ -55,7 +56,8 @@ def search(
     """Choose where to cut a model and how to compress what crosses, under caps, and say why.
 
     All on the device, and the raw input to a full server, are among the choices. Profiles and qualities that are not given
-    are measured on this machine first, which takes minutes. Exit code 3: no plan keeps all caps.
+    are measured on this machine first, which takes minutes. Exit code 3: no plan keeps all caps. What was chosen is kept, and
+    is where `run`, `generate` and `edge` cut unless they are told.
 
     Example: `serverlight search demo-vision --latency 200ms --device-memory 2GiB --uplink 2mbit --max-loss 1pp`
     """
@@ -79,6 +81,7 @@ def search(
     except Infeasible as error:
         _show_infeasible(error, json)
         raise
+    keep(model, result)
     _show(result, measured, explain=explain, json=json)
     _write(result, save, frontier, plot)
 

@@ -14,6 +14,7 @@ import typer
 
 from serverlight.apps.cut_options import check_cut_or_plan
 from serverlight.apps.fault_options import InjectOption, InjectSeedOption, read_faults
+from serverlight.apps.kept_search import AUTO
 from serverlight.apps.limit_options import LimitOptions
 from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import (
@@ -41,7 +42,10 @@ def serve(
     limits: LimitOptions,
     scale: RayOptions,
     cut: Annotated[
-        list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--cut", metavar="NAME", help="A cut to serve; may be repeated. Without it, or `auto`: all of them."
+        ),
     ] = None,
     plan: Annotated[
         str | None, typer.Option(metavar="FILE", help="Serve this plan alone, with exactly its codec settings.")
@@ -68,7 +72,8 @@ def serve(
     Stops on SIGTERM or Ctrl-C, after the requests that were accepted. With --json the address, model and cuts are
     written when clients can connect.
 
-    A language model's tail serves sequences, and has only the layers behind the first of its cuts.
+    A language model's tail serves sequences, and has only the layers behind the first of its cuts. Without --cut every
+    place is served where a device may cut, so that each can choose its own.
 
     Example: `serverlight serve demo-vision --cut layer2.2 --port 50051`
     """
@@ -79,7 +84,7 @@ def serve(
     read_dtype(dtype)
     recipe = Recipe(
         model=model,
-        cuts=tuple(cut or ()),
+        cuts=() if cut == [AUTO] else tuple(cut or ()),
         plan=plan,
         basis=basis,
         return_cut=return_cut,

@@ -128,10 +128,13 @@ def of_language_model(profile: Profile, most_cuts: int) -> Iterator[Row]:
 def over_sockets(profile: Profile, exchanges: Sequence[Exchange]) -> Iterator[Row]:
     for done in exchanges:
         cost, point = profile.cut(done.cut), done.point
-        size = Point(rows=cost.elements * point.rows * point.tokens / 1e3)
+        elements = cost.elements * point.rows * point.tokens
+        if done.uplink_bytes > 1.5 * elements:  # in whole halves, to see what messages cost: another codec
+            continue
+        size = Point(rows=elements / 1e3)
         server_ms = ms(profile.codec.decode, size) + ms(cost.tail, point)
         device_ms = ms(cost.head, point) + ms(profile.codec.encode, size)
-        message_ms = profile.message.latency.ms(rows=done.uplink_bytes / 1e3)
+        message_ms = profile.message.latency.ms(rows=done.uplink_bytes / 1e3) + done.opens * profile.message.opening_ms
         what = {"how": "sockets", "cut": done.cut, **as_fields(point)}
         measured_server_ms = done.decode_ms + done.tail_ms
         measured_ms = done.head_ms + done.encode_ms + done.message_ms + measured_server_ms

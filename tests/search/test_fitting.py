@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serverlight.errors import ConfigError
@@ -25,6 +25,7 @@ def ms(curve: Curve, point: Point) -> float:
     return curve.ms(rows=point.rows, tokens=point.tokens, context=point.context)
 
 
+@settings(deadline=None, max_examples=30)
 @given(fixed=AMOUNTS, token=AMOUNTS, context=AMOUNTS, row=AMOUNTS, past=AMOUNTS, together=AMOUNTS)
 def test_recovers_a_curve(fixed: float, token: float, context: float, row: float, past: float, together: float) -> None:
     """Times that lie on a curve give its predictions back, for what was measured and for what was not."""
@@ -38,6 +39,7 @@ def test_recovers_a_curve(fixed: float, token: float, context: float, row: float
         assert ms(found, point) == pytest.approx(ms(true, point), rel=0.03)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.floats(0.0, 0.3))
 def test_never_gives_negative_times(seed: int, noise: float) -> None:
     """However the measurements scatter, no coefficient is below zero, and the curve is no worse than the best constant."""
@@ -54,6 +56,16 @@ def test_small_times_count_as_much_as_large_ones() -> None:
     """Errors are relative: a large batch off by a tenth does not spoil what is said of one sample."""
     measured = [(Point(rows=rows), 1.0 + rows) for rows in (1, 2, 4, 8)] + [(Point(rows=64), 65.0 * 1.1)]
     assert fit_curve(measured, BATCH_TERMS).ms() == pytest.approx(2.0, rel=0.05)
+
+
+def test_knows_of_pieces() -> None:
+    """Where prompts run in pieces, what a piece costs is told from what a token costs."""
+    true = Curve(fixed_ms=3.0, per_token_ms=0.1, together_ms=1.0, piece_tokens=64)
+    measured = [(point, ms(true, point)) for point in POINTS]
+    assert fit_curve(measured, STEP_TERMS, piece_tokens=64).ms(tokens=200) == pytest.approx(
+        true.ms(tokens=200), rel=0.01
+    )
+    assert fit_curve(measured, STEP_TERMS).residual > 0.01
 
 
 def test_terms_that_are_not_asked_for_stay_zero() -> None:

@@ -53,6 +53,15 @@ def test_batches_cost_more_than_prompts() -> None:
     assert made.ms(rows=1.5) == pytest.approx(1.0 + 0.5 * 2.0 + 1.5 * 0.75)
 
 
+def test_pieces_of_a_prompt_each_pay_what_is_fixed() -> None:
+    """A hundred tokens, 64 at a time, are two runs; a faster machine takes pieces of the same length."""
+    made = Curve(fixed_ms=1.0, per_token_ms=0.5, together_ms=2.0, per_past_ms=0.01, piece_tokens=64)
+    assert made.ms() == 1.5
+    assert made.ms(tokens=64, context=10) == 3.1 + 32
+    assert made.ms(tokens=100, context=10) == 2 * 3.1 + 50
+    assert made.times(0.5).ms(tokens=100, context=10) == made.ms(tokens=100, context=10) / 2
+
+
 def test_a_slower_machine_takes_longer_at_everything() -> None:
     """A quarter of the speed is four times the time; bytes stay, residuals too."""
     ours, theirs = profile(1.0), profile(1.0).scaled(speed=0.25, name="board", watts=3.0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,15 +31,8 @@ class Point:
     """Tokens before these."""
 
 
-_COLUMNS: dict[str, Callable[[Point], float]] = {
-    "fixed_ms": lambda point: 1.0,
-    "per_token_ms": lambda point: point.rows * point.tokens,
-    "together_ms": lambda point: min(1.0, max(0.0, point.rows * point.tokens - 1)),
-    "per_row_ms": lambda point: point.rows,
-    "per_past_ms": lambda point: point.rows * point.context,
-    "per_context_ms": lambda point: point.rows * point.tokens * point.context,
-}
-"""What each coefficient of a curve is multiplied by."""
+STEP_TERMS = ("fixed_ms", "per_token_ms", "together_ms", "per_row_ms", "per_past_ms", "per_context_ms")
+"""Of language models."""
 
 SIZE_TERMS = ("fixed_ms", "per_token_ms")
 """Of work that grows with a size alone."""
@@ -46,14 +40,13 @@ SIZE_TERMS = ("fixed_ms", "per_token_ms")
 BATCH_TERMS = ("fixed_ms", "per_token_ms", "together_ms")
 """Of single-shot models, where a sample is a token."""
 
-STEP_TERMS = tuple(_COLUMNS)
-"""Of language models."""
-
 _WORTH = 1e-4
 """A further term must make the squared error smaller by this share: one that changes nothing stays zero."""
 
 
-def fit_curve(measured: Sequence[tuple[Point, float]], terms: Sequence[str] = STEP_TERMS) -> Curve:
+def fit_curve(
+    measured: Sequence[tuple[Point, float]], terms: Sequence[str] = STEP_TERMS, *, piece_tokens: int = 0
+) -> Curve:
     """The curve with the least squares of the relative errors, none of its coefficients below zero.
 
     The terms are few, so all sets of them are tried: the best among those whose plain solution has no negative coefficient is
@@ -62,6 +55,7 @@ def fit_curve(measured: Sequence[tuple[Point, float]], terms: Sequence[str] = ST
     Args:
         measured: What was done, and the milliseconds that it took, each above zero.
         terms: The curve's fields that may be other than zero.
+        piece_tokens: As :attr:`Curve.piece_tokens`, which is known beforehand.
 
     Raises:
         ConfigError: nothing was measured, or a time is not positive.
@@ -72,13 +66,19 @@ def fit_curve(measured: Sequence[tuple[Point, float]], terms: Sequence[str] = ST
     """
     if not measured or any(not ms > 0 for _, ms in measured):
         raise ConfigError("measured", "a curve needs measurements, each of a time above zero; measure again")
-    matrix = np.array([[_COLUMNS[term](point) / ms for term in terms] for point, ms in measured])
-    found = dict(zip(terms, _solve(matrix).tolist(), strict=True))
-    curve = Curve(**{"fixed_ms": 0.0, "per_token_ms": 0.0, **found})
-    errors = [
-        abs(curve.ms(rows=point.rows, tokens=point.tokens, context=point.context) / ms - 1) for point, ms in measured
-    ]
-    return Curve(**{"fixed_ms": 0.0, "per_token_ms": 0.0, **found}, residual=statistics.median(errors))
+    units = [Curve(**{**_NOTHING, term: 1.0}, piece_tokens=piece_tokens) for term in terms]
+    matrix = np.array([[_ms(unit, point) / ms for unit in units] for point, ms in measured])
+    found = {**_NOTHING, **dict(zip(terms, _solve(matrix).tolist(), strict=True))}
+    curve = Curve(**found, piece_tokens=piece_tokens)
+    errors = [abs(_ms(curve, point) / ms - 1) for point, ms in measured]
+    return dataclasses.replace(curve, residual=statistics.median(errors))
+
+
+_NOTHING = {"fixed_ms": 0.0, "per_token_ms": 0.0}
+
+
+def _ms(curve: Curve, point: Point) -> float:
+    return curve.ms(rows=point.rows, tokens=point.tokens, context=point.context)
 
 
 def _solve(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,8 +88,7 @@ def measure_language(
 
 
 def _all_on_device(deepest: CutCost, sizes: Sizes, tail: DecoderPart) -> CutCost:
-    names = [name for name in Curve.__dataclass_fields__ if name != "residual"]
-    both = {name: getattr(deepest.head, name) + getattr(deepest.tail, name) for name in names}
+    both = {name: getattr(deepest.head, name) + getattr(deepest.tail, name) for name in STEP_TERMS}
     return CutCost(
         name="output",
         elements=tail.vocab_size,
@@ -130,7 +130,7 @@ def _measure(bench: HeadBench | TailBench, points: Sequence[Point], budget_s: fl
         true_point = laps[bench.anchors[0]][len(laps[bench.anchors[0]]) // 2].point
         for depth, ms in enumerate(bench.at_cuts(laps)):
             measured[depth].append((true_point, ms))
-    return [fit_curve(some, STEP_TERMS) for some in measured]
+    return [fit_curve(some, STEP_TERMS, piece_tokens=bench.piece_tokens) for some in measured]
 
 
 def run_laps(bench: HeadBench | TailBench, point: Point, budget_s: float) -> dict[int, list[Lap]]:
@@ -171,6 +171,8 @@ class _LayerWatch:
 class HeadBench:
     """Steps and chunks of a prompt through the head."""
 
+    piece_tokens = 0
+
     def __init__(self, parts: LanguageParts, *, anchors: Sequence[int] | None = None) -> None:
         part = parts.head.part
         assert isinstance(part, DecoderHead)
@@ -207,6 +209,8 @@ class HeadBench:
 
 class TailBench:
     """Steps of one sequence or many, and prompts, through the server's worker, less the decoding of their frames."""
+
+    piece_tokens: int = inspect.signature(DecoderWorker).parameters["prefill_tokens"].default
 
     def __init__(self, parts: LanguageParts, *, anchors: Sequence[int] | None = None) -> None:
         part = parts.tail.part

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from serverlight.codec import CodecConfig
 from serverlight.generation import LANGUAGE_CODEC, layer_of
 from serverlight.partition.decoder import DecoderHead, DecoderPart
 from serverlight.plan import Plan
@@ -26,23 +27,35 @@ PROMPTS, TEXTS, STEPS = (1, 32, 128), 6, 12
 def rehearse_language(
     parts: LanguageParts, address: str, cuts: Sequence[str], *, advance: Callable[[], None]
 ) -> tuple[Exchange, ...]:
-    """Prompts of some lengths at some cuts, and steps after each of them; ``advance`` is called for each cut and length."""
-    found = list[Exchange]()
+    """Prompts of some lengths at some cuts, and steps after each of them; ``advance`` is called for each cut, and once more.
+
+    The last are prompts in whole halves, so that it shows what a kilobyte costs.
+    """
     longest = (parts.head.part.context_length or 10**9) - STEPS - 1
     lengths = [min(tokens, longest) for tokens in PROMPTS]
+    found = list[Exchange]()
     for cut in cuts:
-        plan = Plan(model=parts.head.name, revision=parts.head.revision, cut=cut, codec=LANGUAGE_CODEC)
-        device = _Device(DecoderClient([address], plan=plan, head=parts.head), parts.head.part)
-        steps = Notes()
-        for tokens in lengths:
-            prompts = Notes()
-            device.write(tokens, Notes(), Notes())  # the first is not like others
-            for _ in range(TEXTS):
-                device.write(tokens, prompts, steps)
-            found.append(prompts.exchange(cut, Point(tokens=tokens)))
-            advance()
-        found.append(steps.exchange(cut, Point(context=statistics.mean(lengths) + STEPS / 2)))
+        found += _at_cut(parts, address, cut, LANGUAGE_CODEC, lengths)
+        advance()
+    large = _at_cut(parts, address, cuts[-1], CodecConfig(profile="fp16"), lengths[1:])
+    found += (done for done in large if done.opens)
+    advance()
     return tuple(found)
+
+
+def _at_cut(
+    parts: LanguageParts, address: str, cut: str, codec: CodecConfig, lengths: Sequence[int]
+) -> Iterator[Exchange]:
+    plan = Plan(model=parts.head.name, revision=parts.head.revision, cut=cut, codec=codec)
+    device = _Device(DecoderClient([address], plan=plan, head=parts.head), parts.head.part)
+    steps = Notes()
+    for tokens in lengths:
+        prompts = Notes()
+        device.write(tokens, Notes(), Notes())  # the first is not like others
+        for _ in range(TEXTS):
+            device.write(tokens, prompts, steps)
+        yield prompts.exchange(cut, Point(tokens=tokens), opens=True)
+    yield steps.exchange(cut, Point(context=statistics.mean(lengths) + STEPS / 2))
 
 
 class _Device:

@@ -22,7 +22,6 @@ from serverlight.search.energy import find_sources, measure_watts
 from serverlight.search.profile import Profile, Side
 from serverlight.search.profile_cache import ProfileCache
 from serverlight.search.rehearsal import (
-    BATCHES,
     as_rehearsed,
     codec_as_rehearsed,
     message_cost,
@@ -96,7 +95,7 @@ def _of_single_shot(model: LoadedModel, machine: dict[str, Any], progress: Progr
         parts = partition(model.module, model.example_inputs)
         names = [cut.name for cut in candidate_cuts(parts)]
         rehearsed = [names[depth] for depth in anchors_of(len(names))]
-        advance = _counter(progress, len(batches) + len(rehearsed) * len(BATCHES) + 2)
+        advance = _counter(progress, len(batches) + len(rehearsed) + 3)
         cuts = measure_single_shot(model, parts, batches=batches, advance=advance)
         codec = measure_codec(CodecConfig(), sample_map)
         advance()
@@ -126,13 +125,13 @@ def _of_language_model(
     from serverlight.generation import LANGUAGE_CODEC
     from serverlight.search.language import measure_language
     from serverlight.search.language_parts import LanguageParts
-    from serverlight.search.language_rehearsal import PROMPTS, rehearse_language
+    from serverlight.search.language_rehearsal import rehearse_language
 
     with served(model, threads=machine["torch_threads"], dtype=dtype) as serving:
         parts = LanguageParts.load(model, dtype=getattr(torch, dtype) if dtype else None)
         head = parts.head.part
         rehearsed = [f"layers.{depth}" for depth in anchors_of(parts.num_layers + 1)]
-        advance = _counter(progress, 2 + len(rehearsed) * len(PROMPTS) + 2)
+        advance = _counter(progress, len(rehearsed) + 5)
         cuts = measure_language(parts, on=machine["side"], advance=advance)
         codec = measure_codec(LANGUAGE_CODEC, lambda elements: sample_tokens(elements, head.hidden_size))
         advance()

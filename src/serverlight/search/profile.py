@@ -52,6 +52,9 @@ class Curve:
     together_ms: float = 0.0
     """As soon as there is more than one token: products of matrices take other kernels than those with a vector."""
 
+    piece_tokens: int = 0
+    """A sequence runs so many tokens at a time, and all but what goes by the token is paid for each piece; 0: all at once."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if not 0 <= getattr(self, field.name) < math.inf:
@@ -64,12 +67,14 @@ class Curve:
         by_row = self.per_row_ms + self.per_past_ms * context
         by_token = self.per_token_ms + self.per_context_ms * context
         together = self.together_ms * min(1.0, max(0.0, rows * tokens - 1))
-        return self.fixed_ms + together + rows * (by_row + tokens * by_token)
+        pieces = max(1, math.ceil(tokens / self.piece_tokens)) if self.piece_tokens else 1
+        return pieces * (self.fixed_ms + together + rows * by_row) + rows * tokens * by_token
 
     def times(self, factor: float) -> Curve:
         """The same work where it takes ``factor`` times as long."""
         fields = dataclasses.asdict(self)
-        return Curve(**{name: value if name == "residual" else value * factor for name, value in fields.items()})
+        scaled = {name: value * factor for name, value in fields.items() if name.endswith("_ms")}
+        return dataclasses.replace(self, **scaled)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +128,9 @@ class MessageCost:
 
     server: Curve
     """The server's processor time for them."""
+
+    opening_ms: float = 0.0
+    """What the first request of a sequence takes longer: a stream is opened for it, and a session."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +194,11 @@ class Profile:
                 dataclasses.replace(cut, head=cut.head.times(factor), tail=cut.tail.times(factor)) for cut in self.cuts
             ),
             codec=CodecCost(encode=self.codec.encode.times(factor), decode=self.codec.decode.times(factor)),
-            message=MessageCost(latency=self.message.latency.times(factor), server=self.message.server.times(factor)),
+            message=MessageCost(
+                latency=self.message.latency.times(factor),
+                server=self.message.server.times(factor),
+                opening_ms=self.message.opening_ms * factor,
+            ),
             watts=watts,
         )
 
@@ -221,7 +233,9 @@ class Profile:
             ),
             codec=CodecCost(encode=device.codec.encode, decode=server.codec.decode),
             message=MessageCost(
-                latency=_mean(device.message.latency, server.message.latency), server=server.message.server
+                latency=_mean(device.message.latency, server.message.latency),
+                server=server.message.server,
+                opening_ms=(device.message.opening_ms + server.message.opening_ms) / 2,
             ),
         )
 
@@ -245,7 +259,13 @@ class Profile:
                         for cut in fields["cuts"]
                     ),
                     "codec": CodecCost(**{name: Curve(**curve) for name, curve in fields["codec"].items()}),
-                    "message": MessageCost(**{name: Curve(**curve) for name, curve in fields["message"].items()}),
+                    "message": MessageCost(
+                        **{
+                            **fields["message"],
+                            "latency": Curve(**fields["message"]["latency"]),
+                            "server": Curve(**fields["message"]["server"]),
+                        }
+                    ),
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -266,5 +286,5 @@ class Profile:
 
 
 def _mean(one: Curve, other: Curve) -> Curve:
-    names = [field.name for field in dataclasses.fields(Curve)]
+    names = [field.name for field in dataclasses.fields(Curve) if field.name != "piece_tokens"]
     return Curve(**{name: (getattr(one, name) + getattr(other, name)) / 2 for name in names})

@@ -7,13 +7,15 @@ longer; the same holds for a tail after a wait for the next request. The rehears
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from serverlight.codec import CodecConfig
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition
 from serverlight.partition.inputs import as_call
@@ -28,7 +30,6 @@ from serverlight.search.single_shot import example_batch
 from serverlight.search.stopwatch import lower_quartile, timed, work_clock
 
 __all__ = [
-    "BATCHES",
     "Exchange",
     "Notes",
     "as_rehearsed",
@@ -39,8 +40,11 @@ __all__ = [
 
 KILOBYTE = 1000
 
-BATCHES, ROUNDS = (1, 4, 16), 24
+BATCHES, ROUNDS = (1, 4), 24
 """Samples of a request, and requests of each size."""
+
+LARGE_BATCHES, LARGE_BYTES = (2, 8, 32), 4 * 2**20
+"""Of requests that are to be large, and how large they may be."""
 
 LEAST_MS = 1e-3
 """A clock that says less is not believed."""
@@ -70,6 +74,9 @@ class Exchange:
     message_cpu_ms: float
     """The server's processor time beside its work."""
 
+    opens: bool = False
+    """Whether a stream and a session were opened for it."""
+
 
 class Notes:
     """What was seen of one kind of request."""
@@ -92,9 +99,10 @@ class Notes:
             cpu_ms = timing.process_cpu_ms - before.process_cpu_ms - timing.cpu_ms
             self._add(message_cpu_ms=max(LEAST_MS, cpu_ms))
 
-    def exchange(self, cut: str, point: Point) -> Exchange:
+    def exchange(self, cut: str, point: Point, *, opens: bool = False) -> Exchange:
         """What they have in common."""
-        return Exchange(cut=cut, point=point, **{name: lower_quartile(values) for name, values in self._seen.items()})
+        seen = {name: lower_quartile(values) for name, values in self._seen.items()}
+        return Exchange(cut=cut, point=point, opens=opens, **seen)
 
     def _add(self, **values: float) -> None:
         for name, value in values.items():
@@ -104,47 +112,67 @@ class Notes:
 def rehearse_single_shot(
     model: LoadedModel, parts: Partition, address: str, cuts: Sequence[str], *, advance: Callable[[], None]
 ) -> tuple[Exchange, ...]:
-    """Requests of some sizes at some cuts; ``advance`` is called for each cut and size."""
-    clock = work_clock()
+    """Requests of some sizes at some cuts; ``advance`` is called for each cut, and once more.
+
+    The last are large: whole halves at the widest cut, so that it shows what a kilobyte costs.
+    """
     found = list[Exchange]()
     for cut in cuts:
         plan = Plan(model=model.name, revision=model.revision, cut=cut)
-        head, _ = parts.split(cut)
-        with connect(address, plan=plan, model=parts) as client:
-            kinds = {batch: Notes() for batch in BATCHES}
-            for batch, kind in kinds.items():
-                inputs = example_batch(model, batch)
-                args, kwargs = as_call(inputs)
-
-                @torch.inference_mode()
-                def run(head: Head = head, args: Any = args, kwargs: Any = kwargs) -> object:
-                    return head(*args, **kwargs)
-
-                before = client.infer_detailed(inputs).server  # the first request of a kind is not like others
-                for _ in range(ROUNDS):
-                    done = client.infer_detailed(inputs)
-                    kind.note(
-                        done.server, before, wait_ms=done.wait_ms, encode_ms=done.encode_ms,
-                        uplink_bytes=done.uplink_bytes, head_ms=timed(clock, run),
-                    )  # fmt: skip
-                    before = done.server
-                advance()
-            found += (kind.exchange(cut, Point(rows=batch)) for batch, kind in kinds.items())
+        found += _at_cut(model, parts, address, plan, BATCHES)
+        advance()
+    widest = max(map(parts.cut, cuts), key=lambda cut: cut.elements_per_sample)
+    plan = Plan(model=model.name, revision=model.revision, cut=widest.name, codec=CodecConfig(profile="fp16"))
+    fitting = [batch for batch in LARGE_BATCHES if batch * 2 * widest.elements_per_sample <= LARGE_BYTES]
+    found += _at_cut(model, parts, address, plan, fitting)
+    advance()
     return tuple(found)
+
+
+def _at_cut(
+    model: LoadedModel, parts: Partition, address: str, plan: Plan, batches: Sequence[int]
+) -> Iterator[Exchange]:
+    clock, head = work_clock(), parts.split(plan.cut)[0]
+    with connect(address, plan=plan, model=parts) as client:
+        for batch in batches:
+            inputs, notes = example_batch(model, batch), Notes()
+            run = functools.partial(_run, head, *as_call(inputs))
+            before = client.infer_detailed(inputs).server  # the first request of a kind is not like others
+            for _ in range(ROUNDS):
+                done = client.infer_detailed(inputs)
+                notes.note(
+                    done.server, before, wait_ms=done.wait_ms, encode_ms=done.encode_ms,
+                    uplink_bytes=done.uplink_bytes, head_ms=timed(clock, run),
+                )  # fmt: skip
+                before = done.server
+            yield notes.exchange(plan.cut, Point(rows=batch))
+
+
+@torch.inference_mode()
+def _run(head: Head, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    return head(*args, **kwargs)
 
 
 # -- what it says about the curves ------------------------------------------------------------------
 
 
 def message_cost(exchanges: Sequence[Exchange]) -> MessageCost:
-    """Curves over the kilobytes of the request."""
-    sizes = [Point(rows=done.uplink_bytes / KILOBYTE) for done in exchanges]
+    """Curves over the kilobytes of the request; what opening a stream takes is told apart by requests of one token."""
+    opening_ms, opening_cpu_ms = (_opening(exchanges, field) for field in ("message_ms", "message_cpu_ms"))
+    latency, server = list[tuple[Point, float]](), list[tuple[Point, float]]()
+    for done in exchanges:
+        size = Point(rows=done.uplink_bytes / KILOBYTE)
+        latency.append((size, max(LEAST_MS, done.message_ms - done.opens * opening_ms)))
+        server.append((size, max(LEAST_MS, done.message_cpu_ms - done.opens * opening_cpu_ms)))
     return MessageCost(
-        latency=fit_curve([(size, done.message_ms) for size, done in zip(sizes, exchanges, strict=True)], SIZE_TERMS),
-        server=fit_curve(
-            [(size, done.message_cpu_ms) for size, done in zip(sizes, exchanges, strict=True)], SIZE_TERMS
-        ),
+        latency=fit_curve(latency, SIZE_TERMS), server=fit_curve(server, SIZE_TERMS), opening_ms=opening_ms
     )
+
+
+def _opening(exchanges: Sequence[Exchange], field: str) -> float:
+    first = [getattr(done, field) for done in exchanges if done.opens and done.point.tokens == 1]
+    later = [getattr(done, field) for done in exchanges if not done.opens]
+    return max(0.0, _median(first) - _median(later)) if first else 0.0
 
 
 def as_rehearsed(cuts: Sequence[CutCost], exchanges: Sequence[Exchange]) -> tuple[CutCost, ...]:

@@ -13,6 +13,7 @@ import typer
 from serverlight import __version__
 from serverlight.apps.commands.bench_codec import bench
 from serverlight.apps.commands.bench_runtime import bench_runtime
+from serverlight.apps.commands.calibrate import calibrate
 from serverlight.apps.commands.chaos import chaos
 from serverlight.apps.commands.cuts import cuts
 from serverlight.apps.commands.demo import demo
@@ -69,6 +70,7 @@ app.command()(cuts)
 app.command()(profile)
 app.command()(search)
 app.command("eval")(evaluate)
+app.command()(calibrate)
 app.command("inspect")(inspect_frame)
 bench.command("runtime")(bench_runtime)
 app.add_typer(bench, name="bench")

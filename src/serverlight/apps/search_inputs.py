@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -53,7 +55,7 @@ def gather(model: str, *, device: str | None, server: str | None, quality: str |
     one, other = (profile or here for profile in given.values())
     assert one is not None
     assert other is not None
-    return Measured(device=one, server=other, table=table or _calibrate_here(model, data))
+    return Measured(device=one, server=other, table=table or _calibrate_here(one, data))
 
 
 def _read(field: str, load: Callable[[str], _T], path: str) -> _T:
@@ -70,8 +72,22 @@ def _profile_here(model: str) -> Profile:
         return profile_model(model, progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def _calibrate_here(model: str, data: str | None) -> QualityTable:
-    raise ConfigError("quality", "needs a file; write one with `serverlight calibrate`")
+def _calibrate_here(profile: Profile, data: str | None) -> QualityTable:
+    """Measured once for each model and data, and kept."""
+    from serverlight import __version__
+    from serverlight.apps.commands.calibrate import measure_table
+    from serverlight.search.profile_cache import cache_folder
+    from serverlight.search.quality import QualityTable
+
+    words = "\n".join((profile.model, profile.revision, str(data), __version__))
+    path = cache_folder() / "qualities" / f"{hashlib.sha256(words.encode()).hexdigest()[:16]}.json"
+    with contextlib.suppress(ConfigError):
+        return QualityTable.load(path)
+    table = measure_table(profile.model, data, None)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.save(path)
+    return table
 
 
 def _machine(profile: Profile) -> str:

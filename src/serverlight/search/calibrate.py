@@ -28,8 +28,8 @@ from serverlight.search.surrogate import LEAST_KL, Look, tame_mean
 
 __all__ = ["Run", "Source", "calibrate_table", "fill_table"]
 
-USEFUL_PP = 10.0
-"""Full runs go to settings that are expected to lose less."""
+LEAST_PP, USEFUL_PP = 0.2, 15.0
+"""Full runs go to settings that are expected to lose so much: less is nothing, more is nothing that anybody wants."""
 
 Progress = Callable[[int, int], None]
 """Told how many samples have gone through a tail, and how many will have in the end, about."""
@@ -193,7 +193,9 @@ def _next(state: State, cut: str) -> Key:
     surrogate = state.surrogate(frozenset(state.held_out))
     known = [math.log(max(state.full[key].mean_kl, LEAST_KL)) for key in state.full if key[0] == cut]
     expected = {key: surrogate.kl(look) for key, look in state.looks.items() if key[0] == cut and key not in state.full}
-    front = [key for key in _front(state, cut, expected) if surrogate.loss_pp(state.looks[key]) <= USEFUL_PP]
+    front = [
+        key for key in _front(state, cut, expected) if LEAST_PP <= surrogate.loss_pp(state.looks[key]) <= USEFUL_PP
+    ]
     logs = {key: math.log(max(expected[key], LEAST_KL)) for key in front or expected}
     return max(logs, key=lambda key: min(abs(logs[key] - log) for log in known))
 

@@ -26,7 +26,7 @@ SLICER_SPARSITIES = {
     "language-model": (0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
 }
 SLICER_GROUPS = (1, 2, 4)
-SLICER_DISTORTIONS = (0.03, 0.06, 0.1)
+SLICER_DISTORTIONS = (0.04, 0.1)
 
 
 def candidate_configs(kind: Kind = "single-shot") -> tuple[CodecConfig, ...]:

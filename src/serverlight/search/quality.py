@@ -74,6 +74,16 @@ class QualityTable:
     position_edges: tuple[int, ...] = ()
     """Of a language model: bucket ``i`` holds the tokens from ``edges[i]`` up to, but without, ``edges[i + 1]``, from 0 on."""
 
+    def front(self) -> tuple[QualityRow, ...]:
+        """Of each cut, by ascending bits, the rows that no other row of it beats in both bits and divergence."""
+        found, least = list[QualityRow](), dict[str, float]()
+        for row in sorted(self.rows, key=lambda row: (row.bits_per_element, row.kl)):
+            if row.kl < least.get(row.cut, math.inf):
+                least[row.cut] = row.kl
+                found.append(row)
+        places = {row.cut: place for place, row in reversed(list(enumerate(self.rows)))}
+        return tuple(sorted(found, key=lambda row: places[row.cut]))
+
     def loss_over(self, row: QualityRow, num_tokens: int) -> float:
         """Loss in percentage points over the first tokens of a sequence, prompt included.
 

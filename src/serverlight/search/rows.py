@@ -30,6 +30,9 @@ LEAST_FULL = 2
 
 RESAMPLES = 1000
 
+LOOK_WORTH = 0.03
+"""Of an answer in a look beside one of a full run: all looks have the same few samples, and so err together."""
+
 FIRST_BUCKET = 16
 """Tokens of the first bucket of positions; each of the others is as long as all before it."""
 
@@ -83,10 +86,12 @@ class State:
     held_out: set[Key] = field(default_factory=set)
 
     def surrogate(self, without: frozenset[Key] = frozenset()) -> Surrogate:
-        """Fitted to what was measured in full; before anything was, the looks must do."""
+        """Fitted to what was measured in full, but for some of it."""
         keys = [key for key in self.full if key not in without]
         full = [self.full[key] for key in keys]
-        judged = full or list(self.few.values())
+        # What the looks say of losses is as good as a few answers are, and reaches where nothing was measured in full.
+        judged = [*full, *self.few.values()]
+        worth = np.array([1.0] * len(full) + [LOOK_WORTH] * len(self.few))
         return Surrogate.fit(
             [self.looks[key] for key in keys],
             kl=np.array([one.mean_kl for one in full]),
@@ -94,7 +99,7 @@ class State:
             curve=LossCurve.fit(
                 np.array([one.mean_kl for one in judged]),
                 np.array([one.loss_pp for one in judged]),
-                judged[0].num_answers,
+                worth * np.array([one.num_answers for one in judged]),
             ),
         )
 

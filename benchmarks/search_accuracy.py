@@ -29,7 +29,7 @@ import torch
 from search_subjects import NAMES, Linked, Subject, linked_server, load_subject, prepare
 from serverlight.environment import describe_environment
 from serverlight.link import LinkConfig
-from serverlight.search.candidates import candidates
+from serverlight.search.candidates import candidate_of, candidates
 from serverlight.search.constraints import Constraints
 from serverlight.search.predict import predict
 from serverlight.search.prediction import Prediction, Scene
@@ -101,13 +101,21 @@ def draw_plans(
     """Cut first, then settings, then a link; what would lose too much or take too long is drawn anew."""
     rng = random.Random(f"{subject.name} {args.seed}")
     drawn = list[tuple[Prediction, LinkConfig]]()
+    first, cuts = profile.cuts[0].name, list(dict.fromkeys(row.cut for row in qualities.rows))
     while len(drawn) < args.plans:
         rate = 10 ** rng.uniform(5.7, 7.7)
         link = LinkConfig(rate_bits_per_s=round(rate), delay_ms=round(rng.uniform(0.5, 20), 1))
         scene = Scene(device=profile, server=profile, link=link, workload=subject.workload)
-        found = [c for c in candidates(scene, qualities, Constraints()) if c.cut is not None]
-        cut = rng.choice(sorted({c.cut for c in found if c.cut}))
-        prediction = predict(rng.choice([c for c in found if c.cut == cut]), scene)
+        raw = [
+            c for c in candidates(scene, dataclasses.replace(qualities, rows=()), Constraints()) if c.cut is not None
+        ]
+        cut = rng.choice([*cuts, None])
+        if cut is None:
+            chosen = raw[0]
+        else:
+            row = rng.choice([row for row in qualities.rows if row.cut == cut])
+            chosen = candidate_of(row, profile.cut(cut).elements, is_first=cut == first)
+        prediction = predict(chosen, scene)
         if prediction.loss_pp <= MOST_LOSS_PP and prediction.latency_ms <= MOST_LATENCY_MS:
             drawn.append((prediction, link))
     return drawn

@@ -12,12 +12,16 @@ from serverlight.apps.terminal import progress_bar
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
+    from serverlight.search.optimise import SearchResult
     from serverlight.search.profile import Profile
     from serverlight.search.quality import QualityTable
 
 __all__ = ["Measured", "gather"]
 
 _T = TypeVar("_T")
+
+SHIPPED = ("demo-vision", "demo-lm")
+"""Models with data of their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +31,20 @@ class Measured:
     device: Profile
     server: Profile
     table: QualityTable
+    data: str | None
+    """Where the table's samples are to be had, as the user said."""
+
+    def settle(self, choose: Callable[[QualityTable], SearchResult]) -> SearchResult:
+        """The search, on measured losses as far as there is something to measure them on."""
+        from serverlight.apps.commands.calibrate import measure_table
+        from serverlight.search.settle import settle
+
+        model = self.device.model
+        if self.data is None and model not in SHIPPED:
+            return choose(self.table)
+        return settle(
+            self.table, choose, lambda cut, codec: measure_table(model, self.data, [cut], configs=[codec], budget=1)
+        )[0]
 
     @property
     def notes(self) -> list[str]:
@@ -55,7 +73,7 @@ def gather(model: str, *, device: str | None, server: str | None, quality: str |
     one, other = (profile or here for profile in given.values())
     assert one is not None
     assert other is not None
-    return Measured(device=one, server=other, table=table or _calibrate_here(one, data))
+    return Measured(device=one, server=other, table=table or _calibrate_here(one, data), data=data)
 
 
 def _read(field: str, load: Callable[[str], _T], path: str) -> _T:

@@ -15,7 +15,7 @@ from serverlight.search.prediction import Candidate, Scene
 from serverlight.search.profile import Profile
 from serverlight.search.quality import QualityRow, QualityTable
 
-__all__ = ["candidates", "check_same_model", "staircase"]
+__all__ = ["candidate_of", "candidates", "check_same_model", "staircase"]
 
 _HALF = CodecConfig(profile="fp16")
 _HALF_BYTES = 2
@@ -37,7 +37,7 @@ def candidates(scene: Scene, table: QualityTable, constraints: Constraints) -> I
         if cut.name not in server_cuts:  # at the output it would have nothing to do
             continue
         rows = staircase(row for row in table.rows if row.cut == cut.name)
-        found = [_of_row(row, cut.elements, is_first=cut is first) for row in rows]
+        found = [candidate_of(row, cut.elements, is_first=cut is first) for row in rows]
         yield from found
         if scene.is_text and constraints.device_memory_mib is not None:
             yield from _with_exits(found, scene, table, constraints.device_memory_mib)
@@ -65,7 +65,8 @@ def _prompt_bits(row: QualityRow) -> float:
     return row.bits_per_element if row.prompt_bits_per_element is None else row.prompt_bits_per_element
 
 
-def _of_row(row: QualityRow, elements: int, *, is_first: bool) -> Candidate:
+def candidate_of(row: QualityRow, elements: int, *, is_first: bool) -> Candidate:
+    """A row of the table as something to choose; ``elements`` are those of its cut, which may be the first."""
     return Candidate(
         way="full-server" if is_first else "split",
         cut=row.cut,
@@ -102,6 +103,6 @@ def _with_exits(found: list[Candidate], scene: Scene, table: QualityTable, memor
             rows = {row.codec: row for row in table.rows if row.cut == name}
             for candidate in found:
                 if candidate.codec in rows:
-                    then = _of_row(rows[candidate.codec], elements, is_first=name == names[0])
+                    then = candidate_of(rows[candidate.codec], elements, is_first=name == names[0])
                     yield dataclasses.replace(candidate, tokens=tokens, then=then)
             return

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from serverlight.codec.config import CodecConfig
+from serverlight.generation import LoadedDecoder
 from serverlight.link import LinkConfig
-from serverlight.models.loader import is_language_model
+from serverlight.models.loader import is_language_model, load_model
+from serverlight.partition.graph import partition
+from serverlight.partition.names import OUTPUT
+from serverlight.search.calibrate import calibrate_table
 from serverlight.search.constraints import Constraints, Objective, Workload
 from serverlight.search.measure import profile_model
 from serverlight.search.optimise import SearchResult, optimise
 from serverlight.search.profile import Profile
 from serverlight.search.quality import QualityTable
+from serverlight.search.settle import settle
 
 __all__ = ["search"]
+
+BUDGET = 0.1
+"""Runs of the tail for the table, as a share of what all its rows would take."""
 
 
 def search(
@@ -30,7 +39,7 @@ def search(
     device: Profile | None = None,
     server: Profile | None = None,
 ) -> SearchResult:
-    """Where to cut a model and how to compress what crosses: profile, calibrate, choose.
+    """Where to cut a model and how to compress what crosses: profile, calibrate, choose, and measure in full what was chosen.
 
     The result has the ``plan``, which :meth:`SearchResult.save` writes, a ``frontier`` for a device to move along while its link
     changes, and the reasons. All on the device, and the raw input to a full server, are among the choices.
@@ -56,30 +65,34 @@ def search(
     device, server = device or measured, server or measured
     assert device is not None
     assert server is not None
-    if not isinstance(calibration, QualityTable):
-        calibration = _calibrate(model, calibration, [cut.name for cut in device.cuts], labels)
-    return optimise(
-        device=device,
-        server=server,
-        table=calibration,
-        link=link,
-        workload=workload,
-        constraints=constraints,
-        objective=objective,
-    )
+    sides = {"device": device, "server": server}
+
+    def choose(table: QualityTable) -> SearchResult:
+        return optimise(
+            **sides, table=table, link=link, workload=workload, constraints=constraints, objective=objective
+        )
+
+    if isinstance(calibration, QualityTable):
+        return choose(calibration)
+    calibrate = _calibrator(model, calibration, labels)
+    cuts = [cut.name for cut in device.cuts if cut.name != OUTPUT]
+    return settle(calibrate(cuts, None, BUDGET), choose, lambda cut, codec: calibrate([cut], [codec], None))[0]
 
 
-def _calibrate(
-    model: str, samples: Sequence[Any] | torch.Tensor, cuts: Sequence[str], labels: Sequence[Any] | None
-) -> QualityTable:
-    from serverlight.generation import LoadedDecoder
-    from serverlight.models import load_model
-    from serverlight.search.calibrate import calibrate_table
+Calibrate = Callable[[Sequence[str], Sequence[CodecConfig] | None, float | None], QualityTable]
+"""From cuts, settings (by default a grid) and a budget (none: all in full)."""
 
+
+def _calibrator(model: str, samples: Sequence[Any] | torch.Tensor, labels: Sequence[Any] | None) -> Calibrate:
+    """Loads the model once."""
     if not is_language_model(model):
-        return calibrate_table(load_model(model), samples, cuts=cuts, labels=labels)
-    ends = (
-        LoadedDecoder.head(model, cuts[-1], dtype=torch.float32),
-        LoadedDecoder.tail(model, cuts[0], dtype=torch.float32),
+        loaded = load_model(model)
+        parts = partition(loaded.module, loaded.example_inputs)
+        return lambda cuts, configs, budget: calibrate_table(
+            loaded, samples, cuts=cuts, configs=configs, labels=labels, budget=budget, parts=parts
+        )
+    tail = LoadedDecoder.tail(model, "layers.0", dtype=torch.float32)
+    head = LoadedDecoder.head(model, f"layers.{tail.part.num_layers}", dtype=torch.float32)
+    return lambda cuts, configs, budget: calibrate_table(
+        (head, tail), samples, cuts=cuts, configs=configs, labels=labels, budget=budget
     )
-    return calibrate_table(ends, samples, cuts=cuts)

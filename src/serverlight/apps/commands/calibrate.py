@@ -83,6 +83,7 @@ def measure_table(
     tokens: int = TOKENS,
     budget: float = BUDGET,
     seed: int = 0,
+    configs: Sequence[CodecConfig] | None = None,
 ) -> QualityTable:
     """The table of any model, with a bar; raises :class:`ConfigError`."""
     from serverlight.models.loader import is_language_model
@@ -94,8 +95,8 @@ def measure_table(
             bar.update(task, completed=done, total=total)
 
         if is_language_model(model):
-            return _calibrate_language(model, data, cuts, limit or TEXTS, tokens, share, seed, progress)
-        return _calibrate_vision(model, data, cuts, limit or IMAGES, share, seed, progress)
+            return _calibrate_language(model, data, cuts, limit or TEXTS, tokens, share, seed, progress, configs)
+        return _calibrate_vision(model, data, cuts, limit or IMAGES, share, seed, progress, configs)
 
 
 def _calibrate_vision(
@@ -106,6 +107,7 @@ def _calibrate_vision(
     budget: float | None,
     seed: int,
     note: Progress,
+    configs: Sequence[CodecConfig] | None,
 ) -> QualityTable:
     from serverlight.apps.vision import load_model_images
     from serverlight.models import load_model
@@ -122,6 +124,7 @@ def _calibrate_vision(
         loaded,
         loaded.preprocess(images.images),
         cuts=cuts or _spread(modules[1:-1]),
+        configs=configs,
         labels=images.labels.tolist(),
         budget=budget,
         seed=seed,
@@ -139,6 +142,7 @@ def _calibrate_language(
     budget: float | None,
     seed: int,
     note: Progress,
+    configs: Sequence[CodecConfig] | None,
 ) -> QualityTable:
     import torch
 
@@ -158,7 +162,7 @@ def _calibrate_language(
         raise ConfigError(
             "data", f"has {len(ids)} tokens, fewer than one text of {tokens}; give more, or fewer --tokens"
         )
-    return calibrate_table((head, tail), texts, cuts=cuts, budget=budget, seed=seed, progress=note)
+    return calibrate_table((head, tail), texts, cuts=cuts, configs=configs, budget=budget, seed=seed, progress=note)
 
 
 def _read_text(model: str, data: str | None) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from serverlight.apps.search_inputs import Measured
     from serverlight.link import LinkConfig
     from serverlight.search.optimise import SearchResult
+    from serverlight.search.quality import QualityTable
 
 __all__ = ["search"]
 
@@ -68,16 +69,20 @@ def search(
         check_writable(field, path)
     (constraints, objective), workload, link = caps.read(), load.read(), _link(uplink)
     measured = gather(model, device=device_profile, server=server_profile, quality=quality, data=data)
-    try:
-        result = optimise(
+
+    def choose(table: QualityTable) -> SearchResult:
+        return optimise(
             device=measured.device,
             server=measured.server,
-            table=measured.table,
+            table=table,
             link=link,
             workload=workload,
             constraints=constraints,
             objective=objective,
         )
+
+    try:
+        result = measured.settle(choose)
     except Infeasible as error:
         _show_infeasible(error, json)
         raise

@@ -63,6 +63,7 @@ ONLY_IN = {  # package -> the files that may import it
     "pydantic": set(),
     "uvicorn": {"apps/commands/edge.py", "apps/watch_http.py"},
     "prometheus_client": {"runtime/metrics.py"},
+    "opentelemetry": {"runtime/tracing.py"},
     "sklearn": set(),
     "psutil": set(),
     "pynvml": {"search/energy.py"},

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from serverlight.codec import Basis, CodecConfig
     from serverlight.plan import Plan
 
-__all__ = ["CutOptions", "PlannedCut", "check_cut_or_plan"]
+__all__ = ["CutOptions", "PlannedCut"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,8 @@ class CutOptions:
         from serverlight.codec import Basis, CodecConfig
         from serverlight.plan import Plan
 
-        check_cut_or_plan(self.cut, self.plan)
+        if self.cut and self.plan:
+            raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them")
         knobs = {
             "profile": self.profile,
             "sparsity": self.sparsity,
@@ -112,9 +113,3 @@ class PlannedCut:
             ours.check_compatible(self.agreed)
             self.agreed.check_basis(self.basis)
         return ours
-
-
-def check_cut_or_plan(cut: object, plan: object) -> None:
-    """Raises :class:`ConfigError` where both are given."""
-    if cut and plan:
-        raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; `serverlight cuts MODEL` lists the cuts")

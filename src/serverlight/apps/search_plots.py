@@ -26,6 +26,8 @@ PARTS: tuple[tuple[str, str, Callable[[Prediction], float]], ...] = (
 
 MARKS = {"split": "o", "full-server": "s", "all-device": "D"}
 MAX_LABELS = 24
+WORST_PP = 5.0
+"""Colours tell losses up to here."""
 
 
 def plot_search(result: SearchResult, path: str) -> pathlib.Path:
@@ -44,7 +46,7 @@ def plot_search(result: SearchResult, path: str) -> pathlib.Path:
 def _draw_frontier(axes: Axes, result: SearchResult) -> None:
     """Server time against bytes up, coloured by quality; all plans small, those of the frontier large."""
     losses = [p.loss_pp for p in result.predictions]
-    worst = max(*losses, 0.1)
+    worst = min(max(*losses, 0.1), max(WORST_PP, 2 * (result.constraints.max_quality_loss or 0)))
     kept = {id(point) for point in result.points}
     for way, mark in MARKS.items():
         for large in (False, True):
@@ -72,7 +74,9 @@ def _draw_frontier(axes: Axes, result: SearchResult) -> None:
     axes.set_title(
         "Large: no other plan beats it. Circle: cut; square: full server; diamond: device", fontsize=9, loc="left"
     )
-    axes.figure.colorbar(axes.collections[0], ax=axes, label="quality loss, percentage points", shrink=0.9)
+    axes.figure.colorbar(
+        axes.collections[0], ax=axes, label="quality loss, percentage points", shrink=0.9, extend="max"
+    )
     _finish(axes)
 
 

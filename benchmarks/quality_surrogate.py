@@ -92,15 +92,15 @@ def language(spec: str, cuts: Sequence[int], args: argparse.Namespace) -> Task:
 
 
 TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {
-    "demo-vision": functools.partial(vision, "demo-vision", "demo-vision", ("layer1.3", "layer2.2", "layer3.1")),
-    "stories260K": functools.partial(language, "DATA/lm/stories260K_llama", (1, 2, 4)),
+    "demo-vision": functools.partial(vision, "demo-vision", "demo-vision", ("layer2.1", "layer3.1")),
+    "stories260K": functools.partial(language, "DATA/lm/stories260K_llama", (2, 4)),
     "ResNet-56": functools.partial(
         vision,
         "DATA/vision_cifar10/resnet56.safetensors",
         "DATA/vision_cifar10/cifar10_test_first1000.npz",
-        ("layer2.4", "layer3.0", "layer3.4"),
+        ("layer3.0", "layer3.4"),
     ),
-    "demo-lm": functools.partial(language, "demo-lm", (2, 4, 6)),
+    "demo-lm": functools.partial(language, "demo-lm", (3, 6)),
 }
 
 

@@ -30,7 +30,7 @@ LEAST_FULL = 2
 
 RESAMPLES = 1000
 
-LOOK_WORTH = 0.03
+LOOK_WORTH = 0.3
 """Of an answer in a look beside one of a full run: all looks have the same few samples, and so err together."""
 
 FIRST_BUCKET = 16
@@ -100,6 +100,7 @@ class State:
                 np.array([one.mean_kl for one in judged]),
                 np.array([one.loss_pp for one in judged]),
                 worth * np.array([one.num_answers for one in judged]),
+                num_knots=len(full),
             ),
         )
 

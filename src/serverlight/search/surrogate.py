@@ -81,8 +81,8 @@ class LossCurve:
     """Loss at each of them."""
 
     @classmethod
-    def fit(cls, kl: Floats, loss_pp: Floats, num_answers: Floats) -> Self:
-        """From divergences and losses (m,), the latter each over so many answers."""
+    def fit(cls, kl: Floats, loss_pp: Floats, num_answers: Floats, num_knots: int) -> Self:
+        """From divergences and losses (m,), the latter each over so many answers; the first of them are to be knots."""
         share = np.clip(loss_pp / 100, 0, 1)
         weight = 1 / (100**2 * share * (1 - share) / num_answers + 0.05**2 + (0.03 * loss_pp) ** 2)
         exponent, scale = (x.ravel() for x in np.meshgrid(EXPONENTS, SCALES, indexing="ij"))
@@ -90,7 +90,7 @@ class LossCurve:
         most = np.clip((weight * law * loss_pp).sum(1) / np.maximum((weight * law**2).sum(1), 1e-12), 0, 100)
         best = int((weight * (loss_pp - most[:, None] * law) ** 2).sum(1).argmin())
         at = most[best] * law[best]
-        order = np.argsort(kl, kind="stable")
+        order = np.argsort(kl[:num_knots], kind="stable")
         return cls(
             most=float(most[best]),
             scale=float(scale[best]),

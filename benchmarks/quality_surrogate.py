@@ -1,6 +1,6 @@
 """Question: how near does a tenth of the tail runs come to the whole grid of cuts and codec settings?
 
-    python benchmarks/quality_surrogate.py                      # half an hour on one core
+    python benchmarks/quality_surrogate.py                      # minutes on one core
     python benchmarks/quality_surrogate.py --only demo-vision --images 60
 
 Every cut with every setting of the default grid is run on all samples, once. Then the sampling plan of `serverlight calibrate`

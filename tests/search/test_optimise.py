@@ -181,6 +181,16 @@ def test_early_exit_is_a_choice() -> None:
     assert found.value(found.best) <= plain
 
 
+def test_loss_is_that_of_texts_as_long_as_the_load() -> None:
+    """Where losses are known by position, those of the first tokens count, as many as there will be."""
+    early = dataclasses.replace(row("layers.4", 512, 2.0, 5.0, prompt_bits=2.0), loss_by_position_pp=(1.0, 9.0))
+    rows = dataclasses.replace(table([early]), position_edges=(0, 100, 200))
+    for tokens, loss_pp in ((10, 1.0), (110, 5.0)):
+        load = Workload(prompt_tokens=90, new_tokens=tokens)
+        found = choose(Constraints(), rows, device=TEXT_DEVICE, server=TEXT_SERVER, workload=load)
+        assert [p.loss_pp for p in found.predictions if p.candidate.cut == "layers.4"] == [pytest.approx(loss_pp)]
+
+
 # -- reasons ----------------------------------------------------------------------------------------
 
 

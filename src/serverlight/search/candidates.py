@@ -29,6 +29,9 @@ def candidates(scene: Scene, table: QualityTable, constraints: Constraints) -> I
     Nothing is lost by that: at one cut, a setting decides on nothing but bytes and quality. Raises :class:`PlanMismatch`.
     """
     check_same_model(scene.device, scene.server, table)
+    if scene.is_text:  # the loss of a text as long as those of the load
+        lost = (dataclasses.replace(row, loss_pp=table.loss_over(row, scene.kept_tokens)) for row in table.rows)
+        table = dataclasses.replace(table, rows=tuple(lost))
     yield Candidate(way="all-device")
     server_cuts, first = {cut.name for cut in scene.server.cuts} - {OUTPUT}, scene.device.cuts[0]
     if first.name in server_cuts:

@@ -73,7 +73,10 @@ def test_search(tmp_path: pathlib.Path) -> None:
     few = ["--models", "demo-vision", "--plans", 4, "--requests", 5, "--samples", 30, "--plot", tmp_path / "a.png"]
     for name, words in (
         ("search_accuracy.py", [*few, "--json", accuracy]),
-        ("search_regret.py", ["--settings", 3, "--requests", 4, "--rounds", 1, "--samples", 30, "--json", regret]),
+        (
+            "search_regret.py",
+            ["--settings", 4, "--cuts", 2, "--requests", 4, "--rounds", 1, "--samples", 30, "--json", regret],
+        ),
     ):
         subprocess.run([sys.executable, REPO / "benchmarks" / name, *map(str, words)], check=True, capture_output=True)
     result = json.loads(accuracy.read_text())

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from serverlight.search.calibrate import Progress
     from serverlight.search.quality import QualityRow, QualityTable
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "measure_table"]
 
 NUM_CUTS = 5
 """Cuts that are calibrated where none is named."""
 
-IMAGES, TEXTS = 300, 32
+IMAGES, TEXTS, TOKENS = 300, 32, 128
 """Samples that are taken where the user does not say how many."""
+
+BUDGET = 0.1
+"""Share of all runs of the tail."""
 
 
 def calibrate(
@@ -43,9 +46,9 @@ def calibrate(
     ] = None,
     budget: Annotated[
         float, typer.Option(metavar="SHARE", help="Runs of the tail, as a share of what all pairs take; 1 for all.")
-    ] = 0.1,
+    ] = BUDGET,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Images, or texts, at most.")] = None,
-    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each text.")] = 128,
+    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each text.")] = TOKENS,
     seed: Annotated[int, typer.Option(help="Draws what is looked at and what is held out.")] = 0,
     show_all: Annotated[bool, typer.Option("--all", help="Print every row, not only the best.")] = False,
     save: Annotated[str | None, typer.Option(metavar="PATH", help="Write the table, for `serverlight search`.")] = None,
@@ -59,11 +62,32 @@ def calibrate(
     """
     import torch
 
-    from serverlight.models.loader import is_language_model
-
     for name, path in (("json", json), ("save", save)):
         check_writable(name, path)
     torch.set_num_threads(threads)
+    table = measure_table(model, data, cut, limit=limit, tokens=tokens, budget=budget, seed=seed)
+    if save:
+        table.save(save)
+    if json:
+        write_json(json, {**table.to_dict(), "data": data or model})
+    if json != STDOUT:
+        _print(table, table.rows if show_all else table.front())
+
+
+def measure_table(
+    model: str,
+    data: str | None,
+    cuts: Sequence[str] | None,
+    *,
+    limit: int | None = None,
+    tokens: int = TOKENS,
+    budget: float = BUDGET,
+    seed: int = 0,
+    configs: Sequence[CodecConfig] | None = None,
+) -> QualityTable:
+    """The table of any model, with a bar; raises :class:`ConfigError`."""
+    from serverlight.models.loader import is_language_model
+
     share = None if budget == 1 else budget
     with progress_bar("calibrating", 1) as (bar, task):
 
@@ -71,15 +95,8 @@ def calibrate(
             bar.update(task, completed=done, total=total)
 
         if is_language_model(model):
-            table = _calibrate_language(model, data, cut, limit or TEXTS, tokens, share, seed, progress)
-        else:
-            table = _calibrate_vision(model, data, cut, limit or IMAGES, share, seed, progress)
-    if save:
-        table.save(save)
-    if json:
-        write_json(json, {**table.to_dict(), "data": data or model})
-    if json != STDOUT:
-        _print(table, table.rows if show_all else table.front())
+            return _calibrate_language(model, data, cuts, limit or TEXTS, tokens, share, seed, progress, configs)
+        return _calibrate_vision(model, data, cuts, limit or IMAGES, share, seed, progress, configs)
 
 
 def _calibrate_vision(
@@ -90,6 +107,7 @@ def _calibrate_vision(
     budget: float | None,
     seed: int,
     note: Progress,
+    configs: Sequence[CodecConfig] | None,
 ) -> QualityTable:
     from serverlight.apps.vision import load_model_images
     from serverlight.models import load_model
@@ -106,6 +124,7 @@ def _calibrate_vision(
         loaded,
         loaded.preprocess(images.images),
         cuts=cuts or _spread(modules[1:-1]),
+        configs=configs,
         labels=images.labels.tolist(),
         budget=budget,
         seed=seed,
@@ -123,6 +142,7 @@ def _calibrate_language(
     budget: float | None,
     seed: int,
     note: Progress,
+    configs: Sequence[CodecConfig] | None,
 ) -> QualityTable:
     import torch
 
@@ -142,7 +162,7 @@ def _calibrate_language(
         raise ConfigError(
             "data", f"has {len(ids)} tokens, fewer than one text of {tokens}; give more, or fewer --tokens"
         )
-    return calibrate_table((head, tail), texts, cuts=cuts, budget=budget, seed=seed, progress=note)
+    return calibrate_table((head, tail), texts, cuts=cuts, configs=configs, budget=budget, seed=seed, progress=note)
 
 
 def _read_text(model: str, data: str | None) -> str:

@@ -18,7 +18,7 @@ from serverlight.codec import Codec, CodecConfig
 
 Cli = Callable[..., Any]
 
-COMMANDS = ["demo", "serve", "token", "run", "generate", "edge", "chaos", "cuts", "eval", "inspect", "bench"]
+COMMANDS = ["demo", "serve", "token", "run", "generate", "edge", "chaos", "link", "cuts", "eval", "inspect", "bench"]
 
 
 def test_help_lists_the_commands_that_exist(cli: Cli) -> None:

@@ -20,6 +20,7 @@ from serverlight.apps.commands.edge import edge
 from serverlight.apps.commands.evaluate import evaluate
 from serverlight.apps.commands.generate import generate
 from serverlight.apps.commands.inspect_frame import inspect_frame
+from serverlight.apps.commands.link import link
 from serverlight.apps.commands.run import run
 from serverlight.apps.commands.serve import serve
 from serverlight.apps.commands.token import token
@@ -63,6 +64,7 @@ app.command()(run)
 app.command()(generate)
 app.command()(edge)
 app.command()(chaos)
+app.command()(link)
 app.command()(cuts)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)

@@ -18,17 +18,17 @@ __all__ = ["LinkBelief"]
 _RATES = np.logspace(4, 10, 73)
 """Bits per second, steps of a fifth."""
 
-_TRIPS_MS = np.logspace(math.log10(0.3), math.log10(2000), 63)
-"""Milliseconds, steps of 15 %."""
+_TRIPS_MS = np.logspace(math.log10(2), math.log10(2000), 50)
+"""Milliseconds, steps of 15 %; less is lost in what software takes."""
 
 _JUMPS_PER_S, _MIN_JUMP = 0.1, 0.002
 """How often a rate is suddenly any other, and the least chance of that between two messages."""
 
 _TRIP_JUMPS_PER_S = 0.002
 
-_WALK = 0.2
-"""Relative change in a second of what does not jump; grows with the root of the time. Rate and round trip share it: were
-one of them steadier, messages of one size, which cannot tell them apart, would in time speak for it."""
+_WALK, _TRIP_WALK = 0.2, 0.15
+"""Relative change in a second of a rate and of a round trip that do not jump; grows with the root of the time. Nearly alike:
+messages of one size cannot tell the two apart, and would in time speak for the one that is thought to be much steadier."""
 
 _NOISE, _NOISE_MS = 0.08, 0.5
 """Usual deviation: of the time under way, and of anything."""
@@ -76,7 +76,7 @@ class LinkBelief:
         jump = max(_MIN_JUMP, -math.expm1(-_JUMPS_PER_S * elapsed_s))
         trip_jump = -math.expm1(-_TRIP_JUMPS_PER_S * elapsed_s)
         weights = _spread(self._weights, _WALK**2 * elapsed_s / math.log(_RATES[1] / _RATES[0]) ** 2)
-        weights = _spread(weights.T, _WALK**2 * elapsed_s / math.log(_TRIPS_MS[1] / _TRIPS_MS[0]) ** 2).T
+        weights = _spread(weights.T, _TRIP_WALK**2 * elapsed_s / math.log(_TRIPS_MS[1] / _TRIPS_MS[0]) ** 2).T
         weights = (1 - jump) * weights + jump * weights.mean(axis=0, keepdims=True)
         weights = (1 - trip_jump) * weights + trip_jump * weights.mean(axis=1, keepdims=True)
         return LinkBelief(weights)

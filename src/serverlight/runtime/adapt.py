@@ -246,8 +246,8 @@ class Observation:
     elapsed_s: float
     """Since the step before it began, or ended: how much time what is known has to fade."""
 
-    head_ms: float
-    """Device: head and encoding."""
+    head_ms: float | None = None
+    """Device: head and encoding; ``None`` where the step was not like those that the choices are about."""
 
     num_bytes: int = 0
     """Bytes up; 0 where nothing was sent."""
@@ -255,8 +255,8 @@ class Observation:
     way_ms: float = 0.0
     """From sending to the answer, less the server's own time."""
 
-    server_ms: float = 0.0
-    """The server's own time."""
+    server_ms: float | None = None
+    """The server's own time, likewise."""
 
 
 class Adapter:
@@ -315,15 +315,16 @@ class Adapter:
         step = 1 if self._standing is None else self._standing.step
         self._go(Standing(index=self.choices.index(choice), step=step), f"given: {reason}")
 
-    def observe(self, seen: Observation) -> None:
-        """Takes note of what a step with the choice in use took."""
+    def observe(self, seen: Observation, *, link: LinkBelief | None = None) -> None:
+        """Takes note of what a step with the choice in use took; ``link`` where the caller has an estimate of its own."""
         assert self.choice is not None
-        if self.choice.head_ms > 0:
+        if self.choice.head_ms > 0 and seen.head_ms is not None:
             self._heads.append(seen.head_ms / self.choice.head_ms)
-        link = self.estimates.link.later(seen.elapsed_s)
-        if seen.num_bytes:
-            link = link.seen(seen.num_bytes, seen.way_ms)
+        if seen.num_bytes and seen.server_ms is not None:
             self._servers.append(seen.server_ms - self.choice.server_ms)
+        if link is None:
+            link = self.estimates.link.later(seen.elapsed_s)
+            link = link.seen(seen.num_bytes, seen.way_ms) if seen.num_bytes else link
         self.estimates = Estimates(
             link=link,
             head_factor=statistics.median(self._heads) if self._heads else 1.0,

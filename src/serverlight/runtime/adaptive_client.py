@@ -185,7 +185,7 @@ class AdaptiveClient:
             return 0.0
         return _OPENING_TRIPS * self.adapter.estimates.link.trip_ms() + _OPENING_MS
 
-    def _observe(self, head_ms: float, num_bytes: int, way_ms: float, server_ms: float) -> None:
+    def _observe(self, head_ms: float | None, num_bytes: int, way_ms: float, server_ms: float | None) -> None:
         before_s, self._last_s = self._last_s, time.monotonic()
         seen = Observation(
             elapsed_s=self._last_s - before_s,

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.setup
 # Two processes that spin on the same cores slow each other down many times over; waiting passively costs nothing.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo test test-slow test-ray check bench docs vectors proto fuzz fuzz-messages clean
+.PHONY: setup demo test test-slow test-ray check bench docs vectors proto fuzz fuzz-messages fuzz-sessions clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -27,7 +27,7 @@ test-slow: setup
 
 test-ray: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
-	$(BIN)/python -m pytest -m slow --timeout=600 tests/apps/test_ray_app.py $(ARGS)
+	$(BIN)/python -m pytest -m slow --timeout=600 tests/apps/test_ray_app.py tests/apps/test_ray_guards.py $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
@@ -58,6 +58,11 @@ fuzz-messages: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	mkdir -p out/corpus-messages
 	$(BIN)/python fuzz/fuzz_messages.py out/corpus-messages -artifact_prefix=out/ $(ARGS)
+
+fuzz-sessions: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	mkdir -p out/corpus-sessions
+	$(BIN)/python fuzz/fuzz_sessions.py out/corpus-sessions -artifact_prefix=out/ $(ARGS)
 
 clean:
 	rm -rf $(VENV) site out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

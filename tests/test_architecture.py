@@ -15,6 +15,7 @@ SRC = pathlib.Path(__file__).parents[1] / "src" / "serverlight"
 BASE = {"errors", "codec", "huggingface", "partition", "plan", "models", "link", "sampling"}
 MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "errors": set(),
+    "environment": set(),
     "codec": {"errors"},
     "huggingface": {"errors"},
     "partition": {"errors", "huggingface"},
@@ -31,9 +32,21 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "frontier": {"errors", "codec", "plan"},
     "runtime": BASE | {"frontier", "generation", "faults"},
     "split_lm": {"errors", "codec", "huggingface", "plan", "sampling", "generation", "runtime"},
-    "evaluation": BASE | {"text", "generation", "loopback", "runtime"},
-    "search": BASE | {"calibration", "frontier", "generation", "loopback", "runtime"},
-    "apps": BASE | {"text", "faults", "chaos", "generation", "loopback", "runtime", "evaluation", "frontier", "search"},
+    "evaluation": BASE | {"environment", "text", "generation", "loopback", "runtime"},
+    "search": BASE | {"calibration", "environment", "frontier", "generation", "loopback", "runtime"},
+    "apps": BASE
+    | {
+        "environment",
+        "text",
+        "faults",
+        "chaos",
+        "generation",
+        "loopback",
+        "runtime",
+        "evaluation",
+        "frontier",
+        "search",
+    },
 }
 ONLY_IN = {  # package -> the files that may import it
     "grpc": {"runtime/grpc_transport.py", "runtime/grpc_security.py", "runtime/grpc_stream.py"},
@@ -50,8 +63,10 @@ ONLY_IN = {  # package -> the files that may import it
     "pydantic": set(),
     "uvicorn": {"apps/commands/edge.py", "apps/watch_http.py"},
     "prometheus_client": {"runtime/metrics.py"},
+    "opentelemetry": {"runtime/tracing.py"},
     "sklearn": set(),
     "psutil": set(),
+    "pynvml": {"search/energy.py"},
 }
 ONLY_IN_LAYER = {"typer": "apps", "rich": "apps"}
 NEVER = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "torchvision"}

@@ -36,6 +36,7 @@
     │  ├─ ProtocolError                      a message that the protocol does not allow here
     │  ├─ MessageTooLarge                    a message over the agreed limit
     │  ├─ ServerBusy                         the server takes no more; retry_after_ms says when
+    │  │  ├─ ModelLoading                    the server is loading the model; it has it soon
     │  │  └─ QuotaExceeded                   the client has used up its share; quota says which
     │  ├─ Unauthenticated                    the server knows no such token
     │  ├─ CertificateMismatch                TLS failed; field says which certificate does not fit
@@ -72,6 +73,7 @@ __all__ = [
     "MessageTooLarge",
     "MissingDependency",
     "ModelError",
+    "ModelLoading",
     "NonFiniteTensor",
     "NotExportable",
     "NotPartitionable",
@@ -299,6 +301,14 @@ class ServerBusy(TransportError):
 
     def __init__(self, retry_after_ms: int) -> None:
         super().__init__(f"the server is busy; try again in {retry_after_ms} ms")
+        self.retry_after_ms = retry_after_ms
+
+
+class ModelLoading(ServerBusy):
+    """The server has the model by name and is loading it; try again after ``retry_after_ms``."""
+
+    def __init__(self, retry_after_ms: int) -> None:
+        TransportError.__init__(self, f"the server is loading the model; try again in {retry_after_ms} ms")
         self.retry_after_ms = retry_after_ms
 
 

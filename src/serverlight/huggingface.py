@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,6 +62,8 @@ __all__ = [
 
 INDEX_FILE = "model.safetensors.index.json"
 SETTINGS_FILES = ["config.json", "preprocessor_config.json"]
+_loading = threading.RLock()
+
 SHIPPED = {"demo-lm": pathlib.Path(__file__).parent / "models" / "data" / "demo_lm"}
 """Folders that come with the package, by the names that stand for them."""
 
@@ -155,7 +158,16 @@ def load_weights(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bar and no report while loading: what matters of them is checked here."""
+    """No progress bar and no report while loading: what matters of them is checked here.
+
+    One thread at a time: transformers changes settings of the whole process while it loads, the default dtype among them.
+    """
+    with _loading, _silent():
+        yield
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
     log: Any = transformers.utils.logging  # its functions carry no annotations
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

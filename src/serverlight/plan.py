@@ -14,7 +14,7 @@ from serverlight.codec.basis import Basis
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import ConfigError, PlanMismatch
 
-__all__ = ["Plan", "same_revision"]
+__all__ = ["Plan", "model_key", "same_revision"]
 
 DIGEST = re.compile("[0-9a-f]{16}")
 
@@ -124,7 +124,7 @@ class Plan:
             if name == "revision" and same_revision(ours, other):
                 continue
             # Where a model's files lie is each side's own business; that they are the same, the revision tells.
-            if ours != other and (name != "model" or _last_part(ours) != _last_part(other)):
+            if ours != other and (name != "model" or model_key(ours) != model_key(other)):
                 raise PlanMismatch(name, ours, other)
         if self.basis is not None and self.basis != theirs.basis:
             raise PlanMismatch("basis", self.basis, theirs.basis)
@@ -154,5 +154,10 @@ def same_revision(ours: str, theirs: str) -> bool:
     return all(one == other or "-" in (one, other) for one, other in pairs)
 
 
-def _last_part(model: str) -> str:
+def model_key(model: str) -> str:
+    """What two sides compare of a model's name: the last part, since where its files lie is each side's own business.
+
+    >>> model_key("/home/me/my-llama/"), model_key("demo-lm")
+    ('my-llama', 'demo-lm')
+    """
     return model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]

@@ -10,6 +10,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -138,3 +140,56 @@ def byte_llama(path: pathlib.Path, **settings: Any) -> str:
 @pytest.fixture(scope="session")
 def save_byte_llama() -> Callable[..., str]:
     return byte_llama
+
+
+# -- replicas ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Replicas:
+    """Servers under Ray Serve, and their directory."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    def ask(self, path: str) -> Any:
+        with urllib.request.urlopen(self.address.removeprefix("ray+") + path, timeout=10) as answer:
+            return json.load(answer)
+
+    def replicas(self) -> dict[str, int]:
+        """Addresses and process ids."""
+        return {report["address"]: report["pid"] for report in self.ask("/replicas")["replicas"]}
+
+    def until(self, condition: Callable[[dict[str, int]], bool]) -> dict[str, int]:
+        give_up_s = time.monotonic() + READY_S
+        while not condition(found := self.replicas()):
+            assert time.monotonic() < give_up_s, found
+            time.sleep(0.2)
+        return found
+
+
+@contextlib.contextmanager
+def replicas(*words: str, folder: pathlib.Path | None = None) -> Iterator[Replicas]:
+    """``serve --ray`` in a process of its own, started in ``folder``; in the end it must stop in good order."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serverlight", "serve", *words, "--ray", "--port", "0", "--json", "-", "--until-eof"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            yield Replicas(process, json.loads(process.stdout.readline())["address"])
+            if process.returncode is None:
+                process.communicate(timeout=READY_S)  # ends its standard input, and with it all of Ray
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def start_replicas() -> Callable[..., contextlib.AbstractContextManager[Replicas]]:
+    return replicas

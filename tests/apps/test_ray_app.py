@@ -13,9 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -37,51 +35,28 @@ NUM_SESSIONS, NUM_TOKENS = 6, 60
 LONG_S = 120.0
 """Ray takes 15 s to start, and as long to put another replica in the place of one that died; the machine may be busy."""
 
+StartReplicas = Callable[..., contextlib.AbstractContextManager[Any]]
 DEPLOY = pathlib.Path(__file__).parents[2] / "deploy"
 
 
-@dataclass
-class Served:
-    process: subprocess.Popen[str]
-    address: str
-
-    def ask(self, path: str) -> Any:
-        with urllib.request.urlopen(self.address.removeprefix("ray+") + path, timeout=10) as answer:
-            return json.load(answer)
-
-    def replicas(self) -> dict[str, int]:
-        """Addresses and process ids."""
-        return {report["address"]: report["pid"] for report in self.ask("/replicas")["replicas"]}
-
-    def until(self, condition: Callable[[dict[str, int]], bool]) -> dict[str, int]:
-        give_up_s = time.monotonic() + LONG_S
-        while not condition(found := self.replicas()):
-            assert time.monotonic() < give_up_s, found
-            time.sleep(0.2)
-        return found
-
-
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
+def served(start_replicas: StartReplicas) -> Iterator[Any]:
     """Two replicas, and a third where sessions need it."""
-    words = ["demo-lm", "--cut", CUT, "--dtype", "float32", "--max-sessions", "8"]
-    scale = ["--ray", "--replicas", "2", "--max-replicas", "3", "--port", "0", "--json", "-", "--until-eof"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "serverlight", "serve", *words, *scale],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            yield Served(process, json.loads(process.stdout.readline())["address"])
-            if process.returncode is None:
-                process.communicate(timeout=LONG_S)  # ends its standard input, and with it all of Ray
-            assert process.returncode == 0
-        finally:
-            process.kill()
+    words = [
+        "demo-lm",
+        "--cut",
+        CUT,
+        "--dtype",
+        "float32",
+        "--max-sessions",
+        "8",
+        "--replicas",
+        "2",
+        "--max-replicas",
+        "3",
+    ]
+    with start_replicas(*words) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +70,7 @@ def plan(head: LoadedDecoder) -> Plan:
     return Plan(model=head.name, revision=head.revision, cut=CUT, codec=CodecConfig(sparsity=0.2))
 
 
-def test_same_session_same_replica(served: Served) -> None:
+def test_same_session_same_replica(served: Any) -> None:
     """The same name leads to the same replica, and names are spread over both; without one, the emptiest is first."""
     addresses = set(served.replicas())
     assert len(addresses) == 2
@@ -108,7 +83,7 @@ def test_same_session_same_replica(served: Served) -> None:
     assert set(served.ask("/endpoint")["all"]) == addresses
 
 
-def test_killed_replica_changes_no_token(served: Served, head: LoadedDecoder, plan: Plan) -> None:
+def test_killed_replica_changes_no_token(served: Any, head: LoadedDecoder, plan: Plan) -> None:
     """Of two replicas one is killed while sessions of both write: all finish with the tokens of an undisturbed run, and
     Ray puts another replica in its place.
     """
@@ -153,7 +128,7 @@ def test_killed_replica_changes_no_token(served: Served, head: LoadedDecoder, pl
     assert set(before) - {victim} <= set(after)
 
 
-def names_for(served: Served, count: int) -> list[str]:
+def names_for(served: Any, count: int) -> list[str]:
     """Names of sessions, half of them at each replica, turn by turn."""
     at: dict[str, list[str]] = {}
     for name in map(str, range(200)):
@@ -162,7 +137,7 @@ def names_for(served: Served, count: int) -> list[str]:
     return [name for pair in zip(*at.values(), strict=False) for name in pair][:count]
 
 
-def test_sessions_bring_another_replica(served: Served, head: LoadedDecoder, plan: Plan) -> None:
+def test_sessions_bring_another_replica(served: Any, head: LoadedDecoder, plan: Plan) -> None:
     """When replicas hold more sessions than they should, there is one more; it takes sessions too."""
     before = served.until(lambda found: len(found) == 2)
     with contextlib.ExitStack() as held:
@@ -231,7 +206,7 @@ def test_replica_is_well_until_it_leaves() -> None:
     assert done.stdout.startswith("ill: "), done.stderr
 
 
-def test_ends_with_its_replicas(served: Served, head: LoadedDecoder, plan: Plan) -> None:
+def test_ends_with_its_replicas(served: Any, head: LoadedDecoder, plan: Plan) -> None:
     """When it is told to stop, a sequence that is under way ends where it began, no process of a replica remains, the exit
     code is 0, and nothing but what was asked for went to standard output.
     """

@@ -12,12 +12,19 @@ import pytest
 import torch
 
 import serverlight as sl
+from serverlight.apps.limit_options import LimitOptions
 from serverlight.errors import PeerUnavailable
+from serverlight.runtime import ServerConfig
 
 Cli = Callable[..., Any]
 StartServer = Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]]
 
 END_S = 60
+
+
+def test_limits_are_those_of_the_config() -> None:
+    """A server that is told nothing on the command line has the limits of one that is told nothing in Python."""
+    assert LimitOptions().read() == ServerConfig()
 
 
 def test_run_says_what_it_takes(cli: Cli, server: dict[str, Any], tmp_path: pathlib.Path) -> None:
@@ -140,3 +147,31 @@ def test_injected_faults_strike(start_server: StartServer, cli: Cli) -> None:
     wrong = cli("serve", "demo-vision", "--cut", "layer3.0", "--inject", "explode:1")
     assert wrong.code == 2
     assert "none of kill, stall" in wrong.err
+
+
+def test_two_models(cli: Cli, start_server: StartServer) -> None:
+    """``serve A B`` says what it serves, loads a model when a client asks for it, and answers clients of either."""
+    pytest.importorskip("transformers")
+    words = ["demo-lm", "--cut", "demo-lm=layers.6", "--cut", "demo-vision=layer3.0", "--memory", "2GiB"]
+    process, ready = start_server(*words)
+    names = ["demo-vision", "demo-lm"]
+    assert ready["models"] == [{"model": name, "revision": None, "cuts": []} for name in names]
+    text = ["--server", ready["address"], "--cut", "layers.6", "--max-new-tokens", "4", "--greedy", "--json", "-"]
+    apart = cli("generate", "demo-lm", "Once upon a time", "--local", *text[2:])
+    together = cli("generate", "demo-lm", "Once upon a time", *text)
+    assert json.loads(together.out)["token_ids"] == json.loads(apart.out)["token_ids"]
+    images = cli("run", "demo-vision", "--server", ready["address"], "--cut", "layer3.0", "--limit", "2", "--json", "-")
+    assert json.loads(images.out)["requests"] == 2
+    process.terminate()
+    assert process.wait(END_S) == 0
+
+
+def test_two_models_from_the_start(start_server: StartServer) -> None:
+    """With ``--preload`` all models are there when the server says that it is ready, without ``--cut`` at all their cuts."""
+    pytest.importorskip("transformers")
+    _, ready = start_server("demo-lm", "--preload", "--cut", "demo-vision=layer3.0")
+    vision, text = ready["models"]
+    assert (vision["model"], vision["cuts"]) == ("demo-vision", ["layer3.0"])
+    assert (text["model"], text["cuts"]) == ("demo-lm", [f"layers.{layer}" for layer in range(9)])
+    assert vision["revision"]
+    assert text["revision"]

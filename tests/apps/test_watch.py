@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import http.server
 import itertools
 import json
 import logging
@@ -55,6 +56,50 @@ class Site:
     def connect(self) -> sl.Client:
         plan = sl.Plan(model=self.model.name, revision=self.model.revision, cut="1")
         return sl.connect(self.server.address, plan=plan, model=self.parts)
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes what is sent by OTLP over HTTP."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.heard.append((self.path, body))  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Where the standard variables send spans."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        server.heard = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
+        server.shutdown()
+
+
+def test_spans_leave_by_otlp(net: tuple[sl.LoadedModel, sl.Partition], collector: Any) -> None:
+    """With --trace each request's span, and those of its parts, go where the standard variables say, before it ends."""
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    model, parts = net
+    server = sl.Server(model, ["1"], parts=parts)
+    plan = sl.Plan(model=model.name, revision=model.revision, cut="1")
+    with WatchOptions(trace=True).watching(server, FACTS) as url, server:
+        assert url is None
+        with sl.connect(server.address, plan=plan, model=parts) as client:
+            client.infer(torch.zeros(1, 6))
+    assert {path for path, _ in collector.heard} == {"/v1/traces"}
+    sent = [ExportTraceServiceRequest.FromString(body).resource_spans[0] for _, body in collector.heard]
+    names = [span.name for resource in sent for span in resource.scope_spans[0].spans]
+    assert sorted(names) == sorted(["serverlight infer", "queue", "decode", "tail", "sample"])
+    assert ("service.name", "serverlight") in [(one.key, one.value.string_value) for one in sent[0].resource.attributes]
 
 
 @pytest.fixture(scope="module")

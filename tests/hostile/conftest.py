@@ -1,8 +1,9 @@
-"""Makes the second reader, tests/independent_reader, importable under its own name."""
+"""Makes the second reader, tests/independent_reader, and what the fuzzers of fuzz/ play importable under their own names."""
 
 import pathlib
 import sys
 
-TESTS = str(pathlib.Path(__file__).parents[1])
-if TESTS not in sys.path:
-    sys.path.append(TESTS)
+ROOT = pathlib.Path(__file__).parents[2]
+for folder in (ROOT / "tests", ROOT / "fuzz"):
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

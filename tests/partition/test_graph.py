@@ -241,6 +241,14 @@ def test_noise_is_drawn_on_one_side_only() -> None:
     assert crossing(parts, "forward:exp") == ["forward:rand", "forward:exp"]
 
 
+def test_sides_are_built_once() -> None:
+    """A device that connects for the thousandth time needs no more memory than before: torch never forgets what it compiled."""
+    parts = partition(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4))
+    sides = parts.split("0")
+    assert parts.split(parts.cut("0")) is sides
+    assert parts.split("1") is not sides
+
+
 # -- the module is left alone ----------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from serverlight.errors import TransportError
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
 from serverlight.plan import Plan
+from serverlight.runtime.catalogue import Catalogue, Engine
 from serverlight.runtime.core import ServerConfig, ServerCore
 from serverlight.runtime.grpc_transport import GrpcServer, GrpcTransport
 from serverlight.runtime.messages import (
@@ -52,7 +53,10 @@ class EchoRunner:
         self.fail_on: dict[bytes, Exception] = {}
         self.seen: list[bytes] = []
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
+    def prepare(self, job: Job) -> None:
+        """Nothing is to be read before its turn."""
+
+    def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
         for job in jobs:
             try:
                 yield job, self.answer(job)
@@ -192,7 +196,8 @@ def make_core(runner: EchoRunner) -> Iterator[Callable[..., ServerCore]]:
 
     def make(*, codec: CodecConfig | None = None, quotas: Quotas | None = None, **limits: Any) -> ServerCore:
         config = ServerConfig(**limits)
-        core = ServerCore(runner, {PLAN.cut: PLAN}, codec=codec, config=config, quotas=quotas).start()
+        engine = Engine(plans={PLAN.cut: PLAN}, runner=runner, codec=codec)
+        core = ServerCore(Catalogue.of(engine), config=config, quotas=quotas).start()
         cores.append(core)
         return core
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -115,6 +117,23 @@ def test_steps_run_together(tail: LoadedDecoder) -> None:
     assert together.reserved == alone.reserved
 
 
+def test_unlike_lengths_are_kept_apart(tail: LoadedDecoder) -> None:
+    """Where padding to the longest would take more memory than all may have, sequences of like length run together, and
+    each has the tokens that it has alone.
+    """
+    lengths = (40, 2, 3, 30)
+    apart, alone = Sessions(tail), Sessions(tail)
+    apart.worker._room = dataclasses.replace(apart.worker._room, max_kv_bytes=apart.worker._room.num_bytes(1, 100))
+    for sessions in (apart, alone):
+        for row, num_tokens in enumerate(lengths):
+            sessions.finish(sessions.job(row, num_tokens))
+    answers = apart.run(*(apart.job(row) for row in range(4)))
+    for row in range(4):
+        answer, expected = answers[row], alone.finish(alone.job(row))
+        assert isinstance(answer, StepReply)
+        assert (answer.token_id, answer.timing.batch_size) == (expected.token_id, 2)
+
+
 def test_prompt_does_not_stall_others(tail: LoadedDecoder) -> None:
     """A long prompt runs in pieces, and in between everyone else has a token each time."""
     sessions, alone = Sessions(tail), Sessions(tail)
@@ -129,6 +148,33 @@ def test_prompt_does_not_stall_others(tail: LoadedDecoder) -> None:
     assert isinstance(answer, StepReply)
     assert answer.token_id == expected.token_id
     assert answer.timing.queue_ms > 0
+
+
+def test_steps_are_read_before_their_turn(tail: LoadedDecoder) -> None:
+    """What is read while others are waited for has the same answer, also where a step is not the next one yet, is a damaged
+    one, or is given up; nothing stays reserved.
+    """
+    early, alone = Sessions(tail), Sessions(tail)
+    early.start()
+    alone.start()
+    damaged, first = early.job(1, frames=(b"no frame",)), early.job(0)
+    early.done[0] += 1
+    second = early.job(0)
+    early.done[0] -= 1
+    alone.job(1)  # draws what the damaged one has drawn
+    for job in (second, first, damaged, second):
+        early.worker.prepare(job)
+    answers = early.run(first, damaged)
+    assert isinstance(answers[1], ServerlightError)
+    for job in (first, second):
+        answer, expected = answers[0] if job is first else early.run(job)[0], alone.finish(alone.job(0))
+        assert isinstance(answer, StepReply)
+        assert (answer.token_id, answer.timing.decode_ms > 0) == (expected.token_id, True)
+    early.worker.prepare(given_up := early.job(2))
+    reserved = early.reserved[2]
+    assert given_up.session is not None
+    given_up.session.give_up()
+    assert early.reserved[2] < reserved
 
 
 def test_prompts_take_turns(tail: LoadedDecoder) -> None:
@@ -247,6 +293,60 @@ def test_requests_run_together(residual: Any) -> None:
         assert reply.timing.batch_size == together
         expected = tail.flat(feature.half().float())[0]
         torch.testing.assert_close(from_raw(reply.outputs[0]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_requests_are_read_before_their_turn(residual: Any) -> None:
+    """What is read while others are waited for has the same answer; what is damaged has its error when its turn comes."""
+    model, parts = residual
+    head, tail = parts.split(parts.cut("stem"))
+    worker = Worker(model, parts, ["stem"], max_batch=8)
+    feature = head(torch.randn(2, 3, 16, 16))[0]
+    good, damaged = vision_jobs("stem", [feature, torch.zeros(1, 2)])
+    for job in (good, damaged):
+        worker.prepare(job)
+    assert list(worker._begun) == [good]
+    answers = dict(worker.run([good, damaged]))
+    assert isinstance(answers[damaged], ServerlightError)
+    reply = answers[good]
+    assert isinstance(reply, InferReply)
+    expected = tail.flat(feature.half().float())[0]
+    torch.testing.assert_close(from_raw(reply.outputs[0]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_large_requests_run_in_pieces(residual: Any) -> None:
+    """Where the thread is shared a request of many samples is answered after several batches, with the same outputs, and a
+    small one that came with it at once; what is given up half way is forgotten.
+    """
+    model, parts = residual
+    head, tail = parts.split(parts.cut("stem"))
+    worker = Worker(model, parts, ["stem"], max_batch=8)
+    large, given_up = (head(torch.randn(size, 3, 16, 16))[0] for size in (5, 7))
+    jobs = vision_jobs("stem", [large, given_up, head(torch.randn(1, 3, 16, 16))[0]])
+    answers = dict(worker.run(jobs, is_shared=True))
+    assert [type(answers[job]) for job in jobs] == [type(None), type(None), InferReply]
+    assert len(worker._begun) == 2
+    del answers, jobs[1]
+    gc.collect()
+    assert len(worker._begun) == 1
+    assert dict(worker.run(jobs[:1], is_shared=True)) == {jobs[0]: None}
+    reply = dict(worker.run(jobs[:1], is_shared=True))[jobs[0]]
+    assert isinstance(reply, InferReply)
+    expected = tail.flat(large.half().float())[0]
+    torch.testing.assert_close(from_raw(reply.outputs[0]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_request_is_alone_again(residual: Any) -> None:
+    """A request that has begun in pieces runs to its end at once when nobody else has work."""
+    model, parts = residual
+    head, tail = parts.split(parts.cut("stem"))
+    worker = Worker(model, parts, ["stem"], max_batch=8)
+    feature = head(torch.randn(8, 3, 16, 16))[0]
+    (job,) = vision_jobs("stem", [feature])
+    assert dict(worker.run([job], is_shared=True)) == {job: None}
+    reply = dict(worker.run([job], is_shared=False))[job]
+    assert isinstance(reply, InferReply)
+    expected = tail.flat(feature.half().float())[0]
+    torch.testing.assert_close(from_raw(reply.outputs[0]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_bad_request_hurts_itself(residual: Any) -> None:

@@ -12,6 +12,7 @@ from serverlight.errors import (
     CutNotFound,
     GenerationInterrupted,
     MissingDependency,
+    ModelLoading,
     NonFiniteTensor,
     NotPartitionable,
     PlanMismatch,
@@ -31,6 +32,7 @@ WITH_FACTS = [
     NotPartitionable("org/model", "its layers share keys"),
     PlanMismatch("cut", "layer1", "layer2"),
     ServerBusy(250),
+    ModelLoading(500),
     QuotaExceeded("requests_per_s", 40),
     CertificateMismatch("tls_ca", "another authority"),
 ]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -199,3 +201,43 @@ def test_a_gone_client_takes_its_requests_with_it() -> None:
 def test_deadline_counts_from_arrival(deadline_ms: int | None, now_s: float, expired: bool) -> None:
     """A request is worth running until its deadline, counted from when it was read."""
     assert job(deadline_ms=deadline_ms, arrived_s=1.0).is_expired(now_s) is expired
+
+
+@given(
+    waiting=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3)), max_size=20),
+    limit=st.integers(1, 8),
+)
+def test_a_shared_batch_has_no_more_of_a_client_than_its_weight(waiting: list[tuple[str, int]], limit: int) -> None:
+    """No client fills a batch that others wait for; nothing is lost, and each one's order stays."""
+    scheduler = Scheduler(max_waiting=100)
+    weights = dict(waiting)
+    left: dict[str, list[Job]] = {}
+    for number, (client, _) in enumerate(waiting):
+        scheduler.admit(each := job(object(), number, client=client, weight=weights[client]))
+        left.setdefault(client, []).append(each)
+    while batch := scheduler.take_batch(limit, is_shared=True):
+        num_of = Counter(each.client for each in batch)
+        assert all(count <= weights[client] for client, count in num_of.items() if client)
+        assert len(batch) == min(limit, sum(min(len(jobs), weights[client]) for client, jobs in left.items()))
+        for each in batch:
+            assert each.client
+            assert left[each.client].pop(0) is each
+    assert not any(left.values())
+
+
+def test_shared_while_others_are_about() -> None:
+    """The thread is shared when somebody else waits, or sent something within the last second and is not gone."""
+    scheduler = Scheduler(max_waiting=10)
+    assert not scheduler.is_shared(0.0)
+    scheduler.admit(job("a", arrived_s=0.0))
+    scheduler.admit(job("a", 2, arrived_s=0.1))
+    assert not scheduler.is_shared(0.1)
+    scheduler.admit(job("b", arrived_s=0.5))
+    while scheduler.take():
+        pass
+    assert scheduler.is_shared(1.0)
+    assert not scheduler.is_shared(1.4)
+    scheduler.admit(job("a", 3, arrived_s=1.4))
+    assert scheduler.is_shared(1.4)
+    scheduler.forget("b")
+    assert not scheduler.is_shared(1.4)

@@ -46,6 +46,7 @@ TIMING = Timing(queue_ms=1.0, decode_ms=2.0, tail_ms=4.0, cpu_ms=3.0, process_cp
 @dataclass(frozen=True)
 class FakeStream:
     number: int = 1
+    caller: str = ""
 
 
 @dataclass

@@ -21,6 +21,7 @@ from serverlight.apps.commands.evaluate import evaluate
 from serverlight.apps.commands.generate import generate
 from serverlight.apps.commands.inspect_frame import inspect_frame
 from serverlight.apps.commands.link import link
+from serverlight.apps.commands.profile import profile
 from serverlight.apps.commands.run import run
 from serverlight.apps.commands.serve import serve
 from serverlight.apps.commands.token import token
@@ -66,6 +67,7 @@ app.command()(edge)
 app.command()(chaos)
 app.command()(link)
 app.command()(cuts)
+app.command()(profile)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)
 bench.command("runtime")(bench_runtime)

@@ -111,11 +111,13 @@ class Figures:
     Args:
         tally: the sums, which keep still while :meth:`tick` runs.
         gauges: asks what is so now.
-        head_shares: for each cut the share of the model's work that the device does, where it is known.
+        head_shares: by model and cut the share of the model's work that the device does, where it is known; may grow.
     """
 
-    def __init__(self, tally: Tally, gauges: Callable[[], Gauges], head_shares: Mapping[str, float]) -> None:
-        self._tally, self._gauges, self._head_shares = tally, gauges, dict(head_shares)
+    def __init__(
+        self, tally: Tally, gauges: Callable[[], Gauges], head_shares: Mapping[tuple[str, str], float]
+    ) -> None:
+        self._tally, self._gauges, self._head_shares = tally, gauges, head_shares
         self._sums, self._since_s = _Sums(), 0.0
         self._rates: dict[object, _Rates] = {}
         self.points: deque[dict[str, Any]] = deque(maxlen=HISTORY_S)
@@ -155,7 +157,7 @@ class Figures:
         """An estimate: what the tails took, scaled by the work that the devices did, against all that the server did."""
         ours_s = full_s = 0.0
         for series, work in self._tally.work.items():
-            share = self._head_shares.get(series.cut)
+            share = self._head_shares.get((series.model, series.cut))
             if share is not None and share <= _TRUSTED_SHARE:
                 ours_s += sum(work.seconds.values())
                 full_s += work.seconds["tail"] / (1 - share)
@@ -184,6 +186,7 @@ def _row(device: Device, rates: _Rates) -> dict[str, Any]:
     return {
         "number": device.number,
         "session": f"{device.number}.{device.num_sessions}" if device.has_session else None,
+        "model": device.model,
         "cut": device.cut,
         "up_per_s": rates.up,
         "down_per_s": rates.down,

@@ -15,6 +15,7 @@ __all__ = [
     "JsonOption",
     "LimitOption",
     "ModelArgument",
+    "ModelsArgument",
     "ReturnCutOption",
     "ThreadsOption",
     "parse_list",
@@ -32,6 +33,11 @@ ModelArgument = Annotated[
         help="`demo-vision` or `demo-lm` (shipped), a Hugging Face id or folder, a CIFAR ResNet's `.safetensors` file, "
         "or `package.module:function`.",
     ),
+]
+
+ModelsArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL...", help="One model or several, each as the other commands take it."),
 ]
 
 JsonOption = Annotated[

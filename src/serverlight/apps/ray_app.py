@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse
 
 from serverlight.apps.recipe import Recipe
 from serverlight.apps.replicas import load_of, rank, read_ports
-from serverlight.errors import AddressInUse, ModelError, PeerUnavailable
+from serverlight.errors import AddressInUse, ConfigError, ModelError, PeerUnavailable
 
 __all__ = ["Cluster", "Directory", "Replica", "Scale", "build"]
 
@@ -82,7 +82,7 @@ class Replica:
             "pid": os.getpid(),
             "model": plan.model,
             "revision": plan.revision,
-            "cuts": list(core.cuts),
+            "cuts": [plan.cut for plan in core.plans],
             "streams": core.num_streams,
             "sessions": core.num_sessions,
             "waiting": core.num_waiting,
@@ -196,6 +196,8 @@ def make_app(recipe: Recipe, scale: Scale) -> Any:
     from serverlight.runtime import ServerConfig
 
     read_ports(scale.ports)
+    if recipe.others:
+        raise ConfigError("model", "a server under Ray has one model; start one application for each")
     config = recipe.config or ServerConfig()
     options: dict[str, Any] = {"num_replicas": scale.replicas}
     if (most := scale.max_replicas or scale.replicas) > scale.replicas:

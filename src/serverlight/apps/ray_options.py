@@ -34,9 +34,9 @@ class RayOptions:
 
     def check(self, watch: WatchOptions) -> None:
         """Raises :class:`ConfigError` for what cannot be."""
-        if self.ray and (watch.http is not None or watch.log_json):
+        if self.ray and (watch.http is not None or watch.log_json or watch.trace):
             raise ConfigError(
-                "http", "with --ray the directory has /replicas instead; leave --http and --log-json away"
+                "http", "with --ray the directory has /replicas instead; leave --http, --log-json and --trace away"
             )
         given = {
             "replicas": self.replicas != 1,

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WatchOptions"]
 
-Facts = dict[str, Any]
+Served = Sequence[dict[str, Any]]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,11 @@ class WatchOptions:
         bool, typer.Option("--log-json", help="Write the log as lines of JSON on standard error, with sessions.")
     ] = False
 
+    trace: Annotated[
+        bool,
+        typer.Option("--trace", help="Send a span of each request by OTLP, where OTEL_EXPORTER_OTLP_ENDPOINT says."),
+    ] = False
+
     def say(self, text: str) -> None:
         """A line on standard error, as the log has them."""
         if self.log_json:
@@ -53,11 +58,11 @@ class WatchOptions:
             print(text, file=sys.stderr)
 
     @contextlib.contextmanager
-    def watching(self, server: Server, facts: Facts) -> Iterator[str | None]:
+    def watching(self, server: Server, served: Served) -> Iterator[str | None]:
         """Watches a server that has not been started yet; yields the dashboard's URL, if there is one.
 
-        ``facts`` are what the server says of itself when it is ready. Raises :class:`AddressInUse`, and
-        :class:`MissingDependency` where there is no web server or prometheus_client.
+        ``served`` are its models, as it names them when it is ready. Raises :class:`AddressInUse`, and
+        :class:`MissingDependency` where there is no web server, prometheus_client or OpenTelemetry.
         """
         from serverlight.runtime.observe import Recorder
         from serverlight.runtime.tally import Tally
@@ -69,7 +74,11 @@ class WatchOptions:
 
                 log_as_json()
                 sinks.append(SessionLog(tally).take)
-            dashboard = _Dashboard(server, tally, facts) if self.http is not None else None
+            if self.trace:
+                from serverlight.runtime.tracing import exported
+
+                sinks.append(stack.enter_context(exported()).take)
+            dashboard = _Dashboard(server, tally, served) if self.http is not None else None
             recorder = Recorder(*sinks, tally.take, on_tick=dashboard.tick if dashboard else None)
             if dashboard is not None and self.http is not None:
                 url = stack.enter_context(dashboard.listening(self.http_host, self.http, recorder))
@@ -83,7 +92,7 @@ class WatchOptions:
 class _Dashboard:
     """Puts the figures of a server where HTTP finds them."""
 
-    def __init__(self, server: Server, tally: Tally, facts: Facts) -> None:
+    def __init__(self, server: Server, tally: Tally, served: Served) -> None:
         for package in ("prometheus_client", "starlette", "uvicorn"):
             if importlib.util.find_spec(package) is None:
                 raise MissingDependency(package, "watch")
@@ -91,14 +100,17 @@ class _Dashboard:
         from serverlight.apps.figures import Figures
 
         self._server, self._tally, self._hub = server, tally, Hub()
-        self._figures = Figures(tally, self._gauges, server.core.head_shares)
+        self._figures = Figures(tally, self._gauges, server.core.engines.head_shares)
         limits = server.core.config
         self._facts = {
-            **facts,
+            "model": ", ".join(row["model"] for row in served),
+            "revision": ", ".join(row["revision"] or "not loaded" for row in served),
+            "cuts": served[0]["cuts"] if len(served) == 1 else [],
+            "num_models": len(served),
             "version": __version__,
             "max_waiting": limits.max_waiting,
             "max_kv_bytes": limits.max_kv_bytes,
-            "has_shares": bool(server.core.head_shares),
+            "has_shares": bool(server.core.engines.head_shares) or len(served) > 1,
         }
 
     def tick(self, now_s: float) -> None:
@@ -152,6 +164,8 @@ def _gauges(server: Server, tally: Tally, recorder: Recorder) -> dict[str, tuple
         "sessions_limit": ("The most that may be open.", lambda: limits.max_sessions),
         "kv_bytes": ("Keys and values that sequences have reserved.", lambda: core.kv_bytes),
         "kv_limit_bytes": ("The most that they may reserve.", lambda: limits.max_kv_bytes),
+        "models": ("Models that are loaded.", lambda: len(core.engines.catalogue.engines)),
+        "weights_bytes": ("Weights of the models that are loaded.", lambda: core.engines.catalogue.num_bytes),
         "events_lost_total": (
             "Answers that these figures lack, since too many came at once.",
             lambda: recorder.num_lost,

@@ -1,7 +1,7 @@
 """Measuring what a cut saves and what it costs."""
 
+from serverlight.environment import describe_environment, measured_document
 from serverlight.evaluation.datasets import ImageSet, load_images
-from serverlight.evaluation.environment import describe_environment, measured_document
 from serverlight.evaluation.statistics import PairedDifference, paired_difference
 from serverlight.evaluation.vision import VisionRow, evaluate_vision
 

@@ -18,7 +18,7 @@ class DecoderPart(nn.Module):
     """Some layers of a causal language model; use one of the three kinds.
 
     ``part.model`` holds the parameters, under the names that they have in the whole model. Layers are counted from 0,
-    the same on all sides. One call at a time: a part is not for several threads.
+    the same on all sides. Threads may share a part, but no cache.
     """
 
     embeds: ClassVar[bool] = False

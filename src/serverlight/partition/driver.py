@@ -10,6 +10,7 @@ No code is written for any architecture.
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,8 +84,8 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
-class _Switch:
-    """The call in progress; none while the model is called as usual."""
+class _Switch(threading.local):
+    """The call in progress on this thread; none while the model is called as usual."""
 
     current: Pass | None = None
 
@@ -109,7 +110,7 @@ class _Slot:
 class Driver:
     """Makes a causal language model run in parts; the model itself can still be called as usual.
 
-    One call at a time: a driver is not for several threads.
+    Threads may share it, each with caches of its own: which call is in progress is each thread's own business.
     """
 
     def __init__(self, model: Any, layout: Layout) -> None:

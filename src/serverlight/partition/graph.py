@@ -94,9 +94,24 @@ class Partition:
         """Every legal cut, from ``input`` (all on the server) to ``output`` (all on the device)."""
         self._by_name = {alias: line for line in self._lines for alias in line.cut.aliases}
         self._by_name.update({line.cut.name: line for line in self._lines})
+        # Each built once: torch keeps the source of every graph module that it has compiled as long as the process lives.
+        self._sides: dict[str, tuple[Head, Tail]] = {}
 
     def __repr__(self) -> str:
         return f"Partition({self._module_name}, {len(self._lines)} cuts)"
+
+    @property
+    def offered(self) -> tuple[CutPoint, ...]:
+        """The cuts to show people first: at the exits of modules, where at most one feature crosses, and at both ends.
+
+        Where several features cross, as inside a residual block, one pays for each of them.
+        """
+        ends = self.cuts[0], self.cuts[-1]
+        return tuple(
+            cut
+            for cut in self.cuts
+            if cut in ends or (cut.is_module_exit and sum(spec.is_feature for spec in cut.tensors) <= 1)
+        )
 
     @property
     def inputs(self) -> Boundary:
@@ -113,19 +128,36 @@ class Partition:
         return self._line(name).cut
 
     def split(self, cut: CutPoint | str) -> tuple[Head, Tail]:
-        """Builds the two sides of a cut; they share their parameters with the module and need none of the other's.
+        """The two sides of a cut; they share their parameters with the module and need none of the other's.
 
-        Sides may have a small parameter in common where both work out the same constant, such as a position table.
+        Sides may have a small parameter in common where both work out the same constant, such as a position table. Whoever
+        asks again gets the same two modules.
         """
         line = self._line(cut if isinstance(cut, str) else cut.name)
-        crossing = list(zip(line.nodes, line.cut.tensors, strict=True))
-        head = extract(self._source, list(self._inputs.items()), line.nodes, self._batch)
-        tail = extract(self._source, crossing, self._results, self._batch)
-        return Head(line.cut, head, self._binder, self.inputs), Tail(line.cut, tail, self._outputs)
+        if line.cut.name not in self._sides:
+            self._sides[line.cut.name] = self._build(line)
+        return self._sides[line.cut.name]
+
+    def segment(self, first: CutPoint | str, last: CutPoint | str) -> fx.GraphModule:
+        """What lies between two cuts: from the tensors that cross the one to a tuple of those that cross the other.
+
+        Parameters are shared with the module. Raises :class:`ConfigError` where the second does not lie behind the first.
+        """
+        start, end = (self._line(cut if isinstance(cut, str) else cut.name) for cut in (first, last))
+        if start.cut.index > end.cut.index:
+            raise ConfigError("last", f"{end.cut.name!r} lies before {start.cut.name!r}; give the earlier cut first")
+        entries = list(zip(start.nodes, start.cut.tensors, strict=True))
+        return extract(self._source, entries, end.nodes, self._batch)
 
     def unflatten_outputs(self, leaves: Sequence[Tensor]) -> Any:
         """Puts the list that ``tail.flat`` returns into the module's own output structure."""
         return self._outputs.unflatten(leaves)
+
+    def _build(self, line: Line) -> tuple[Head, Tail]:
+        crossing = list(zip(line.nodes, line.cut.tensors, strict=True))
+        head = extract(self._source, list(self._inputs.items()), line.nodes, self._batch)
+        tail = extract(self._source, crossing, self._results, self._batch)
+        return Head(line.cut, head, self._binder, self.inputs), Tail(line.cut, tail, self._outputs)
 
     def _line(self, name: str) -> Line:
         if name not in self._by_name:

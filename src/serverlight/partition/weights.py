@@ -28,7 +28,7 @@ from serverlight.partition.driver import Driver
 from serverlight.partition.layout import Layout, part_class
 from serverlight.partition.self_check import check_architecture
 
-__all__ = ["load_head", "load_part", "load_tail"]
+__all__ = ["is_own", "load_head", "load_part", "load_tail"]
 
 SINGLE_FILE = "model.safetensors"
 
@@ -98,7 +98,7 @@ def _files_of(
     Where the weights are in several files, it has an index of only the part's keys: the other files may be missing.
     """
     keys = {} if (folder / SINGLE_FILE).is_file() else read_json(folder / INDEX_FILE).get("weight_map", {})
-    own = {key: file for key, file in keys.items() if _is_own(key, layout, held, finishes=finishes)}
+    own = {key: file for key, file in keys.items() if is_own(key, layout, held, finishes=finishes)}
     for file in own.values():
         if pathlib.PurePath(file).name != file:
             raise ModelError(f"{INDEX_FILE} of {spec!r} names a file elsewhere, {file!r}; download the model again")
@@ -114,7 +114,7 @@ def _files_of(
         yield pathlib.Path(view)
 
 
-def _is_own(key: str, layout: Layout, held: Collection[int], *, finishes: bool) -> bool:
+def is_own(key: str, layout: Layout, held: Collection[int], *, finishes: bool) -> bool:
     """Whether a part may need a weight, by its name in the files; in doubt it does.
 
     Names in files may have more or fewer modules in front than those in the model, so only their ends are compared.

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from serverlight.codec import Basis, Codec, warm_up
-from serverlight.errors import ConfigError, InputMismatch, MessageTooLarge, PlanMismatch
+from serverlight.errors import ConfigError, InputMismatch, MessageTooLarge, ModelLoading, PlanMismatch
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition, partition
 from serverlight.partition.inputs import as_call
@@ -72,6 +72,7 @@ def connect(
     deadline_ms: int = DEFAULT_DEADLINE_MS,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     credentials: Credentials | None = None,
+    load_timeout_s: float = 60.0,
 ) -> Client:
     """Connects to a server and agrees on the plan.
 
@@ -85,8 +86,10 @@ def connect(
         deadline_ms: how long a request may take that does not say otherwise.
         max_message_bytes: the largest message to send or read.
         credentials: whom to trust and who the client is; by default nothing is encrypted.
+        load_timeout_s: how long to come back to a server that is loading the model.
 
     Raises:
+        ModelLoading: the server has not loaded the model in that time.
         Unauthenticated: the server wants a token and knows none like this one.
         CertificateMismatch: the sides cannot agree on TLS; the error names the setting.
         PeerUnavailable: nobody listens at the address.
@@ -96,8 +99,15 @@ def connect(
         CutNotFound: the model has no such cut.
     """
     found = resolver_of([address]).resolve(timeout_s)[0]
-    transport = GrpcTransport(found, max_message_bytes=max_message_bytes, credentials=credentials)
-    return Client(transport, plan=plan, model=model, basis=basis, timeout_s=timeout_s, deadline_ms=deadline_ms)
+    parts, give_up_s = _partition_of(model, plan), time.monotonic() + load_timeout_s
+    while True:
+        transport = GrpcTransport(found, max_message_bytes=max_message_bytes, credentials=credentials)
+        try:
+            return Client(transport, plan=plan, model=parts, basis=basis, timeout_s=timeout_s, deadline_ms=deadline_ms)
+        except ModelLoading as error:
+            if time.monotonic() + error.retry_after_ms / 1e3 > give_up_s:
+                raise
+            time.sleep(error.retry_after_ms / 1e3)
 
 
 class Client:

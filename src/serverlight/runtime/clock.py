@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from serverlight.runtime.messages import Timing
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "Now", "read_clocks"]
+
+Part = Literal["queue", "decode", "tail", "sample"]
+
+
+class Now(NamedTuple):
+    """What the clocks say: the wall, and the processor time of this thread. Reading them costs system calls."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def read_clocks() -> Now:
+    """One reading, which all rows of a batch may share."""
+    return Now(time.perf_counter(), time.thread_time())
 
 
 class Clock:
@@ -24,16 +38,16 @@ class Clock:
         self._ms = {"queue": (time.monotonic() - arrived_s) * 1e3, "decode": 0.0, "tail": 0.0, "sample": 0.0}
         self._cpu_ms = 0.0
         self._batch_size = 1
-        self._lap_s, self._lap_cpu_s = time.perf_counter(), time.thread_time()
+        self._last = read_clocks()
 
-    def lap(self, part: Literal["queue", "decode", "tail", "sample"], *, shared_by: int = 1) -> None:
+    def lap(self, part: Part, *, shared_by: int = 1, now: Now | None = None) -> None:
         """Counts the time since the last lap; CPU time of a batch is divided among its rows, and not counted while waiting."""
-        now_s, now_cpu_s = time.perf_counter(), time.thread_time()
-        self._ms[part] += (now_s - self._lap_s) * 1e3
+        now = now or read_clocks()
+        self._ms[part] += (now.wall_s - self._last.wall_s) * 1e3
         if part != "queue":
-            self._cpu_ms += (now_cpu_s - self._lap_cpu_s) * 1e3 / shared_by
+            self._cpu_ms += (now.cpu_s - self._last.cpu_s) * 1e3 / shared_by
         self._batch_size = max(self._batch_size, shared_by)
-        self._lap_s, self._lap_cpu_s = now_s, now_cpu_s
+        self._last = now
 
     def timing(self) -> Timing:
         """All until now; what came after the last lap was spent on the answer."""

@@ -33,8 +33,10 @@ from serverlight.runtime.messages import (
 )
 from serverlight.runtime.scheduler import Job
 from serverlight.runtime.sessions import Session
+from serverlight.runtime.tracing import caller
 
 if TYPE_CHECKING:
+    from serverlight.runtime.catalogue import Engine
     from serverlight.runtime.core import ServerCore
 
 __all__ = ["Connection", "shutting_down"]
@@ -47,8 +49,9 @@ class Connection:
 
     def __init__(self, core: ServerCore, reply: Callable[[ServerMessage], None], client: str | None) -> None:
         self._core, self._reply, self.client = core, reply, client
-        self.number = next(self._numbers)
+        self.number, self.caller = next(self._numbers), caller.get()
         self._plan: Plan | None = None
+        self.engine: Engine | None = None  # the model that it holds
         self._session: Session | None = None
         self._last_id = self._last_step = 0
         self._is_closed = False
@@ -104,16 +107,15 @@ class Connection:
                 "install the same serverlight on both"
             )
         plan = _read_plan(hello.plan_json)
-        self._core.agree(plan)
-        self._plan = plan
-        self._core.observer.greeted(self, plan)
+        self._plan, self.engine = plan, (engine := self._core.engines.hold(plan))
+        self._core.observer.greeted(self, engine.plans[plan.cut])
         config = self._core.config
         self._reply(
             Welcome(
                 max_message_bytes=config.max_message_bytes,
                 max_batch=config.max_batch,
                 max_in_flight=config.max_in_flight,
-                cuts=self._core.cuts,
+                cuts=tuple(engine.plans),
             )
         )
 
@@ -123,14 +125,14 @@ class Connection:
         self.fail(PeerUnavailable("the session was idle for too long and is forgotten; open it again"))
 
     def _open(self, message: OpenSession) -> None:
-        if (plan := self._plan) is None:
+        if (plan := self._plan) is None or (engine := self.engine) is None:
             raise ProtocolError("a session before Hello; say Hello first")
         if self._session is not None:
             raise ProtocolError("a second session on one stream; close the first, or open another stream")
         if message.cut:
             plan = dataclasses.replace(plan, cut=message.cut)
-            self._core.agree(plan)
-        self._session = self._core.open_session(self, plan, message)
+            engine.agree(plan)
+        self._session = self._core.open_session(self, engine, plan, message)
 
     def _close_session(self, *, expired: bool = False) -> None:
         self._session = None
@@ -163,6 +165,7 @@ class Connection:
             owner=self,
             client=self.client,
             weight=self._core.weight_of(self.client),
+            engine=self.engine,
             cut=self._plan.cut if self._plan else "",
             request=message,
             reply=self._answer,

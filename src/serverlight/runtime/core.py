@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from serverlight.codec.config import CodecConfig
 from serverlight.errors import (
     DeadlineExceeded,
-    PlanMismatch,
     QuotaExceeded,
     RemoteError,
     ServerBusy,
     ServerlightError,
 )
 from serverlight.plan import Plan
+from serverlight.runtime.catalogue import Catalogue, Engine
 from serverlight.runtime.connection import Connection, shutting_down
+from serverlight.runtime.engines import Engines
 from serverlight.runtime.memory import is_out_of_memory
 from serverlight.runtime.messages import (
     Failure,
@@ -52,8 +52,14 @@ _log = logging.getLogger(__name__)
 class Runner(Protocol):
     """What the compute thread calls; :class:`serverlight.runtime.worker.Worker` is one."""
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
-        """Runs requests together and gives out each one's answer as soon as it is there; an error is the request's own."""
+    def prepare(self, job: Job) -> None:
+        """Is called while nothing else is to do, for a job that waits for others to join it; does not raise."""
+
+    def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
+        """Runs requests together and gives out each one's answer as soon as it is there; an error is the request's own.
+
+        ``is_shared`` says that other clients have work, too: then nothing should keep the thread for long.
+        """
 
     def open_session(self, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ProtocolError` where the model is no language model."""
@@ -62,26 +68,17 @@ class Runner(Protocol):
 class ServerCore:
     """Takes streams from any transport and runs their requests, in batches, on a thread of its own.
 
-    ``plans`` has one plan for each cut that is served. With ``codec`` given, clients must use exactly these settings;
-    otherwise any, since a frame describes itself. ``quotas`` has the shares of clients that have a name.
+    ``catalogue`` has the models that are served. ``quotas`` has the shares of clients that have a name.
     """
 
     def __init__(
-        self,
-        runner: Runner,
-        plans: Mapping[str, Plan],
-        *,
-        codec: CodecConfig | None = None,
-        config: ServerConfig | None = None,
-        quotas: Quotas | None = None,
-        head_shares: Mapping[str, float] | None = None,
+        self, catalogue: Catalogue, *, config: ServerConfig | None = None, quotas: Quotas | None = None
     ) -> None:
         self.config, self._quotas = config or ServerConfig(), quotas or Quotas()
-        self.head_shares = dict(head_shares or {})  # the device's part of the whole model's work, where it is known
         self.observer = Observer()  # is told what happens; to be set before the start
         self.has_crashed = False  # the compute thread ended by an error: nothing is answered any more
         self.num_answered = 0  # by the compute thread, since the start
-        self._runner, self._plans, self._codec = runner, dict(plans), codec
+        self.engines = Engines(catalogue)
         self._scheduler = Scheduler(max_waiting=self.config.max_waiting)
         self._sessions = SessionTable(
             max_sessions=self.config.max_sessions,
@@ -92,6 +89,8 @@ class ServerCore:
         self._changed = threading.Condition()  # guards all below, the scheduler and the table of sessions
         self._window = Window(max_delay_s=self.config.max_batch_delay_ms / 1e3)
         self._running: list[Job] = []
+        self._unprepared = deque[Job]()  # came since the last batch was taken
+        self._is_shared = False
         self._connections: set[Connection] = set()
         self._is_draining = self._is_stopped = False
         self._thread = threading.Thread(target=self._live, name="serverlight-compute", daemon=True)
@@ -99,7 +98,8 @@ class ServerCore:
     # -- life cycle ------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Starts the compute thread."""
+        """Starts the compute thread, and the one that loads models."""
+        self.engines.start()
         self._thread.start()
         return self
 
@@ -119,11 +119,12 @@ class ServerCore:
         return len(given_up) + len(self._running)
 
     def stop(self) -> None:
-        """Ends the compute thread; a request that is running is waited for."""
+        """Ends the threads; a request that is running is waited for."""
         with self._changed:
             self._is_draining = self._is_stopped = True
             self._changed.notify_all()
         self._thread.join()
+        self.engines.stop()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -185,18 +186,9 @@ class ServerCore:
             self._sessions.remove(connection)
             self._scheduler.forget(connection)
             self._changed.notify_all()
+        if connection.engine is not None:
+            self.engines.release(connection.engine)
         self.observer.stream_closed(connection)
-
-    def agree(self, plan: Plan) -> None:
-        """Raises :class:`PlanMismatch`, worded for the client, unless this server serves the client's plan."""
-        anyones = next(iter(self._plans.values()))
-        plan.check_compatible(self._plans.get(plan.cut, dataclasses.replace(anyones, cut=plan.cut)))
-        if plan.cut not in self._plans:
-            raise PlanMismatch("cut", plan.cut, ", ".join(self._plans))
-        for field in dataclasses.fields(CodecConfig) if self._codec else ():
-            ours, theirs = getattr(plan.codec, field.name), getattr(self._codec, field.name)
-            if ours != theirs:
-                raise PlanMismatch(f"codec.{field.name}", ours, theirs)
 
     def submit(self, job: Job) -> None:
         """Queues a request; raises :class:`ServerBusy` or :class:`PeerUnavailable` at once if it cannot be taken.
@@ -213,6 +205,7 @@ class ServerCore:
             given_up = self._scheduler.admit(job)
             self._window.arrived(job.owner, job.arrived_s)
             retry_after_ms = self._scheduler.retry_after_ms
+            self._unprepared.append(job)
             self._changed.notify_all()
         if given_up is not None:
             given_up.reply(Failure(request_id=given_up.request.request_id, error=ServerBusy(retry_after_ms)))
@@ -230,19 +223,14 @@ class ServerCore:
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """One for each cut that is served; they name the model."""
-        return tuple(self._plans.values())
+        """One for each cut of each model that is loaded; they name the model."""
+        return tuple(plan for engine in self.engines.catalogue.engines for plan in engine.plans.values())
 
-    @property
-    def cuts(self) -> tuple[str, ...]:
-        """The cuts that are served."""
-        return tuple(self._plans)
-
-    def open_session(self, owner: Connection, plan: Plan, opened: OpenSession) -> Session:
+    def open_session(self, owner: Connection, engine: Engine, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ServerBusy` at once where there are too many."""
         with self._changed:
             self._quotas.charge(owner.client, 0, time.monotonic())
-        session = self._runner.open_session(plan, opened)
+        session = engine.runner.open_session(plan, opened)
         with self._changed:
             if self._is_draining:
                 raise shutting_down()
@@ -294,20 +282,33 @@ class ServerCore:
 
     def _next(self) -> list[Job]:
         """What runs next, once there is something and the window for more has closed; nothing when the server stops."""
-        with self._changed:
-            while not self._is_stopped:
-                wait_s = _IDLE_CHECK_S if len(self._sessions) else None
-                if self._scheduler.num_waiting:
-                    now_s = time.monotonic()
-                    wait_s = self._window.closes_s(oldest_s=self._scheduler.oldest_s, now_s=now_s) - now_s
-                    if wait_s <= 0 or self._scheduler.num_waiting >= self.config.max_batch_requests:
-                        break
-                self._changed.wait(wait_s)
-                for connection in self._sessions.idle(time.monotonic()):
-                    connection.expire()
-            if not self._is_stopped:
-                self._running = self._scheduler.take_batch(self.config.max_batch_requests)
-            return self._running
+        while True:
+            with self._changed:
+                if self._is_stopped:
+                    return []
+                if (wait_s := self._wait_s()) == 0:
+                    self._unprepared.clear()
+                    self._is_shared = self._scheduler.is_shared(time.monotonic())
+                    self._running = self._scheduler.take_batch(
+                        self.config.max_batch_requests, is_shared=self._is_shared
+                    )
+                    return self._running
+                if not self._unprepared:
+                    self._changed.wait(wait_s)
+                    for connection in self._sessions.idle(time.monotonic()):
+                        connection.expire()
+                job = self._unprepared.popleft() if self._unprepared else None
+            if job is not None:
+                self.engines.prepare(job)
+
+    def _wait_s(self) -> float | None:
+        """How long until there is something to run; ``None`` where only a change can tell."""
+        if not self._scheduler.num_waiting:
+            return _IDLE_CHECK_S if len(self._sessions) else None
+        if self._scheduler.num_waiting >= self.config.max_batch_requests:
+            return 0.0
+        now_s = time.monotonic()
+        return max(0.0, self._window.closes_s(oldest_s=self._scheduler.oldest_s, now_s=now_s) - now_s)
 
     def _run(self, now_s: float) -> Iterator[tuple[Job, Answer]]:
         late = [job for job in self._running if job.is_expired(now_s)]
@@ -317,7 +318,7 @@ class ServerCore:
             yield job, _too_late(job)
         left = dict.fromkeys(job for job in self._running if job not in late)
         try:
-            for job, answer in self._runner.run(list(left)):
+            for job, answer in self.engines.run(list(left), is_shared=self._is_shared):
                 del left[job]
                 yield job, answer
         except Exception as error:  # whatever a model raises, the thread must live on for the others

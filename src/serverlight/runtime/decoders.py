@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -15,12 +16,15 @@ from serverlight.partition.kv_cache import LayerSize
 from serverlight.partition.sweep import Sweep
 from serverlight.partition.sweep_check import make_sweep
 from serverlight.plan import Plan
+from serverlight.runtime.clock import read_clocks
 from serverlight.runtime.decoder_session import DecoderSession, Room, Turn
 from serverlight.runtime.messages import InferRequest, OpenSession, StepReply
 from serverlight.runtime.scheduler import Answer, Job
 from serverlight.runtime.sessions import Session
 
 __all__ = ["DecoderWorker", "LoadedDecoder"]
+
+Row = tuple[Job, Turn]
 
 _log = logging.getLogger(__name__)
 
@@ -57,9 +61,15 @@ class DecoderWorker:
         return DecoderSession(self._part, plan, opened, self._room)
 
     @torch.inference_mode()
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
-        """Goes on with sequences by a step each; a prompt that is not through has no answer yet."""
-        rows, prompts = list[tuple[Job, Turn]](), list[tuple[Job, Turn]]()
+    def prepare(self, job: Job) -> None:
+        """Reads a step before its turn; what is wrong with it is said when that comes."""
+        with contextlib.suppress(Exception):
+            self._begin(job)
+
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[Job], *, is_shared: bool = False) -> Iterator[tuple[Job, Answer]]:
+        """Goes on with sequences by a step each; a prompt that is not through has no answer yet, shared or not."""
+        rows, prompts = list[Row](), list[Row]()
         for job in jobs:
             try:
                 begun = self._begin(job)
@@ -70,7 +80,8 @@ class DecoderWorker:
                 yield job, begun
             else:
                 (rows if begun.is_row else prompts).append((job, begun))
-        yield from self._run_rows(rows)
+        for group in self._groups(rows):
+            yield from self._run_rows(group)
         for number, (job, turn) in enumerate(prompts):
             yield job, _result_of(functools.partial(turn.advance, self._prefill_tokens)) if number == 0 else None
 
@@ -80,17 +91,26 @@ class DecoderWorker:
         assert isinstance(job.session, DecoderSession)
         return job.session.begin(job.request, job.reserve, arrived_s=job.arrived_s)
 
-    def _run_rows(self, rows: Sequence[tuple[Job, Turn]]) -> Iterator[tuple[Job, Answer]]:
+    def _groups(self, rows: list[Row]) -> Iterable[list[Row]]:
+        """All rows, or where padding to the longest would take more than all sequences may have: those of like length."""
+        longest = max(map(_length, rows), default=0)
+        if self._room.num_bytes(self._room.first, len(rows) * longest) <= self._room.max_kv_bytes:
+            return [rows]
+        return _of_like_length(rows)
+
+    def _run_rows(self, rows: Sequence[Row]) -> Iterator[tuple[Job, Answer]]:
         if self._sweep is not None and len(rows) > 1:
-            for turn in (turns := [turn for _, turn in rows]):
-                turn.clock.lap("queue")
+            turns, now = [turn for _, turn in rows], read_clocks()
+            for turn in turns:
+                turn.clock.lap("queue", now=now)
             try:
                 outputs = self._sweep([turn.hidden for turn in turns], [turn.cache for turn in turns])
             except Exception:
                 _log.exception("a batch of %d steps failed; each runs alone", len(rows))
             else:
+                now = read_clocks()
                 for turn in turns:
-                    turn.clock.lap("tail", shared_by=len(rows))
+                    turn.clock.lap("tail", shared_by=len(rows), now=now)
                 for (job, turn), output in zip(rows, torch.split(outputs, 1), strict=True):
                     yield job, _result_of(functools.partial(turn.finish, output))
                 return
@@ -109,6 +129,21 @@ class DecoderWorker:
         with torch.inference_mode():
             self._part(torch.zeros(1, 1, self._part.hidden_size, dtype=self._part.dtype), cache)
         return cache.layer_sizes()
+
+
+def _length(row: Row) -> int:
+    return row[1].cache.num_tokens
+
+
+def _of_like_length(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Groups in which the longest has at most twice the tokens of any: so padding at most doubles what they take."""
+    group = list[Row]()
+    for row in sorted(rows, key=_length, reverse=True):
+        if group and _length(group[0]) > 2 * _length(row):
+            yield group
+            group = []
+        group.append(row)
+    yield group
 
 
 def _result_of(work: Callable[[], StepReply | None]) -> Answer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import queue
 import socket
@@ -37,6 +36,7 @@ from serverlight.runtime.grpc_security import (
     metadata_of,
     open_channel,
 )
+from serverlight.runtime.loops import Mailbox
 from serverlight.runtime.messages import (
     ClientMessage,
     CloseSession,
@@ -50,6 +50,7 @@ from serverlight.runtime.messages import (
 from serverlight.runtime.quotas import Bucket
 from serverlight.runtime.security import Security
 from serverlight.runtime.tokens import TokenFile
+from serverlight.runtime.tracing import HEADER, caller, context_of_caller, read_header
 from serverlight.runtime.transport import (
     DEFAULT_MAX_MESSAGE_BYTES,
     Connection,
@@ -180,7 +181,7 @@ class GrpcTransport:
         """Starts to connect; a server that is not there shows at ``listener.on_closed``."""
         self._channel = open_channel(self._address, self._credentials, client_options(self._max_message_bytes))
         connect = self._channel.stream_stream(f"/{SERVICE}/Connect", None, None)
-        self._call = connect(iter(self._outbox.get, None), metadata=metadata_of(self._credentials))
+        self._call = connect(iter(self._outbox.get, None), metadata=_headers(self._credentials))
         self._reader = threading.Thread(target=self._read, args=(listener,), name="serverlight-replies", daemon=True)
         self._reader.start()
 
@@ -225,6 +226,11 @@ class GrpcTransport:
         return error_of_status(code, f"{self._address}: {details}")
 
 
+def _headers(credentials: Credentials) -> tuple[tuple[str, str], ...]:
+    trace = context_of_caller()
+    return (*metadata_of(credentials), *(((HEADER, trace),) if trace else ()))
+
+
 def _too_large(num_bytes: int, limit: int) -> MessageTooLarge:
     return MessageTooLarge(f"a message of {num_bytes} bytes; at most {limit} are taken: send smaller batches")
 
@@ -267,6 +273,7 @@ class GrpcServer:
     async def start(self, host: str, port: int) -> int:
         """Listens and returns the port; raises :class:`AddressInUse` or :class:`ConfigError`."""
         _check_address(host, port)
+        self._mailbox = Mailbox(asyncio.get_running_loop())
         options = [
             *_options(self._max_message_bytes),
             ("grpc.so_reuseport", 0),  # else a second server on the port would silently take half of the clients
@@ -316,7 +323,8 @@ class GrpcServer:
                     stream.connection.fail(Unauthenticated("the token is not valid any more; ask for another"))
 
     async def _connect(self, _requests: AsyncIterator[bytes], context: Any) -> None:
-        stream = _ServerStream(context, self._max_in_flight, self._max_message_bytes)
+        stream = _ServerStream(context, self._mailbox, self._max_in_flight, self._max_message_bytes)
+        caller.set(read_header(dict(context.invocation_metadata() or ()).get(HEADER)))
         connection = stream.connection = self._core.connect(stream.reply, client=client_name(context))
         self._streams.add(stream)
         reading = asyncio.ensure_future(stream.read(connection, self._hello_timeout_s))
@@ -342,8 +350,9 @@ class _ServerStream:
     read no faster than at a steady rate.
     """
 
-    def __init__(self, context: Any, max_in_flight: int, max_message_bytes: int) -> None:
-        self._context, self._max_in_flight, self._max_message_bytes = context, max_in_flight, max_message_bytes
+    def __init__(self, context: Any, mailbox: Mailbox, max_in_flight: int, max_message_bytes: int) -> None:
+        self._context, self._mailbox = context, mailbox
+        self._max_in_flight, self._max_message_bytes = max_in_flight, max_message_bytes
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[tuple[bytes, ServerMessage] | None] = asyncio.Queue()
         self._owes_pong = False
@@ -359,8 +368,7 @@ class _ServerStream:
             error = _too_large(len(data), self._max_message_bytes)
             message = Failure(request_id=message.request_id, error=error)
             data = encode_server(message)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
-            self._loop.call_soon_threadsafe(self._queue, data, message)
+        self._mailbox.put(self._queue, data, message)
 
     def _queue(self, data: bytes, message: ServerMessage) -> None:
         if isinstance(message, Pong):

@@ -53,6 +53,9 @@ class Stream(Protocol):
     number: int
     """Rises from stream to stream."""
 
+    caller: str
+    """What the client said of its own trace (:mod:`serverlight.runtime.tracing`), or nothing."""
+
 
 class Observer:
     """Is told what happens in a server, by whichever thread it happens on; this one does not listen.
@@ -125,6 +128,8 @@ class Refused(NamedTuple):
     stream: Stream
     request_id: int
     code: str
+    at_s: float
+    """When, by the monotonic clock."""
 
 
 class Answered(NamedTuple):
@@ -154,6 +159,10 @@ class Answered(NamedTuple):
     """Tokens that the server chose: 0 or 1."""
     layer: int
     """Of a move the layer that the server took over; -1 for others."""
+    arrived_s: float
+    """When the request was read, by the monotonic clock."""
+    at_s: float
+    """When it was answered."""
 
 
 Event = StreamOpened | Greeted | StreamClosed | SessionOpened | SessionClosed | Refused | Answered
@@ -193,6 +202,8 @@ def _answered(job: Job, message: InferReply | StepReply | Failure) -> Answered:
         () if failed else tuple([frame[:_FRONT_BYTES] for frame in frames]),
         num_tokens,
         layer,
+        job.arrived_s,
+        time.monotonic(),
     )
 
 
@@ -287,6 +298,6 @@ class Recorder(Observer):
     def refused(self, stream: Stream, error: ServerlightError, *, request_id: int = 0) -> None:
         """Notes it."""
         if len(self._events) < _MAX_EVENTS:
-            self._events.append(Refused(stream, request_id, type(error).__name__))
+            self._events.append(Refused(stream, request_id, type(error).__name__, time.monotonic()))
         else:
             self.num_lost += 1

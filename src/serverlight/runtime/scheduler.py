@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from serverlight.errors import ServerBusy
 from serverlight.runtime.messages import InferReply, InferRequest, MoveCut, ServerMessage, Step, StepReply
 from serverlight.runtime.sessions import Session
 
+if TYPE_CHECKING:
+    from serverlight.runtime.catalogue import Engine
+
 __all__ = ["Answer", "Job", "Scheduler"]
+
+_ACTIVE_S = 1.0
+"""A client whose last request is no older shares the compute thread with the others."""
 
 _NEWEST_SHARE = 0.2
 """Weight of the newest request in the running mean of the time that one takes."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, weakref_slot=True)
 class Job:
     """One request on its way through the server."""
 
@@ -28,6 +35,9 @@ class Job:
 
     weight: int = 1
     """How many requests its client has in one turn."""
+
+    engine: Engine | None = None
+    """Which model it is for."""
 
     cut: str
     """Which tail it is for."""
@@ -79,6 +89,7 @@ class Scheduler:
         self._front: object = None  # whose turn it is
         self._num_in_turn = 0
         self._mean_s = 0.0
+        self._last_s: dict[object, float] = {}  # by turn, the longest silent first
 
     @property
     def num_waiting(self) -> int:
@@ -91,6 +102,8 @@ class Scheduler:
         """
         given_up = self._make_room(job) if self.num_waiting >= self._max_waiting else None
         self._queues.setdefault(job.turn, deque()).append(job)
+        self._last_s.pop(job.turn, None)
+        self._last_s[job.turn] = job.arrived_s
         return given_up
 
     def _make_room(self, job: Job) -> Job:
@@ -115,18 +128,31 @@ class Scheduler:
             self._queues.setdefault(whose, waiting)
         return job
 
-    def take_batch(self, limit: int) -> list[Job]:
-        """Up to so many to run together, in the order of turns; of a session's steps, which follow from each other, one."""
-        batch, sessions, later = list[Job](), set[object](), list[Job]()
+    def take_batch(self, limit: int, *, is_shared: bool = False) -> list[Job]:
+        """Up to so many to run together, in the order of turns; of a session's steps, which follow from each other, one.
+
+        Where the thread is shared, no client has more requests than its weight in a batch, so that one who sends many at
+        once makes nobody else wait for all of them. Sessions are not counted: each has one step under way by nature.
+        """
+        batch, later = list[Job](), dict[object, list[Job]]()
+        owners, num_of = set[object](), Counter[object]()
         while len(batch) < limit and (job := self.take()) is not None:
-            if job.session is not None and job.owner in sessions:
-                later.append(job)
-                continue
-            sessions.add(job.owner)
-            batch.append(job)
-        for job in reversed(later):
-            self.put_back(job)
+            is_next = job.owner not in owners if job.session is not None else num_of[job.turn] < job.weight
+            if is_next or (job.session is None and not is_shared):
+                owners.add(job.owner)
+                num_of[job.turn] += job.session is None
+                batch.append(job)
+            else:
+                later.setdefault(job.turn, []).append(job)
+        for turn, jobs in later.items():
+            self._queues.setdefault(turn, deque()).extendleft(reversed(jobs))
         return batch
+
+    def is_shared(self, now_s: float) -> bool:
+        """Whether more than one client has sent something lately, or waits."""
+        while self._last_s and now_s - self._last_s[oldest := next(iter(self._last_s))] > _ACTIVE_S:
+            del self._last_s[oldest]
+        return len(self._last_s.keys() | self._queues.keys()) > 1
 
     def put_back(self, job: Job) -> None:
         """One that was taken is to go on before what its owner has sent since; its turn comes after the others'."""
@@ -140,6 +166,7 @@ class Scheduler:
     def forget(self, owner: object) -> int:
         """Drops the waiting requests of a connection that is gone; returns how many."""
         before = self.num_waiting
+        self._last_s.pop(owner, None)  # of a client with a name another connection may be there
         kept = {whose: deque(job for job in jobs if job.owner is not owner) for whose, jobs in self._queues.items()}
         self._queues = {whose: jobs for whose, jobs in kept.items() if jobs}
         return before - self.num_waiting

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import signal
 import threading
@@ -12,19 +11,19 @@ from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from serverlight.codec import Basis, CodecConfig, warm_up
-from serverlight.errors import ConfigError
+from serverlight.codec import Basis, CodecConfig
 from serverlight.faults import FaultPlan
 from serverlight.models import LoadedModel
-from serverlight.partition import CutPoint, Partition, partition
-from serverlight.plan import Plan
+from serverlight.partition import Partition
+from serverlight.runtime.assemble import make_engine
+from serverlight.runtime.catalogue import Catalogue
 from serverlight.runtime.core import ServerConfig, ServerCore
 from serverlight.runtime.grpc_transport import GrpcServer
 from serverlight.runtime.health import Health, watch_over
 from serverlight.runtime.injection import InjectingServer
+from serverlight.runtime.loops import run_on_loop
 from serverlight.runtime.quotas import Quotas
 from serverlight.runtime.security import Security
-from serverlight.runtime.worker import Worker
 
 if TYPE_CHECKING:
     from serverlight.generation import LoadedDecoder
@@ -50,49 +49,18 @@ def make_core(
     """A server without a socket, for :class:`~serverlight.runtime.transport.InProcessTransport`; the arguments are
     :class:`Server`'s.
     """
-    if not cuts:
-        raise ConfigError("cuts", "name at least one cut; `serverlight cuts MODEL` lists them")
-    config = config or ServerConfig()
-    if not isinstance(model, LoadedModel):
-        from serverlight.generation import layer_of  # transformers, which vision models do without
-        from serverlight.runtime.decoders import DecoderWorker
-
-        if parts is not None:
-            raise ConfigError("parts", "a language model has none; leave it away")
-        if bases:
-            raise ConfigError("bases", "sessions of language models take no frames under a basis yet; leave it away")
-        warm_up()
-        decoder = DecoderWorker(model, cuts, max_tokens=config.max_session_tokens, max_kv_bytes=config.max_kv_bytes)
-        plans = {cut: dataclasses.replace(p, return_cut=model.return_cut) for cut, p in _plans(model, cuts).items()}
-        shares = {cut: layer_of(cut) / model.part.num_layers for cut in cuts}
-        return ServerCore(decoder, plans, codec=codec, config=config, quotas=quotas, head_shares=shares)
-    parts = parts or partition(model.module, model.example_inputs)
-    named = {parts.cut(cut).name: basis for cut, basis in (bases or {}).items()}
-    cuts = [parts.cut(cut).name for cut in cuts]  # a cut may have aliases; the handshake compares its one name
-    warm_up()
-    worker = Worker(model, parts, cuts, bases=named, max_batch=config.max_batch)
-    shares = {name: _head_share(parts.cut(name)) for name in cuts}
-    return ServerCore(worker, _plans(model, cuts, named), codec=codec, config=config, quotas=quotas, head_shares=shares)
-
-
-def _head_share(cut: CutPoint) -> float:
-    return cut.head_macs / max(1, cut.head_macs + cut.tail_macs)
-
-
-def _plans(
-    model: LoadedModel | LoadedDecoder, cuts: Sequence[str], bases: Mapping[str, Basis] | None = None
-) -> dict[str, Plan]:
-    digests = {cut: basis.digest.hex() for cut, basis in (bases or {}).items()}
-    return {cut: Plan(model=model.name, revision=model.revision, cut=cut, basis=digests.get(cut)) for cut in cuts}
+    engine = make_engine(model, cuts, codec=codec, bases=bases, config=config, parts=parts)
+    return ServerCore(Catalogue.of(engine), config=config, quotas=quotas)
 
 
 class Server:
-    """Runs the tails of one model for many clients.
+    """Runs the tails of a model, or of several, for many clients.
 
     A context manager for notebooks and tests; ``serve_until_stopped`` for a process of its own.
 
     Args:
-        model: what to serve; of a language model its tail, or the middle for devices with both ends.
+        model: what to serve; of a language model its tail, or the middle for devices with both ends. Or a catalogue of
+            models, which has what ``cuts``, ``codec``, ``bases`` and ``parts`` say of one.
         cuts: names of the cuts at which clients may have cut it.
         codec: if given, clients must use exactly these settings; otherwise each may choose its own.
         bases: the basis of each cut that has one; clients may send frames under it.
@@ -111,8 +79,8 @@ class Server:
 
     def __init__(
         self,
-        model: LoadedModel | LoadedDecoder,
-        cuts: Sequence[str],
+        model: LoadedModel | LoadedDecoder | Catalogue,
+        cuts: Sequence[str] = (),
         *,
         codec: CodecConfig | None = None,
         bases: Mapping[str, Basis] | None = None,
@@ -127,7 +95,10 @@ class Server:
         self._security.check_host(host)
         self._tokens = self._security.read_tokens()
         quotas = Quotas(self._tokens.quota_of if self._tokens else None)
-        self._core = make_core(model, cuts, codec=codec, bases=bases, config=config, parts=parts, quotas=quotas)
+        if not isinstance(model, Catalogue):
+            model = Catalogue.of(make_engine(model, cuts, codec=codec, bases=bases, config=config, parts=parts))
+        model.tells_names = self._tokens is None
+        self._core = ServerCore(model, config=config, quotas=quotas)
         self._open_to = InjectingServer(self._core, faults) if faults else self._core
         self._host, self._port = host, port
         self._thread = threading.Thread(target=self._serve, name="serverlight-server", daemon=True)
@@ -207,7 +178,7 @@ class Server:
         self.drain()
 
     def _serve(self) -> None:
-        asyncio.run(self._serve_on_loop())
+        run_on_loop(self._serve_on_loop())
 
     async def _serve_on_loop(self) -> None:
         config = self._core.config

@@ -1,4 +1,4 @@
-"""Limits of a server."""
+"""Limits of a server; brings nothing heavy, since the commands show them in their help."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 
 from serverlight.errors import ConfigError
-from serverlight.runtime.transport import DEFAULT_MAX_MESSAGE_BYTES
 
-__all__ = ["ServerConfig"]
+__all__ = ["DEFAULT_MAX_MESSAGE_BYTES", "ServerConfig"]
+
+DEFAULT_MAX_MESSAGE_BYTES = 64 * 2**20
+"""Largest message either side reads unless told otherwise; gRPC's own 4 MiB is too small for a batch of early features."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

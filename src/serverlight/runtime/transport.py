@@ -15,6 +15,7 @@ from serverlight.errors import PeerUnavailable, ProtocolError, ServerlightError,
 from serverlight.link import LinkConfig
 from serverlight.runtime.conversion import decode_client, decode_server, encode_client, encode_server
 from serverlight.runtime.messages import ClientMessage, Failure, ServerMessage
+from serverlight.runtime.server_config import DEFAULT_MAX_MESSAGE_BYTES
 
 __all__ = [
     "DEFAULT_MAX_MESSAGE_BYTES",
@@ -25,9 +26,6 @@ __all__ = [
     "Transport",
     "wire_bytes",
 ]
-
-DEFAULT_MAX_MESSAGE_BYTES = 64 * 2**20
-"""Largest message either side reads unless told otherwise; gRPC's own 4 MiB is too small for a batch of early features."""
 
 _GRPC_PREFIX_BYTES = 5
 _HTTP2_FRAME_HEADER_BYTES = 9

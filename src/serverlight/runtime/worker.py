@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from serverlight.models.images import decode_image
 from serverlight.partition import CutPoint, Partition, TensorSpec
 from serverlight.partition.names import OUTPUT
 from serverlight.plan import Plan
-from serverlight.runtime.clock import Clock
+from serverlight.runtime.clock import Clock, read_clocks
 from serverlight.runtime.messages import Frame, Image, InferReply, InferRequest, OpenSession, Payload, RawTensor
 from serverlight.runtime.scheduler import Answer, Job
 from serverlight.runtime.sessions import Session
@@ -25,19 +27,54 @@ from serverlight.runtime.tensors import from_raw, to_raw
 
 __all__ = ["Worker"]
 
+_PIECE_SAMPLES = 2
+"""Of a request with more samples so many run at a time where others wait, so that they wait hardly longer than for one."""
+
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class _Ready:
-    """A request whose payloads are tensors."""
+    """A request whose payloads are tensors, and what has been done of it."""
 
-    job: Job
+    job_ref: weakref.ref[Job]
+    """Weak, so that a request that was given up between two pieces is forgotten."""
+
     tensors: list[Tensor]
     num_samples: int | None
     """``None`` where it cannot be batched with others."""
 
     clock: Clock
+    num_done: int = 0
+    num_next: int = 0
+    """Samples of the batch that it is in."""
+
+    outputs: list[list[Tensor]] = field(default_factory=list)
+    """Of each piece that was run."""
+
+    @property
+    def job(self) -> Job:
+        """While it runs it is there."""
+        job = self.job_ref()
+        assert job is not None
+        return job
+
+    @property
+    def num_left(self) -> int:
+        return (self.num_samples or 0) - self.num_done
+
+    def next_piece(self) -> list[Tensor]:
+        """The samples that are to be run next."""
+        if not self.num_samples or self.num_next == self.num_samples:
+            return self.tensors
+        first, last = self.num_done, self.num_done + self.num_next
+        sizes = [tensor.shape[0] // self.num_samples for tensor in self.tensors]
+        return [tensor[first * size : last * size] for tensor, size in zip(self.tensors, sizes, strict=True)]
+
+    def all_outputs(self) -> list[Tensor]:
+        if len(self.outputs) == 1:
+            return self.outputs[0]
+        return [torch.cat(parts) for parts in zip(*self.outputs, strict=True)]
 
 
 class Worker:
@@ -45,6 +82,7 @@ class Worker:
 
     Requests that come together run as one batch where every size that follows the batch is a first one. Samples do not
     mix in a model that is not training, so each gets what it gets alone, but for the order in which floats are summed.
+    For the same reason a request with many samples may run in pieces, between which others have their turn.
 
     Raises :class:`CutNotFound` for a cut that the model does not have.
     """
@@ -64,10 +102,18 @@ class Worker:
         self._tails = {name: parts.split(cut)[1] for name, cut in self._cuts.items()}
         follow = all(map(_follows_batch, parts.cut(OUTPUT).tensors))
         self._can_batch = {name: follow and all(map(_follows_batch, cut.tensors)) for name, cut in self._cuts.items()}
+        self._begun = weakref.WeakKeyDictionary[Job, _Ready]()
 
     @torch.inference_mode()
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
-        """Runs the tail once for all requests at a cut, as far as they fit into a batch.
+    def prepare(self, job: Job) -> None:
+        """Reads a request before its turn; what is wrong with it is said when that comes."""
+        with contextlib.suppress(Exception):
+            self._begun[job] = self._read(job)
+
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[Job], *, is_shared: bool = False) -> Iterator[tuple[Job, Answer]]:
+        """Runs the tail once for all requests at a cut, as far as they fit into a batch; of large ones a piece where others
+        have work, too.
 
         A request may end with one of:
 
@@ -78,9 +124,11 @@ class Worker:
         ready = list[_Ready]()
         for job in jobs:
             try:
-                ready.append(self._read(job))
+                ready.append(request := self._begun.get(job) or self._read(job))
             except Exception as error:
                 yield job, error
+                continue
+            request.num_next = min(request.num_left, _PIECE_SAMPLES) if is_shared else request.num_left
         for batch in self._batches(ready):
             yield from self._run_batch(batch)
 
@@ -96,25 +144,26 @@ class Worker:
         clock.lap("decode")
         rows = {t.shape[0] // spec.batch_factor for t, spec in zip(tensors, cut.tensors, strict=True) if t.ndim}
         num_samples = rows.pop() if self._can_batch[job.cut] and len(rows) == 1 else None
-        return _Ready(job=job, tensors=tensors, num_samples=num_samples, clock=clock)
+        return _Ready(job_ref=weakref.ref(job), tensors=tensors, num_samples=num_samples, clock=clock)
 
     def _batches(self, ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
         """Requests at the same cut, in the order in which they came, up to the most samples that one may have."""
         open_batches: dict[str, list[_Ready]] = {}
         for request in ready:
-            if (size := request.num_samples) is None:
+            if request.num_samples is None:
                 yield [request]
                 continue
             batch = open_batches.setdefault(request.job.cut, [])
-            if sum(other.num_samples or 0 for other in batch) + size > self._max_batch:
+            if sum(other.num_next for other in batch) + request.num_next > self._max_batch:
                 yield open_batches.pop(request.job.cut)
                 batch = open_batches.setdefault(request.job.cut, [])
             batch.append(request)
         yield from open_batches.values()
 
     def _run_batch(self, batch: Sequence[_Ready]) -> Iterator[tuple[Job, Answer]]:
+        now = read_clocks()
         for request in batch:
-            request.clock.lap("queue")
+            request.clock.lap("queue", now=now)
         try:
             outputs = self._run_tail(batch)
         except Exception as error:
@@ -125,27 +174,35 @@ class Worker:
             for request in batch:
                 yield from self._run_batch([request])
             return
+        now = read_clocks()
         for request in batch:
-            request.clock.lap("tail", shared_by=len(batch))
+            request.clock.lap("tail", shared_by=len(batch), now=now)
         for request, leaves in zip(batch, outputs, strict=True):
-            yield request.job, self._reply(request, leaves)
+            request.outputs.append(leaves)
+            request.num_done += request.num_next
+            if request.num_left:
+                self._begun[request.job] = request
+                yield request.job, None
+            else:
+                yield request.job, self._reply(request)
 
     def _run_tail(self, batch: Sequence[_Ready]) -> list[list[Tensor]]:
         """The outputs of each request of a batch."""
         tail = self._tails[batch[0].job.cut]
         if len(batch) == 1:
-            return [list(tail.flat(*batch[0].tensors))]
-        together = [torch.cat(parts) for parts in zip(*(request.tensors for request in batch), strict=True)]
-        sizes = [request.num_samples or 0 for request in batch]
+            return [list(tail.flat(*batch[0].next_piece()))]
+        together = [torch.cat(parts) for parts in zip(*(request.next_piece() for request in batch), strict=True)]
+        sizes = [request.num_next for request in batch]
         leaves = [
             torch.split(leaf, [size * (leaf.shape[0] // sum(sizes)) for size in sizes]) for leaf in tail.flat(*together)
         ]
         return [list(own) for own in zip(*leaves, strict=True)]
 
-    def _reply(self, request: _Ready, leaves: Sequence[Tensor]) -> Answer:
+    def _reply(self, request: _Ready) -> Answer:
         request.clock.lap("queue")
         try:
-            outputs = tuple(to_raw(leaf, name=name) for leaf, name in zip(leaves, self._output_names, strict=True))
+            leaves = zip(request.all_outputs(), self._output_names, strict=True)
+            outputs = tuple(to_raw(leaf, name=name) for leaf, name in leaves)
         except ServerlightError as error:
             return error
         request.clock.lap("tail")

@@ -12,17 +12,20 @@ from typing import Any, Literal, Self
 
 from serverlight.errors import ConfigError
 
-__all__ = ["CodecCost", "Curve", "CutCost", "Kind", "MessageCost", "Profile"]
+__all__ = ["CodecCost", "Curve", "CutCost", "Kind", "MessageCost", "Profile", "Side"]
 
 Kind = Literal["single-shot", "language-model"]
+
+Side = Literal["device", "server"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """Milliseconds of some work, as a line in the tokens and in what they attend to.
+    """Milliseconds of some work, linear in the sequences, in their tokens and in what these attend to.
 
-    ``fixed + per_token * rows * tokens + per_context * rows * tokens * context``; a sample of a single-shot model counts as a
-    token.
+    ``fixed + per_token * rows * tokens + per_context * rows * tokens * context``, and for what does not grow with the tokens
+    of a sequence ``per_row * rows + per_past * rows * context``; with more than one token or sequence, ``together`` once. A
+    sample of a single-shot model counts as a token.
 
     >>> Curve(fixed_ms=1.0, per_token_ms=0.5, per_context_ms=0.001).ms(rows=4, context=1000)
     7.0
@@ -40,6 +43,18 @@ class Curve:
     residual: float = 0.0
     """Median of the absolute relative errors over the measurements that the curve was fitted to."""
 
+    per_row_ms: float = 0.0
+    """For each sequence, however many tokens it runs: a step in a batch costs more than one more token of a prompt."""
+
+    per_past_ms: float = 0.0
+    """For each earlier token of each sequence: its keys and values are read once, however many tokens are run."""
+
+    together_ms: float = 0.0
+    """As soon as there is more than one token: products of matrices take other kernels than those with a vector."""
+
+    piece_tokens: int = 0
+    """A sequence runs so many tokens at a time, and all but what goes by the token is paid for each piece; 0: all at once."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if not 0 <= getattr(self, field.name) < math.inf:
@@ -49,7 +64,17 @@ class Curve:
 
     def ms(self, *, rows: float = 1.0, tokens: float = 1.0, context: float = 0.0) -> float:
         """Time of ``rows`` sequences that each run ``tokens`` tokens with ``context`` tokens before them."""
-        return self.fixed_ms + rows * tokens * (self.per_token_ms + self.per_context_ms * context)
+        by_row = self.per_row_ms + self.per_past_ms * context
+        by_token = self.per_token_ms + self.per_context_ms * context
+        together = self.together_ms * min(1.0, max(0.0, rows * tokens - 1))
+        pieces = max(1, math.ceil(tokens / self.piece_tokens)) if self.piece_tokens else 1
+        return pieces * (self.fixed_ms + together + rows * by_row) + rows * tokens * by_token
+
+    def times(self, factor: float) -> Curve:
+        """The same work where it takes ``factor`` times as long."""
+        fields = dataclasses.asdict(self)
+        scaled = {name: value * factor for name, value in fields.items() if name.endswith("_ms")}
+        return dataclasses.replace(self, **scaled)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +129,9 @@ class MessageCost:
     server: Curve
     """The server's processor time for them."""
 
+    opening_ms: float = 0.0
+    """What the first request of a sequence takes longer: a stream is opened for it, and a session."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
@@ -145,6 +173,72 @@ class Profile:
                 return cut
         raise ConfigError("cut", f"the profile has no {name!r}, but {', '.join(cut.name for cut in self.cuts)}")
 
+    def scaled(self, *, speed: float, name: str, watts: float | None = None) -> Profile:
+        """What the model would cost on a machine that is ``speed`` times as fast at everything, of that name and power.
+
+        >>> one_ms = Curve(fixed_ms=1.0, per_token_ms=0.0)
+        >>> cut = CutCost(name="input", elements=1, head=one_ms, tail=one_ms, head_weight_bytes=0, tail_weight_bytes=0)
+        >>> profile = Profile(model="m", revision="r", kind="single-shot", machine={}, dtype="float32", cuts=(cut,),
+        ...                   codec=CodecCost(encode=one_ms, decode=one_ms),
+        ...                   message=MessageCost(latency=one_ms, server=one_ms), weight_bytes=0)
+        >>> profile.scaled(speed=0.25, name="small board").cut("input").head.ms()
+        4.0
+        """
+        if not 0 < speed < math.inf:
+            raise ConfigError("speed", f"must be a positive number, got {speed!r}; 0.5 is half as fast")
+        factor = 1 / speed
+        return dataclasses.replace(
+            self,
+            machine={"name": name, "speed": speed, "described_from": dict(self.machine)},
+            cuts=tuple(
+                dataclasses.replace(cut, head=cut.head.times(factor), tail=cut.tail.times(factor)) for cut in self.cuts
+            ),
+            codec=CodecCost(encode=self.codec.encode.times(factor), decode=self.codec.decode.times(factor)),
+            message=MessageCost(
+                latency=self.message.latency.times(factor),
+                server=self.message.server.times(factor),
+                opening_ms=self.message.opening_ms * factor,
+            ),
+            watts=watts,
+        )
+
+    @classmethod
+    def joined(cls, *, device: Profile, server: Profile) -> Profile:
+        """One profile of two machines: heads, encoding and power of the device, tails, decoding and messages of the server.
+
+        Each side has about half of a message's software, so its latency is the mean of both.
+
+        Raises:
+            ConfigError: they are not of one model, or of other weights, or have other cuts.
+        """
+        for field in ("kind", "revision"):
+            if getattr(device, field) != getattr(server, field):
+                raise ConfigError(
+                    field, f"{getattr(device, field)!r} on the device, {getattr(server, field)!r} on the server; "
+                    "profile the same model on both"
+                )  # fmt: skip
+        if [cut.name for cut in device.cuts] != [cut.name for cut in server.cuts]:
+            raise ConfigError("cuts", "the two profiles have other cuts; measure both with one version of the software")
+        return dataclasses.replace(
+            device,
+            machine={"device": dict(device.machine), "server": dict(server.machine)},
+            cuts=tuple(
+                dataclasses.replace(
+                    ours,
+                    tail=theirs.tail,
+                    tail_weight_bytes=theirs.tail_weight_bytes,
+                    tail_kv_bytes=theirs.tail_kv_bytes,
+                )
+                for ours, theirs in zip(device.cuts, server.cuts, strict=True)
+            ),
+            codec=CodecCost(encode=device.codec.encode, decode=server.codec.decode),
+            message=MessageCost(
+                latency=_mean(device.message.latency, server.message.latency),
+                server=server.message.server,
+                opening_ms=(device.message.opening_ms + server.message.opening_ms) / 2,
+            ),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
         return {
@@ -165,7 +259,13 @@ class Profile:
                         for cut in fields["cuts"]
                     ),
                     "codec": CodecCost(**{name: Curve(**curve) for name, curve in fields["codec"].items()}),
-                    "message": MessageCost(**{name: Curve(**curve) for name, curve in fields["message"].items()}),
+                    "message": MessageCost(
+                        **{
+                            **fields["message"],
+                            "latency": Curve(**fields["message"]["latency"]),
+                            "server": Curve(**fields["message"]["server"]),
+                        }
+                    ),
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -183,3 +283,8 @@ class Profile:
         except (OSError, ValueError) as error:
             raise ConfigError("profile", f"cannot read {path}: {error}") from None
         return cls.from_dict(fields)
+
+
+def _mean(one: Curve, other: Curve) -> Curve:
+    names = [field.name for field in dataclasses.fields(Curve) if field.name != "piece_tokens"]
+    return Curve(**{name: (getattr(one, name) + getattr(other, name)) / 2 for name in names})

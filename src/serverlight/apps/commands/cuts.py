@@ -33,8 +33,9 @@ def cuts(
 
     check_writable("json", json)
     loaded = load_model(model)
-    found = partition(loaded.module, loaded.example_inputs).cuts
-    shown = [cut for cut in found if show_all or _is_worth_showing(cut) or cut in (found[0], found[-1])]
+    parts = partition(loaded.module, loaded.example_inputs)
+    found = parts.cuts
+    shown = found if show_all else parts.offered
     if json:
         rows = [_row(cut) for cut in shown]
         write_json(json, {"model": loaded.name, "revision": loaded.revision, "num_cuts": len(found), "cuts": rows})
@@ -48,11 +49,6 @@ def cuts(
         f"{found[0].tail_macs:,} multiply-accumulates (MACs) a sample. Elements and bytes are those of one sample.",
         *([f"{hidden} more cuts lie inside modules or send several tensors; --all shows them."] if hidden else []),
     )
-
-
-def _is_worth_showing(cut: CutPoint) -> bool:
-    """Where several features cross, as inside a residual block, one pays for each of them."""
-    return cut.is_module_exit and sum(spec.is_feature for spec in cut.tensors) <= 1
 
 
 def _row(cut: CutPoint) -> dict[str, Any]:

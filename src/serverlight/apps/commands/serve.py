@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from serverlight.apps.cut_options import check_cut_or_plan
 from serverlight.apps.fault_options import InjectOption, InjectSeedOption, read_faults
 from serverlight.apps.limit_options import LimitOptions
+from serverlight.apps.offers import read_memory, what_is_served
 from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import (
     DtypeOption,
     JsonOption,
-    ModelArgument,
+    ModelsArgument,
     ReturnCutOption,
     ThreadsOption,
     read_dtype,
@@ -29,19 +29,35 @@ from serverlight.apps.recipe import Recipe
 from serverlight.apps.security_options import SecurityOptions
 from serverlight.apps.terminal import STDOUT, check_writable, write_json
 from serverlight.apps.watch_options import WatchOptions
+from serverlight.errors import ConfigError
 
 __all__ = ["serve"]
 
 
 @takes_options(guard=SecurityOptions, watch=WatchOptions, limits=LimitOptions, scale=RayOptions)
 def serve(
-    model: ModelArgument,
+    models: ModelsArgument,
     guard: SecurityOptions,
     watch: WatchOptions,
     limits: LimitOptions,
     scale: RayOptions,
     cut: Annotated[
-        list[str] | None, typer.Option("--cut", metavar="NAME", help="A cut to serve; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--cut",
+            metavar="NAME",
+            help="A cut to serve; may be repeated; by default all. Of several models: every one's, or MODEL=NAME.",
+        ),
+    ] = None,
+    preload: Annotated[
+        bool, typer.Option("--preload", help="Load several models at the start, and not when a client asks for one.")
+    ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="What weights and --kv-memory may take together, like `8GiB`; models that nobody uses make room.",
+        ),
     ] = None,
     plan: Annotated[
         str | None, typer.Option(metavar="FILE", help="Serve this plan alone, with exactly its codec settings.")
@@ -63,22 +79,27 @@ def serve(
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Run the tail of a model for clients that run its head.
+    """Run the tail of a model, or of several, for clients that run its head.
 
     Stops on SIGTERM or Ctrl-C, after the requests that were accepted. With --json the address, model and cuts are
-    written when clients can connect.
+    written when clients can connect. Of several models each is loaded when the first client asks for it, or at the start.
 
     A language model's tail serves sequences, and has only the layers behind the first of its cuts.
 
     Example: `serverlight serve demo-vision --cut layer2.2 --port 50051`
+    Example: `serverlight serve demo-vision demo-lm --cut demo-lm=layers.4 --preload --memory 4GiB`
     """
     check_writable("json", json)
-    check_cut_or_plan(cut, plan)
+    if cut and plan:
+        raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; without either all cuts are served")
     scale.check(watch)
     security, faults = guard.read(host, watch.http_host), read_faults(inject, inject_seed)
     read_dtype(dtype)
     recipe = Recipe(
-        model=model,
+        model=models[0],
+        others=tuple(models[1:]),
+        preload=preload,
+        memory_bytes=read_memory(memory),
         cuts=tuple(cut or ()),
         plan=plan,
         basis=basis,
@@ -96,9 +117,9 @@ def serve(
         _serve_many(recipe, scale, host, port, stopping, json)
         return
     server = recipe.make(host, port)
-    served = server.core.plans
-    facts = {"model": served[0].model, "revision": served[0].revision, "cuts": [plan.cut for plan in served]}
-    with _set_by_signals(stopping), watch.watching(server, facts) as url, server:
+    served = what_is_served(server.core.engines.catalogue)
+    facts = served[0] if len(served) == 1 else {"models": served}
+    with _set_by_signals(stopping), watch.watching(server, served) as url, server:
         _announce({"address": server.address, **facts, **({"http": url} if url else {})}, json)
         stopping.wait()
         given_up = server.drain()
@@ -130,11 +151,20 @@ def _announce(facts: dict[str, Any], json: str | None) -> None:
     if json:
         write_json(json, facts, indent=None)
     if json != STDOUT:
-        print(
-            f"serving {facts['model']} (revision {facts['revision']}) on {facts['address']}, "
-            f"cut at {', '.join(facts['cuts'])}" + (f"; watch it at {facts['http']}" if "http" in facts else "")
-        )
+        _print_served(facts)
     sys.stdout.flush()
+
+
+def _print_served(facts: dict[str, Any]) -> None:
+    watch = f"; watch it at {facts['http']}" if "http" in facts else ""
+    if "models" not in facts:
+        cuts = ", ".join(facts["cuts"])
+        print(f"serving {facts['model']} (revision {facts['revision']}) on {facts['address']}, cut at {cuts}{watch}")
+        return
+    print(f"serving {len(facts['models'])} models on {facts['address']}{watch}")
+    for row in facts["models"]:
+        loaded = f"(revision {row['revision']}), cut at {', '.join(row['cuts'])}"
+        print(f"  {row['model']} {loaded if row['revision'] else 'when a client asks for it'}")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from serverlight.evaluation.load.figures import Sample, Turn, arrivals
 from serverlight.evaluation.load.scripts import Requests, Script, Text
 from serverlight.plan import Plan
 from serverlight.runtime.grpc_stream import AsyncGrpcStream
+from serverlight.runtime.loops import run_on_loop
 from serverlight.runtime.messages import (
     CloseSession,
     Failure,
@@ -60,7 +61,7 @@ def run_turn(addresses: Sequence[str], scripts: Sequence[Script], pace: Pace) ->
         PeerUnavailable: a server is gone, or gives no answer.
         ServerlightError: a request is refused, other than for now.
     """
-    return asyncio.run(_run(addresses, scripts, pace))
+    return run_on_loop(_run(addresses, scripts, pace))
 
 
 async def _run(addresses: Sequence[str], scripts: Sequence[Script], pace: Pace) -> Turn:

@@ -1,4 +1,4 @@
-"""Tests of serverlight.evaluation.environment."""
+"""Tests of serverlight.environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 
 import torch
 
-from serverlight.evaluation import describe_environment
+from serverlight.environment import describe_environment
 
 
 def test_says_what_a_figure_needs() -> None:

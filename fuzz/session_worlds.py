@@ -1,0 +1,187 @@
+"""Two tiny servers for the fuzzer of sessions: a language model and a network for images, each with messages that it takes.
+
+A server of the fuzzer has no compute thread of its own: batches run when its input says so, so that an input always does the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import transformers
+
+from serverlight.codec import Codec, CodecConfig
+from serverlight.generation import LoadedDecoder
+from serverlight.models import LoadedModel
+from serverlight.models.images import encode_png
+from serverlight.models.preprocess import Normalize
+from serverlight.partition import partition
+from serverlight.plan import Plan
+from serverlight.runtime.core import Runner, ServerConfig, ServerCore
+from serverlight.runtime.decoders import DecoderWorker
+from serverlight.runtime.messages import (
+    ClientMessage,
+    Frame,
+    Image,
+    InferRequest,
+    OpenSession,
+    Payload,
+    RawTensor,
+    Step,
+)
+from serverlight.runtime.quotas import Quota, Quotas
+from serverlight.runtime.worker import Worker
+from serverlight.sampling import Sampling
+
+HIDDEN, HEAD_SIZE, VOCABULARY, MOST_TOKENS = 8, 4, 16, 12
+TOKEN_BYTES = 2 * HEAD_SIZE * 4
+"""Keys and values of a token in one layer of the language model, which has one head of them."""
+
+CONFIG = ServerConfig(
+    max_message_bytes=1 << 14,
+    max_batch=4,
+    max_batch_requests=3,
+    max_batch_delay_ms=0.0,  # a window would wait on the clock
+    max_waiting=6,
+    max_streams=4,
+    max_sessions=3,
+    max_session_tokens=MOST_TOKENS,
+    max_kv_bytes=40 * TOKEN_BYTES,
+)
+QUOTA = Quota(max_streams=2, max_sessions=1, max_kv_bytes=24 * TOKEN_BYTES, weight=2)
+
+LYING = b"SL\x01\x00\x00\x03\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f"
+"""A frame of 2^96 elements, and nothing of them."""
+
+
+class InlineCore(ServerCore):
+    """Runs batches on the caller's thread, when it is told to."""
+
+    _left = 0
+
+    def work(self, batches: int) -> None:
+        """As the compute thread does, for so many batches at most."""
+        self._left = batches
+        self._live()
+
+    def let_go_of_idle(self) -> None:
+        """As the compute thread does with sessions that had no step for long; here all of them."""
+        for connection in self._sessions.idle(float("inf")):
+            connection.expire()
+
+    def _next(self) -> list[Any]:
+        if not self._left or not self.num_waiting:
+            return []
+        self._left -= 1
+        return super()._next()
+
+
+class World(Protocol):
+    """One server's model, and what clients may say to it."""
+
+    plans: dict[str, Plan]
+    frames: list[bytes]
+    """Whole ones, and some of another shape or another model."""
+
+    payloads: list[Payload]
+
+    def honest(self) -> list[ClientMessage]:
+        """Requests whose answers are always the same, after ``Hello`` with the first plan."""
+
+    def new_core(self) -> InlineCore:
+        """A server without clients; the model is shared."""
+
+
+@dataclass(kw_only=True)
+class _Made:
+    runner: Runner
+    plans: dict[str, Plan]
+    frames: list[bytes]
+    payloads: list[Payload]
+    questions: list[ClientMessage]
+
+    def honest(self) -> list[ClientMessage]:
+        return self.questions
+
+    def new_core(self) -> InlineCore:
+        return InlineCore(self.runner, self.plans, config=CONFIG, quotas=Quotas(lambda name: QUOTA))
+
+
+def make_worlds(folder: pathlib.Path) -> tuple[World, World]:
+    """The language model, whose files go into ``folder``, and the network for images."""
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        frames = _frames()
+        return _language(folder, frames), _vision(frames)
+
+
+def _frames() -> list[bytes]:
+    codecs = [
+        Codec(CodecConfig(profile=profile, sparsity=0.5, checksum=checksum))
+        for profile in ("fp16", "slicer", "serverlight")
+        for checksum in (False, True)
+    ]
+    shapes = [(1, tokens, HIDDEN) for tokens in (1, 2, 5, 7, MOST_TOKENS + 1)]
+    moved = [(1, tokens, HEAD_SIZE) for tokens in (1, 2, 5)]  # keys or values
+    images = [(batch, 3, 4, 4) for batch in (1, 4, 5)]
+    wrong = [(1, 0, HIDDEN), (2, 1, HIDDEN), (1, HIDDEN), (1, 1, HIDDEN + 1), (), (0,)]
+    all_shapes = [*shapes, *moved, *images, *wrong]
+    made = [codecs[i % len(codecs)].encode(torch.randn(shape)) for i, shape in enumerate(all_shapes)]
+    return [*made, *(codec.encode(torch.randn(shapes[0])) for codec in codecs), LYING, b""]
+
+
+def _language(folder: pathlib.Path, frames: list[bytes]) -> World:
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=HIDDEN, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=4 * MOST_TOKENS,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tail = LoadedDecoder.tail(str(folder), "layers.1", dtype=torch.float32)
+    cuts = ("layers.2", "layers.1")
+    runner = DecoderWorker(tail, cuts, max_tokens=MOST_TOKENS, max_kv_bytes=CONFIG.max_kv_bytes, prefill_tokens=4)
+    prompt, token = frames[2], frames[0]
+    return _Made(
+        runner=runner,
+        plans={cut: Plan(model="tiny", revision=tail.revision, cut=cut) for cut in cuts},
+        frames=frames,
+        payloads=[Frame(data=token)],
+        questions=[
+            OpenSession(sampling=Sampling()),
+            Step(step=1, frames=(prompt,)),
+            Step(step=2, frames=(token, token)),
+        ],
+    )
+
+
+def _vision(frames: list[bytes]) -> World:
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(48, 2)
+    )
+    model = LoadedModel.of_images("net", module, Normalize(image_shape=(4, 4, 3), mean=(0.5,) * 3, std=(1.0,) * 3))
+    parts = partition(model.module, model.example_inputs)
+    cuts = [parts.cut(name).name for name in ("1", "input")]
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    raw = RawTensor(dtype="float32", shape=(1, 3, 4, 4), data=bytes(192))
+    feature = next(frame for frame in frames if frame[5:10] == b"\x04\x01\x03\x04\x04")
+    return _Made(
+        runner=Worker(model, parts, cuts, max_batch=CONFIG.max_batch),
+        plans={cut: Plan(model=model.name, revision=model.revision, cut=cut) for cut in cuts},
+        frames=frames,
+        payloads=[
+            *(Frame(data=frame) for frame in frames),
+            raw,
+            dataclasses.replace(raw, shape=(4, 3, 4, 4), data=bytes(768)),
+            dataclasses.replace(raw, dtype="int64", shape=(1, 3, 2, 4)),
+            Image(data=encode_png(image)),
+            Image(data=encode_png(image[:3])),
+        ],
+        questions=[
+            InferRequest(request_id=1, payloads=(Frame(data=feature),)),
+            InferRequest(request_id=9, payloads=(raw,)),
+        ],
+    )

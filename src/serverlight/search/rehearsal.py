@@ -1,0 +1,220 @@
+"""A device and a server on this machine, over loopback: what messages cost, and how much slower all is between two waits.
+
+A head in a loop of its own has everything in the processor's caches. After a wait for the server it has not, and so takes
+longer; the same holds for a tail after a wait for the next request. The rehearsal tells by how much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from serverlight.codec import CodecConfig
+from serverlight.models import LoadedModel
+from serverlight.partition import Partition
+from serverlight.partition.inputs import as_call
+from serverlight.partition.sides import Head
+from serverlight.plan import Plan
+from serverlight.runtime.client import connect
+from serverlight.runtime.messages import Timing
+from serverlight.search.depth import between
+from serverlight.search.fitting import SIZE_TERMS, Point, fit_curve
+from serverlight.search.profile import CodecCost, Curve, CutCost, MessageCost
+from serverlight.search.single_shot import example_batch
+from serverlight.search.stopwatch import lower_quartile, timed, work_clock
+
+__all__ = [
+    "Exchange",
+    "Notes",
+    "as_rehearsed",
+    "codec_as_rehearsed",
+    "message_cost",
+    "rehearse_single_shot",
+]
+
+KILOBYTE = 1000
+
+BATCHES, ROUNDS = (1, 4), 24
+"""Samples of a request, and requests of each size."""
+
+LARGE_BATCHES, LARGE_BYTES = (2, 8, 32), 4 * 2**20
+"""Of requests that are to be large, and how large they may be."""
+
+LEAST_MS = 1e-3
+"""A clock that says less is not believed."""
+
+MOST_CHANGE = 0.5
+"""Of what a curve says of one sample or token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exchange:
+    """One kind of request, in the lower quartile of many."""
+
+    cut: str
+    point: Point
+    """What was asked for."""
+
+    head_ms: float
+    encode_ms: float
+    decode_ms: float
+    tail_ms: float
+    """With what follows it on the compute thread."""
+
+    uplink_bytes: float
+    message_ms: float
+    """From the message's sending to the reply, less the server's work."""
+
+    message_cpu_ms: float
+    """The server's processor time beside its work."""
+
+    opens: bool = False
+    """Whether a stream and a session were opened for it."""
+
+
+class Notes:
+    """What was seen of one kind of request."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[float]] = {}
+
+    def note(self, timing: Timing, before: Timing | None, *, wait_ms: float, **more: float) -> None:
+        """Takes down one exchange; ``before`` is the last one's on the same server, if any."""
+        work_ms = timing.decode_ms + timing.tail_ms + timing.sample_ms
+        # Of one thread its processor time tells more than the clock on the wall, which runs on while others have the core.
+        busy_ms = min(timing.cpu_ms, work_ms) if torch.get_num_threads() == 1 else work_ms
+        self._add(
+            tail_ms=busy_ms * (1 - timing.decode_ms / max(work_ms, 1e-9)),
+            decode_ms=timing.decode_ms,
+            message_ms=max(LEAST_MS, wait_ms - work_ms),
+            **more,
+        )
+        if before is not None:
+            cpu_ms = timing.process_cpu_ms - before.process_cpu_ms - timing.cpu_ms
+            self._add(message_cpu_ms=max(LEAST_MS, cpu_ms))
+
+    def exchange(self, cut: str, point: Point, *, opens: bool = False) -> Exchange:
+        """What they have in common."""
+        seen = {name: lower_quartile(values) for name, values in self._seen.items()}
+        return Exchange(cut=cut, point=point, opens=opens, **seen)
+
+    def _add(self, **values: float) -> None:
+        for name, value in values.items():
+            self._seen.setdefault(name, []).append(value)
+
+
+def rehearse_single_shot(
+    model: LoadedModel, parts: Partition, address: str, cuts: Sequence[str], *, advance: Callable[[], None]
+) -> tuple[Exchange, ...]:
+    """Requests of some sizes at some cuts; ``advance`` is called for each cut, and once more.
+
+    The last are large: whole halves at the widest cut, so that it shows what a kilobyte costs.
+    """
+    found = list[Exchange]()
+    for cut in cuts:
+        plan = Plan(model=model.name, revision=model.revision, cut=cut)
+        found += _at_cut(model, parts, address, plan, BATCHES)
+        advance()
+    widest = max(map(parts.cut, cuts), key=lambda cut: cut.elements_per_sample)
+    plan = Plan(model=model.name, revision=model.revision, cut=widest.name, codec=CodecConfig(profile="fp16"))
+    fitting = [batch for batch in LARGE_BATCHES if batch * 2 * widest.elements_per_sample <= LARGE_BYTES]
+    found += _at_cut(model, parts, address, plan, fitting)
+    advance()
+    return tuple(found)
+
+
+def _at_cut(
+    model: LoadedModel, parts: Partition, address: str, plan: Plan, batches: Sequence[int]
+) -> Iterator[Exchange]:
+    clock, head = work_clock(), parts.split(plan.cut)[0]
+    with connect(address, plan=plan, model=parts) as client:
+        for batch in batches:
+            inputs, notes = example_batch(model, batch), Notes()
+            run = functools.partial(_run, head, *as_call(inputs))
+            before = client.infer_detailed(inputs).server  # the first request of a kind is not like others
+            for _ in range(ROUNDS):
+                done = client.infer_detailed(inputs)
+                notes.note(
+                    done.server, before, wait_ms=done.wait_ms, encode_ms=done.encode_ms,
+                    uplink_bytes=done.uplink_bytes, head_ms=timed(clock, run),
+                )  # fmt: skip
+                before = done.server
+            yield notes.exchange(plan.cut, Point(rows=batch))
+
+
+@torch.inference_mode()
+def _run(head: Head, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    return head(*args, **kwargs)
+
+
+# -- what it says about the curves ------------------------------------------------------------------
+
+
+def message_cost(exchanges: Sequence[Exchange]) -> MessageCost:
+    """Curves over the kilobytes of the request; what opening a stream takes is told apart by requests of one token."""
+    opening_ms, opening_cpu_ms = (_opening(exchanges, field) for field in ("message_ms", "message_cpu_ms"))
+    latency, server = list[tuple[Point, float]](), list[tuple[Point, float]]()
+    for done in exchanges:
+        size = Point(rows=done.uplink_bytes / KILOBYTE)
+        latency.append((size, max(LEAST_MS, done.message_ms - done.opens * opening_ms)))
+        server.append((size, max(LEAST_MS, done.message_cpu_ms - done.opens * opening_cpu_ms)))
+    return MessageCost(
+        latency=fit_curve(latency, SIZE_TERMS), server=fit_curve(server, SIZE_TERMS), opening_ms=opening_ms
+    )
+
+
+def _opening(exchanges: Sequence[Exchange], field: str) -> float:
+    first = [getattr(done, field) for done in exchanges if done.opens and done.point.tokens == 1]
+    later = [getattr(done, field) for done in exchanges if not done.opens]
+    return max(0.0, _median(first) - _median(later)) if first else 0.0
+
+
+def as_rehearsed(cuts: Sequence[CutCost], exchanges: Sequence[Exchange]) -> tuple[CutCost, ...]:
+    """The cuts with heads and tails that take, alone, what they took in the rehearsal.
+
+    Memory gets warm once in a run, however much is run: the difference is the same for any batch. Between the cuts of the
+    rehearsal it goes by their place.
+    """
+    places = {cut.name: place for place, cut in enumerate(cuts)}
+    singles = [done for done in exchanges if done.point.rows == done.point.tokens == 1]
+    heads = {places[done.cut]: done.head_ms - _of(cuts[places[done.cut]].head, done.point) for done in singles}
+    tails = {places[done.cut]: done.tail_ms - _of(cuts[places[done.cut]].tail, done.point) for done in singles}
+    return tuple(
+        dataclasses.replace(
+            cut, head=_raised(cut.head, between(heads, place)), tail=_raised(cut.tail, between(tails, place))
+        )
+        for place, cut in enumerate(cuts)
+    )
+
+
+def codec_as_rehearsed(codec: CodecCost, cuts: Sequence[CutCost], exchanges: Sequence[Exchange]) -> CodecCost:
+    """The same for the codec."""
+    elements = {cut.name: cut.elements for cut in cuts}
+    pairs = [
+        (Point(rows=elements[done.cut] / 1e3), done) for done in exchanges if done.point.rows == done.point.tokens == 1
+    ]
+    return CodecCost(
+        encode=_raised(codec.encode, _median(done.encode_ms - _of(codec.encode, point) for point, done in pairs)),
+        decode=_raised(codec.decode, _median(done.decode_ms - _of(codec.decode, point) for point, done in pairs)),
+    )
+
+
+def _of(curve: Curve, point: Point) -> float:
+    return curve.ms(rows=point.rows, tokens=point.tokens, context=point.context)
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median([*values] or [0.0])
+
+
+def _raised(curve: Curve, by_ms: float) -> Curve:
+    """With so much more however little there is to do, within bounds: one disturbed measurement must not decide."""
+    alone_ms = curve.ms()
+    by_ms = min(max(by_ms, -MOST_CHANGE * alone_ms), MOST_CHANGE * alone_ms)
+    return dataclasses.replace(curve, fixed_ms=max(0.0, curve.fixed_ms + by_ms))

@@ -50,6 +50,7 @@ MS_PER_PP = 10.0
 """The objective: server time, and ten milliseconds for each percentage point of quality."""
 
 TARGET = 0.95
+TRACES = "swing,steps"
 
 
 # -- links ------------------------------------------------------------------------------------------
@@ -353,7 +354,7 @@ def main() -> None:
     parser.add_argument("--deadline-ms", type=float, default=500.0)
     parser.add_argument("--period-ms", type=float, default=540.0)
     parser.add_argument("--device-ms", type=float, default=570.0, help="of the whole model, one request")
-    parser.add_argument("--traces", default="swing,steps")
+    parser.add_argument("--traces", default=TRACES)
     args = parser.parse_args()
     torch.set_num_threads(1)
     warm_up()
@@ -395,7 +396,8 @@ def main() -> None:
             print(name, file=sys.stderr)
             report["traces"][name] = compare(said["address"], device, frontier, traces[name], files, args)
     stem = re.sub("[^a-z0-9]+", "-", str(report["cpu"]).lower()).strip("-")
-    target = HERE / "results" / f"link_swing_{stem}_{report['date']}"
+    name = "link_swing" if args.traces == TRACES else f"link_swing_{args.traces}"
+    target = HERE / "results" / f"{name}_{stem}_{report['date']}"
     target.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     target.with_suffix(".md").write_text(markdown(report))
     print(markdown(report))

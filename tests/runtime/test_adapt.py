@@ -192,11 +192,11 @@ def simulate(rate_at: Callable[[float], float], *, steps: int = 800, seed: int =
         held_ms = abs(chance.gauss(0, 1.5)) + (chance.expovariate(1 / 80) if chance.random() < bursts else 0.0)
         rate = rate_at(step * STEP_S)
         times = [each.latency_ms(rate, TRIP_MS) + held_ms for each in FRONTIER.choices]
-        chosen = adapter.choose()
+        chosen = adapter.choose(elapsed_s=STEP_S / 2)
         took_ms = times[FRONTIER.choices.index(chosen)]
         adapter.observe(
             Observation(
-                elapsed_s=STEP_S,
+                elapsed_s=STEP_S / 2,
                 head_ms=chosen.head_ms,
                 num_bytes=chosen.uplink_bytes,
                 way_ms=took_ms - chosen.head_ms - chosen.server_ms,

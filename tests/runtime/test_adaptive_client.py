@@ -62,7 +62,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
     def scripted(choices: Sequence[Choice]) -> None:
         turns = itertools.cycle(choices)
 
-        def choose(adapter: Adapter, horizon: int | None = None) -> Choice:
+        def choose(adapter: Adapter, horizon: int | None = None, *, elapsed_s: float = 0.0) -> Choice:
             choice = next(turns)
             adapter.stand_at(choice, "script")
             return choice

@@ -64,7 +64,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
     def scripted(choices: Sequence[Choice]) -> list[int | None]:
         horizons: list[int | None] = []
 
-        def choose(adapter: Adapter, horizon: int | None = None) -> Choice:
+        def choose(adapter: Adapter, horizon: int | None = None, *, elapsed_s: float = 0.0) -> Choice:
             choice = choices[min(len(horizons), len(choices) - 1)]
             horizons.append(horizon)
             adapter.stand_at(choice, "script")

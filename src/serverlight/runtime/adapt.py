@@ -46,7 +46,7 @@ class Rules:
     max_loss_pp: float | None = None
     """Choices that exceed these caps are never taken."""
 
-    stay: float = 0.8
+    stay: float = 0.9
     """A choice is left when it is less likely than that to keep the deadline..."""
 
     enter: float = 0.95
@@ -244,7 +244,7 @@ class Observation:
     """What one step took."""
 
     elapsed_s: float
-    """Since the step before it began, or ended: how much time what is known has to fade."""
+    """Since the step was chosen: how much time what is known has to fade."""
 
     head_ms: float | None = None
     """Device: head and encoding; ``None`` where the step was not like those that the choices are about."""
@@ -295,8 +295,10 @@ class Adapter:
         """The choice in use; ``None`` before the first step."""
         return None if self._standing is None else self.choices[self._standing.index]
 
-    def choose(self, horizon: int | None = None) -> Choice:
-        """The choice for the next step, of ``horizon`` that are left at most."""
+    def choose(self, horizon: int | None = None, *, elapsed_s: float = 0.0) -> Choice:
+        """The choice for the next step, of ``horizon`` that are left at most, so long after the last one."""
+        if elapsed_s:
+            self.estimates = dataclasses.replace(self.estimates, link=self.estimates.link.later(elapsed_s))
         if self._standing is None:
             chances = [self.estimates.chance(choice, self.rules.deadline_ms) for choice in self.choices]
             sure = [i for i, chance in enumerate(chances) if chance >= self.rules.enter]

@@ -104,7 +104,7 @@ class AdaptiveClient:
 
     def infer_detailed(self, inputs: Any, *, files: Sequence[bytes] = ()) -> AdaptedResult:
         """As :meth:`infer`, with times and bytes and the choice that was taken."""
-        choice = self.adapter.choose()
+        choice = self.adapter.choose(elapsed_s=self._lap_s())
         started_s = time.perf_counter()
         try:
             result = self._run(choice, inputs, files)
@@ -186,12 +186,16 @@ class AdaptiveClient:
         return _OPENING_TRIPS * self.adapter.estimates.link.trip_ms() + _OPENING_MS
 
     def _observe(self, head_ms: float | None, num_bytes: int, way_ms: float, server_ms: float | None) -> None:
-        before_s, self._last_s = self._last_s, time.monotonic()
         seen = Observation(
-            elapsed_s=self._last_s - before_s,
+            elapsed_s=self._lap_s(),
             head_ms=head_ms,
             num_bytes=num_bytes,
             way_ms=max(0.0, way_ms),
             server_ms=server_ms,
         )
         self.adapter.observe(seen)
+
+    def _lap_s(self) -> float:
+        """Seconds since the last call."""
+        before_s, self._last_s = self._last_s, time.monotonic()
+        return self._last_s - before_s

@@ -19,7 +19,7 @@ from serverlight.codec import Codec, CodecConfig
 Cli = Callable[..., Any]
 
 COMMANDS = [
-    "demo", "serve", "token", "run", "generate", "edge", "chaos", "cuts", "profile", "calibrate", "search", "eval", "inspect",
+    "demo", "serve", "token", "run", "generate", "edge", "chaos", "link", "cuts", "profile", "calibrate", "search", "eval", "inspect",
     "bench",
 ]  # fmt: skip
 

@@ -21,6 +21,7 @@ from serverlight.apps.commands.edge import edge
 from serverlight.apps.commands.evaluate import evaluate
 from serverlight.apps.commands.generate import generate
 from serverlight.apps.commands.inspect_frame import inspect_frame
+from serverlight.apps.commands.link import link
 from serverlight.apps.commands.profile import profile
 from serverlight.apps.commands.run import run
 from serverlight.apps.commands.search import search
@@ -66,6 +67,7 @@ app.command()(run)
 app.command()(generate)
 app.command()(edge)
 app.command()(chaos)
+app.command()(link)
 app.command()(cuts)
 app.command()(profile)
 app.command()(calibrate)

@@ -19,8 +19,8 @@ from serverlight.codec import Codec, CodecConfig
 Cli = Callable[..., Any]
 
 COMMANDS = [
-    "demo", "serve", "token", "run", "generate", "edge", "chaos", "link", "cuts", "profile", "calibrate", "search", "eval", "inspect",
-    "bench",
+    "demo", "serve", "token", "run", "generate", "edge", "chaos", "link", "cuts", "profile", "calibrate", "search", "eval",
+    "inspect", "bench",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from serverlight.partition.sweep_check import make_sweep
 from serverlight.plan import Plan
 from serverlight.runtime.clock import read_clocks
 from serverlight.runtime.decoder_session import DecoderSession, Room, Turn
-from serverlight.runtime.messages import InferRequest, OpenSession, StepReply
+from serverlight.runtime.messages import InferRequest, MoveCut, OpenSession, StepReply
 from serverlight.runtime.scheduler import Answer, Job
 from serverlight.runtime.sessions import Session
 
@@ -69,6 +69,8 @@ class DecoderWorker:
     @torch.inference_mode()
     def prepare(self, job: Job) -> None:
         """Reads a step before its turn; what is wrong with it is said when that comes."""
+        if isinstance(job.request, MoveCut):  # to read it is to carry it out
+            return
         with contextlib.suppress(Exception):
             self._begin(job)
 

@@ -99,6 +99,7 @@ def connect(
         CutNotFound: the model has no such cut.
     """
     found = resolver_of([address]).resolve(timeout_s)[0]
+    warm_up()  # before anything is traced: torch.export replaces functions that Numba looks up, for the whole process
     parts, give_up_s = _partition_of(model, plan), time.monotonic() + load_timeout_s
     while True:
         transport = GrpcTransport(found, max_message_bytes=max_message_bytes, credentials=credentials)

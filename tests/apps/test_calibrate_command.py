@@ -48,7 +48,7 @@ def test_language_model_is_judged_by_position(
         (["demo-vision", "--budget", "0"], "budget"),
         (["demo-vision", "--cut", "nowhere", "--limit", "4"], "nowhere"),
         (["demo-lm", "--data", "/nowhere/text.txt"], "data"),
-        (["demo-lm", "--tokens", "900000"], "data"),
+        (["demo-lm", "--tokens", "900000"], "tokens"),
     ],
 )
 def test_bad_words_are_named(cli: Cli, words: list[str], complaint: str) -> None:

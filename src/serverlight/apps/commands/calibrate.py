@@ -156,7 +156,8 @@ def _calibrate_language(
     cuts = cuts or [f"layers.{i}" for i in _spread(range(1, tail.part.num_layers))]
     head = LoadedDecoder.head(model, f"layers.{max(map(layer_of, cuts))}", dtype=torch.float32)
     ids = Tokenizer.load(model, head.part.vocab_size).encode(text)
-    tokens = min(tokens, head.part.context_length or tokens)
+    if tokens > (most := head.part.context_length or tokens):
+        raise ConfigError("tokens", f"the context of {model!r} holds {most}, got {tokens}")
     texts = [ids[start : start + tokens] for start in range(0, len(ids) - tokens + 1, tokens)][:limit]
     if not texts:
         raise ConfigError(

@@ -151,9 +151,7 @@ def scored_chunks(
         yield torch.tensor([token_ids[start:end]]), tuple(token_ids[max(first, start + 1) : end + 1])
 
 
-def score_hidden(
-    tail: DecoderTail, hidden: torch.Tensor, cache: KVCache, targets: Sequence[int]
-) -> Iterator[Score]:
+def score_hidden(tail: DecoderTail, hidden: torch.Tensor, cache: KVCache, targets: Sequence[int]) -> Iterator[Score]:
     """Runs a tail over hidden states ``[1, tokens, hidden]``; how likely it finds the tokens that follow the last of them."""
     skipped = hidden.shape[1] - len(targets)
     for start in range(0, hidden.shape[1], PIECE_TOKENS):

@@ -20,8 +20,8 @@ from serverlight.runtime.decoder_client import DecoderClient  # noqa: E402
 from serverlight.runtime.decoder_session import DecoderSession  # noqa: E402
 from serverlight.runtime.grpc_transport import GrpcTransport  # noqa: E402
 from serverlight.runtime.messages import OpenSession, Step, StepReply, Timing  # noqa: E402
-from serverlight.runtime.serverlight_pb2 import ServerMessage  # noqa: E402
 from serverlight.runtime.server import Server  # noqa: E402
+from serverlight.runtime.serverlight_pb2 import ServerMessage  # noqa: E402
 from serverlight.sampling import Sampling, Score  # noqa: E402
 
 CUT, RETURN_CUT = "layers.1", "layers.3"
@@ -104,9 +104,7 @@ def test_server_lost(server: Server, head: Any, tail: Any, plan: Plan, monkeypat
     assert found.scores == DecoderLoopback(plan, head, tail).likelihood(TEXT, 70, chunk_tokens=5).scores
 
 
-def test_server_that_knows_no_targets(
-    server: Server, head: Any, plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_that_knows_no_targets(server: Server, head: Any, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """An older server, which takes no notice of targets, is found out."""
     read = conversion._step_from_pb
     monkeypatch.setattr(conversion, "_step_from_pb", lambda step: dataclasses.replace(read(step), targets=()))
@@ -154,7 +152,9 @@ def test_what_cannot_be_asked(head: Any, tail: Any, plan: Plan) -> None:
             assert caught.value.field == "num_targets"
         with pytest.raises(ContextExceeded):
             asker.likelihood(TEXT[:65] * 2, 1)
-    assert loopback.likelihood(TEXT[:43] * 3, 1).num_tokens == 128  # the whole context: the last token is only asked about
+    assert (
+        loopback.likelihood(TEXT[:43] * 3, 1).num_tokens == 128
+    )  # the whole context: the last token is only asked about
 
 
 def test_scores_on_the_wire() -> None:

@@ -55,7 +55,10 @@ DataOption = Annotated[
     ),
 ]
 
-LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Use the first N images, or questions of each task, only.")]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", metavar="N", min=1, help="Use the first N images, or questions of each task, only."),
+]
 
 ThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads that PyTorch may use.")]
 

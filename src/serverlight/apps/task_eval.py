@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from serverlight.apps.commands.evaluate import settings_text
-from serverlight.apps.terminal import STDOUT, check_writable, print_lines, print_table, write_json
+from serverlight.apps.terminal import STDOUT, check_writable, format_bytes, print_lines, print_table, write_json
 from serverlight.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class CutRow:
             "num_tokens": self.num_tokens,
             "bits_per_element": round(self.bits_per_element, 4),
             "uplink_bytes_per_token": round(self.uplink_bytes_per_token, 2),
-            "scores": [dataclasses.asdict(score) for score in self.scores],
+            "scores": [_finite(dataclasses.asdict(score)) for score in self.scores],
         }
 
 
@@ -75,7 +75,9 @@ def evaluate_tasks(
 
     check_writable("json", json)
     if bool(run.plan) == bool(settings):
-        raise ConfigError("cut", "give --cut NAME, once or more, or --plan FILE; `serverlight cuts MODEL` lists the cuts")
+        raise ConfigError(
+            "cut", "give --cut NAME, once or more, or --plan FILE; `serverlight cuts MODEL` lists the cuts"
+        )
     if not is_language_model(run.model):
         raise ModelError(f"{run.model!r} is no language model; leave --tasks away for an image classifier")
     torch.set_num_threads(threads)
@@ -128,11 +130,18 @@ def _fields(codec: CodecConfig) -> dict[str, Any]:
     return {field.name: getattr(codec, field.name) for field in dataclasses.fields(codec)}
 
 
+def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN, which is the error of a single question."""
+    return {
+        name: _finite(value) if isinstance(value, dict) else None if value != value else value
+        for name, value in fields.items()
+    }
+
+
 def _print_rows(rows: Sequence[CutRow], *, over_a_server: bool) -> None:
-    columns = [
-        "cut", "settings", "task", "metric", "uncut", "cut", "difference", "95 %", "p", "same", "bits/element", "up B/token",
-    ]  # fmt: skip
-    print_table(columns, [_cells(row, score) for row in rows for score in row.scores], left=4)
+    print_table(["cut", "settings", "bits/element", "up B/token", "tokens"], [_cost_cells(row) for row in rows], left=2)
+    columns = ["cut", "settings", "task", "metric", "uncut", "cut", "difference", "95 %", "p", "same"]
+    print_table(columns, [_score_cells(row, score) for row in rows for score in row.scores], left=4)
     first = rows[0].scores[0]
     sent = "the bytes are those sent" if over_a_server else "in one process, the bytes are those of frames"
     print_lines(
@@ -142,11 +151,24 @@ def _print_rows(rows: Sequence[CutRow], *, over_a_server: bool) -> None:
     )
 
 
-def _cells(row: CutRow, score: TaskScore) -> list[str]:
+def _names(row: CutRow) -> list[str]:
+    cut = row.plan.cut if row.plan.return_cut is None else f"{row.plan.cut} to {row.plan.return_cut}"
+    return [cut, settings_text(row.plan.codec) or row.plan.codec.profile]
+
+
+def _cost_cells(row: CutRow) -> list[str]:
+    return [
+        *_names(row),
+        f"{row.bits_per_element:.3f}",
+        f"{row.uplink_bytes_per_token:.1f}",
+        format_bytes(row.num_tokens),
+    ]
+
+
+def _score_cells(row: CutRow, score: TaskScore) -> list[str]:
     difference = score.difference
     return [
-        row.plan.cut,
-        row.plan.codec.profile if row.plan.codec.profile == "fp16" else settings_text(row.plan.codec),
+        *_names(row),
         score.task,
         score.metric if score.filter == "none" else f"{score.metric} ({score.filter})",
         f"{score.uncut:.4g} +- {score.uncut_stderr:.2g}",
@@ -154,7 +176,5 @@ def _cells(row: CutRow, score: TaskScore) -> list[str]:
         f"{difference.value:+.2g} +- {difference.stderr:.2g}",
         f"{difference.low:+.2g} to {difference.high:+.2g}",
         f"{difference.p_value:.2g}",
-        f"{score.same_answers:.1%}",
-        f"{row.bits_per_element:.3f}",
-        f"{row.uplink_bytes_per_token:.1f}",
+        "" if score.same_answers is None else f"{score.same_answers:.1%}",
     ]

@@ -153,9 +153,12 @@ class SplitLM(HFLM):  # type: ignore[misc]
 
 
 def uncut_model(pretrained: str, dtype: str | None = "auto") -> Any:
-    """The harness's own ``hf`` model, whole, on the processor; raises :class:`ModelError` where there is none."""
+    """The harness's own ``hf`` model, whole, on the processor; raises :class:`ModelError` where there is none.
+
+    Probabilities are float32 whatever the weights are, as across a cut.
+    """
     folder = find_folder(pretrained, ["*.json", "*.safetensors", "*.model", "*.txt"])
-    return HFLM(pretrained=str(folder), dtype=dtype, device="cpu", batch_size=1)
+    return HFLM(pretrained=str(folder), dtype=dtype, softmax_dtype="float32", device="cpu", batch_size=1)
 
 
 def task_names(tasks: Sequence[str], folder: str | None) -> list[str]:
@@ -192,7 +195,12 @@ def evaluate_model(
     try:
         with _code_allowed(run_code):
             results = lm_eval.simple_evaluate(
-                model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, confirm_run_unsafe_code=run_code
+                model,
+                tasks=list(tasks),
+                task_manager=manager,
+                limit=limit,
+                bootstrap_iters=0,
+                confirm_run_unsafe_code=run_code,
             )
     except ValueError as exc:
         if "unsafe" in str(exc):
@@ -251,7 +259,9 @@ def _check_arguments(
     if plan is None and cut is None:
         what = "a server needs to know the cut" if server else "the model is not cut (for that take --model hf)"
         raise ConfigError("plan", f"{what}; give plan=FILE or cut=layers.N")
-    if plan is not None and (spare := [name for name in ("cut", "return_cut", *knobs) if name in knobs or locals()[name]]):
+    if plan is not None and (
+        spare := [name for name in ("cut", "return_cut", *knobs) if name in knobs or locals()[name]]
+    ):
         raise ConfigError(spare[0], "is in the plan already; give either")
 
 

@@ -37,8 +37,8 @@ class TaskScore:
     difference: PairedTest
     """Of cut less uncut, on the same questions."""
 
-    same_answers: float
-    """Share of questions in which both models answer with the same choice or text."""
+    same_answers: float | None
+    """Share of questions in which both models answer with the same choice or text; ``None`` where nothing is chosen."""
 
 
 def compare_results(cut: Mapping[str, Any], uncut: Mapping[str, Any]) -> list[TaskScore]:
@@ -83,14 +83,15 @@ def _compare_task(task: str, cut: Sequence[Any], uncut: Sequence[Any]) -> list[T
         ours, theirs = ({s["doc_id"]: s for s in samples if s["filter"] == name} for samples in (cut, uncut))
         if ours.keys() != theirs.keys():
             raise ConfigError("samples", f"the results of {task!r} are of different questions; run both alike")
-        same = float(np.mean([_answer(ours[i]) == _answer(theirs[i]) for i in theirs]))
+        pairs = [(_answer(ours[i]), _answer(theirs[i])) for i in theirs]
+        same = None if pairs[0][1] is None else float(np.mean([one == other for one, other in pairs]))
         for metric in next(iter(theirs.values()))["metrics"]:
             pair = [linearised(metric, [samples[i][metric] for i in theirs]) for samples in (ours, theirs)]
             scores.append(_score(task, metric, name, pair[0], pair[1], same))
     return scores
 
 
-def _score(task: str, metric: str, name: str, cut: Floats, uncut: Floats, same: float) -> TaskScore:
+def _score(task: str, metric: str, name: str, cut: Floats, uncut: Floats, same: float | None) -> TaskScore:
     return TaskScore(
         task=task,
         metric=metric,
@@ -110,9 +111,13 @@ def _stderr(values: Floats) -> float:
 
 
 def _answer(sample: Mapping[str, Any]) -> Any:
-    """The choice that was found likeliest; of a single text whether it is the greedy one; or what was written."""
+    """The choice that was found likeliest, of a single text whether it is the greedy one, what was written, or ``None``."""
     answers = sample["filtered_resps"]
-    if isinstance(answers, str) or not isinstance(answers[0], Sequence) or isinstance(answers[0], str):
-        return answers if isinstance(answers, str) or isinstance(answers[0], str) else None
-    logprobs = [answer[0] for answer in answers]
-    return int(np.argmax(logprobs)) if len(logprobs) > 1 else answers[0][1]
+    match answers[0]:
+        case float():
+            return None
+        case (_, is_likeliest) if len(answers) == 1:
+            return is_likeliest
+        case (float(), _):
+            return int(np.argmax([answer[0] for answer in answers]))
+    return answers

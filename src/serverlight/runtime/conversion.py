@@ -288,7 +288,9 @@ def _step_reply_from_pb(step: pb.StepReply) -> StepReply:
     if len(step.logprobs.ids) != len(step.logprobs.values):
         raise ProtocolError(f"{len(step.logprobs.ids)} likeliest tokens with {len(step.logprobs.values)} probabilities")
     if len(step.target_logprobs) != len(step.target_likeliest):
-        raise ProtocolError(f"{len(step.target_logprobs)} targets' probabilities with {len(step.target_likeliest)} ranks")
+        raise ProtocolError(
+            f"{len(step.target_logprobs)} targets' probabilities with {len(step.target_likeliest)} ranks"
+        )
     return StepReply(
         step=step.step,
         token_id=step.token_id if step.HasField("token_id") else None,

@@ -119,9 +119,7 @@ class DecoderSession:
     def _note(self, step: int, answer: _Answer, clock: Clock) -> StepReply:
         timing = clock.timing()
         if (choice := answer.choice) is None:
-            self._last = StepReply(
-                step=step, token_id=None, frames=answer.frames, scores=answer.scores, timing=timing
-            )
+            self._last = StepReply(step=step, token_id=None, frames=answer.frames, scores=answer.scores, timing=timing)
         else:
             self._last = StepReply(
                 step=step,

@@ -105,9 +105,7 @@ class RemoteSequence:
         if self._stream is None:
             self._insist(lambda: None)
 
-    def send(
-        self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False, targets: tuple[int, ...] = ()
-    ) -> int:
+    def send(self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False, targets: tuple[int, ...] = ()) -> int:
         """Keeps the frames and sends them without waiting; returns the bytes on the wire, 0 where no server is there.
 
         ``targets`` are as a :class:`Step` has them, for a single frame; then no cut moves in this sequence.

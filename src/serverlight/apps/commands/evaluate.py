@@ -25,7 +25,6 @@ from serverlight.apps.terminal import (
     progress_bar,
     write_json,
 )
-
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,10 +38,14 @@ VISION_SPARSITY, LANGUAGE_SPARSITY = "0.5,0.7,0.8,0.9", "0.2"
 
 def evaluate(
     model: ModelArgument = "demo-vision",
-    cut: Annotated[list[str] | None, typer.Option("--cut", metavar="NAME", help="Where to cut; may be repeated.")] = None,
+    cut: Annotated[
+        list[str] | None, typer.Option("--cut", metavar="NAME", help="Where to cut; may be repeated.")
+    ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Of a language model: tasks of lm-evaluation-harness, such as `hellaswag,piqa`."),
+        typer.Option(
+            metavar="LIST", help="Of a language model: tasks of lm-evaluation-harness, such as `hellaswag,piqa`."
+        ),
     ] = None,
     profile: Annotated[str, typer.Option(metavar="LIST", help="Codecs: serverlight, slicer, fp16.")] = "serverlight",
     sparsity: Annotated[
@@ -57,14 +60,21 @@ def evaluate(
     ] = "score",
     data: DataOption = None,
     limit: LimitOption = None,
-    plan: Annotated[str | None, typer.Option(metavar="FILE", help="With --tasks: cut and settings from a plan.")] = None,
+    plan: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --tasks: cut and settings from a plan.")
+    ] = None,
     server: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="With --tasks: a server with the rest of the model; else it is loaded here."),
+        typer.Option(
+            metavar="HOST:PORT", help="With --tasks: a server with the rest of the model; else it is loaded here."
+        ),
     ] = None,
     dtype: DtypeOption = "auto",
     run_code: Annotated[
-        bool, typer.Option("--run-code", help="With --tasks: let tasks run what the model wrote, unguarded, on this machine.")
+        bool,
+        typer.Option(
+            "--run-code", help="With --tasks: let tasks run what the model wrote, unguarded, on this machine."
+        ),
     ] = False,
     threads: ThreadsOption = 1,
     json: JsonOption = None,

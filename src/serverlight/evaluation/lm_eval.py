@@ -24,7 +24,7 @@ from serverlight.errors import ConfigError
 from serverlight.generation import LANGUAGE_CODEC, DecoderLoopback, Likelihood, LoadedDecoder
 from serverlight.huggingface import find_folder, load_tokenizer
 from serverlight.plan import Plan
-from serverlight.runtime.decoder_client import DecoderClient
+from serverlight.runtime.decoder_client import DecoderClient, StepCost, Token
 from serverlight.split_lm import SplitCausalLM
 
 __all__ = ["SplitLM", "Traffic", "evaluate_model", "task_names", "uncut_model"]
@@ -73,8 +73,9 @@ class _Metered:
         num_tokens = len(token_ids)
         with contextlib.closing(self._generator.stream(token_ids, **options)) as stream:
             for token in stream:
-                cost = getattr(token, "cost", token)
-                self.traffic.add(num_tokens, cost.frame_bytes, getattr(cost, "uplink_bytes", cost.frame_bytes))
+                cost = token.cost if isinstance(token, Token) else token
+                uplink_bytes = cost.uplink_bytes if isinstance(cost, StepCost) else cost.frame_bytes
+                self.traffic.add(num_tokens, cost.frame_bytes, uplink_bytes)
                 num_tokens = 1
                 yield token
 
@@ -157,7 +158,7 @@ def uncut_model(pretrained: str, dtype: str | None = "auto") -> Any:
 
     Probabilities are float32 whatever the weights are, as across a cut.
     """
-    folder = find_folder(pretrained, ["*.json", "*.safetensors", "*.model", "*.txt"])
+    folder = find_folder(pretrained, ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"])
     return HFLM(pretrained=str(folder), dtype=dtype, softmax_dtype="float32", device="cpu", batch_size=1)
 
 

@@ -106,4 +106,4 @@ def _sign_test(wins: int, losses: int) -> float:
     (1.0, 0.25)
     """
     num, least = wins + losses, min(wins, losses)
-    return min(1.0, 2 * sum(math.comb(num, k) for k in range(least + 1)) / 2**num)
+    return min(1.0, sum(math.comb(num, k) for k in range(least + 1)) / (1 << num) * 2)

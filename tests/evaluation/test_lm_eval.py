@@ -60,7 +60,7 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 def save_tasks(folder: pathlib.Path) -> str:
     """Files of a task of each kind, beside their data."""
     (folder / "tasks").mkdir()
-    words = ["once", "upon", "a", "time", "there", "was", "a", "big", "red", "ball", "and", "a", "little", "dog", "ran", "after", "it"]
+    words = [f"{one}{other}" for one in ("once", "big", "red", "dog") for other in ("", "er", "s", "ly")]
     docs = [
         {"question": " ".join(words[i : i + 5]), "choices": [" " + word for word in words[i : i + 3]], "answer": i % 3,
          "text": " ".join(words[: 6 + i]), "written": words[i]}

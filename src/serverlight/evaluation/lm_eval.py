@@ -260,9 +260,8 @@ def _check_arguments(
     if plan is None and cut is None:
         what = "a server needs to know the cut" if server else "the model is not cut (for that take --model hf)"
         raise ConfigError("plan", f"{what}; give plan=FILE or cut=layers.N")
-    if plan is not None and (
-        spare := [name for name in ("cut", "return_cut", *knobs) if name in knobs or locals()[name]]
-    ):
+    given = {"cut": cut, "return_cut": return_cut, **knobs}
+    if plan is not None and (spare := [name for name, value in given.items() if value is not None]):
         raise ConfigError(spare[0], "is in the plan already; give either")
 
 

@@ -52,7 +52,9 @@ class CutRow:
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
-            "plan": self.plan.to_dict(),
+            "cut": self.plan.cut,
+            "return_cut": self.plan.return_cut,
+            "config": self.plan.codec.to_dict(),
             "num_tokens": self.num_tokens,
             "bits_per_element": round(self.bits_per_element, 4),
             "uplink_bytes_per_token": round(self.uplink_bytes_per_token, 2),
@@ -72,6 +74,7 @@ def evaluate_tasks(
     from serverlight.evaluation import describe_environment
     from serverlight.evaluation.task_files import task_folder
     from serverlight.models.loader import is_language_model
+    from serverlight.plan import model_key
 
     check_writable("json", json)
     if bool(run.plan) == bool(settings):
@@ -84,7 +87,7 @@ def evaluate_tasks(
     with task_folder(run.data) as folder:
         rows = _measure(run, tasks, settings, folder)
     if json:
-        head = {"model": run.model, "tasks": list(tasks), "limit": run.limit, "server": bool(run.server)}
+        head = {"model": model_key(run.model), "tasks": list(tasks), "limit": run.limit, "server": bool(run.server)}
         write_json(json, {**describe_environment(), **head, "rows": [row.to_dict() for row in rows]})
     if json != STDOUT:
         _print_rows(rows, over_a_server=bool(run.server))

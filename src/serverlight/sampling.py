@@ -132,8 +132,8 @@ class Score:
 def score_tokens(logits: NDArray[np.float32], targets: Sequence[int]) -> tuple[Score, ...]:
     """How likely each target is; ``logits`` is float32 ``[targets, vocabulary]``.
 
-    >>> score_tokens(np.float32([[0, 0], [0, 9]]), [1, 1])
-    (Score(logprob=-0.6931471824645996, is_likeliest=False), Score(logprob=-0.00012340217653196305, is_likeliest=True))
+    >>> score_tokens(np.float32([[0, 0], [0, 40]]), [1, 1])
+    (Score(logprob=-0.6931471824645996, is_likeliest=False), Score(logprob=0.0, is_likeliest=True))
     """
     exact = logits.astype(np.float64)
     largest = exact.max(-1)

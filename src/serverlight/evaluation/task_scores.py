@@ -58,7 +58,7 @@ def linearised(metric: str, samples: Sequence[Any]) -> Floats:
 
     Means are that already. Perplexities are taken to the first order around their value, as the delta method does.
 
-    >>> linearised("acc", [1.0, 0.0]).mean()
+    >>> float(linearised("acc", [1.0, 0.0]).mean())
     0.5
     >>> float(linearised("bits_per_byte", [(-2 * np.log(2), 1), (-4 * np.log(2), 2)]).mean())
     2.0

@@ -54,7 +54,7 @@ ONLY_IN = {  # package -> the files that may import it
     "transformers": {"huggingface.py"},
     "huggingface_hub": {"huggingface.py"},
     "PIL": {"models/images.py"},
-    "matplotlib": {"apps/plots.py", "apps/bench_plots.py"},
+    "matplotlib": {"apps/plots.py", "apps/bench_plots.py", "apps/search_plots.py"},
     "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py"},
     "triton": {"codec/backends/gpu_kernels.py", "codec/backends/gpu_writer_kernels.py"},
     "fastapi": {"apps/openai_api.py"},

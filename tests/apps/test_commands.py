@@ -18,7 +18,10 @@ from serverlight.codec import Codec, CodecConfig
 
 Cli = Callable[..., Any]
 
-COMMANDS = ["demo", "serve", "token", "run", "generate", "edge", "chaos", "cuts", "profile", "eval", "inspect", "bench"]
+COMMANDS = [
+    "demo", "serve", "token", "run", "generate", "edge", "chaos", "link", "cuts", "profile", "calibrate", "search", "eval",
+    "inspect", "bench",
+]  # fmt: skip
 
 
 def test_help_lists_the_commands_that_exist(cli: Cli) -> None:

@@ -87,6 +87,8 @@ class DecoderSession:
             return self._last
         if message.step != done + 1:
             raise ProtocolError(f"step {message.step} came, step {done + 1} was expected; send the steps in order")
+        if self._turn is not None and self._turn.step is not message:
+            self.give_up()  # read before its turn, and given up for another client's while it waited
         if self._turn is None:
             clock = Clock(arrived_s)
             if isinstance(message, MoveCut):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from serverlight.codec import Codec, decode
+from serverlight.codec import Codec, CodecConfig, decode
 from serverlight.errors import ProtocolError
 from serverlight.generation import CHUNK_TOKENS, layer_of, score_hidden
 from serverlight.partition.decoder import DecoderHead, DecoderTail
@@ -159,6 +159,15 @@ class Device:
     def give(self, layer: int) -> tuple[LayerState, ...]:
         """Moves the cut to ``layer``; returns what the layers behind it remember, and forgets it."""
         return self._cache.release(layer, self._cache.last, stays_at_front=True)
+
+    def take(self, layer: int) -> None:
+        """Moves the cut to a deeper ``layer``; what the head remembers is to be made :meth:`again`."""
+        self._cache = self._head.new_cache(last=layer)
+
+    def use(self, codec: CodecConfig) -> None:
+        """Encodes with other settings from now on; frames describe themselves."""
+        if codec != self._codec.config:
+            self._codec = Codec(codec)
 
     def again(self) -> Iterator[tuple[bytes, ...]]:
         """Runs the head over all tokens anew, at the cut where it is now; the frames of all tokens, some at a time.

@@ -161,6 +161,7 @@ def test_server_gives_what_one_process_gives(
         ({"plan": "PLAN", "cut": CUT}, "cut"),
         ({"plan": "PLAN", "sparsity": 0.5}, "sparsity"),
         ({"cut": CUT, "sparsity": 2.0}, "sparsity"),
+        ({"cut": CUT, "dtype": "int8"}, "dtype"),
     ],
 )
 def test_arguments_that_cannot_be(folder: str, tmp_path: pathlib.Path, arguments: dict[str, Any], field: str) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import lm_eval
+import torch
 from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.registry import register_model
+from lm_eval.api.registry import model_registry, register_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils_hf import get_dtype
 from lm_eval.tasks import TaskManager
 
 from serverlight.codec import CodecConfig
@@ -37,6 +37,8 @@ PASSED_ON = {"add_bos_token", "chat_template_args", "enable_thinking", "max_leng
 
 WITHOUT_EFFECT = {"batch_size", "device", "max_batch_size"}
 """Arguments that the harness always gives; each sequence crosses by itself, and the parts are where they were loaded."""
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 CODEC_FIELDS = {field.name for field in dataclasses.fields(CodecConfig)}
 
@@ -85,7 +87,6 @@ class _Metered:
         return found
 
 
-@register_model(MODEL_TYPE)
 class SplitLM(HFLM):  # type: ignore[misc]
     """A cut model, in one process or across a real server, whose scores are equal.
 
@@ -151,6 +152,10 @@ class SplitLM(HFLM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """What the harness notes beside the figures."""
         return {"plan": self.metered.plan.to_dict(), "model_dtype": str(self.model.dtype)}
+
+
+if MODEL_TYPE not in model_registry:  # later releases know it from the package's entry point, and take no second word
+    register_model(MODEL_TYPE)(SplitLM)
 
 
 def uncut_model(pretrained: str, dtype: str | None = "auto") -> Any:
@@ -276,8 +281,17 @@ def _read_plan(plan: str | Plan | None, cut: str | None, return_cut: str | None,
     return agreed
 
 
+def _read_dtype(name: str | None) -> torch.dtype | None:
+    if name in (None, "auto"):
+        return None
+    if name not in DTYPES:
+        raise ConfigError("dtype", f"must be auto, {', '.join(DTYPES)}, got {name!r}")
+    kind: torch.dtype = getattr(torch, name)
+    return kind
+
+
 def _generator(spec: str, plan: Plan, server: str | None, dtype: str | None) -> DecoderClient | DecoderLoopback:
-    kind = None if dtype in (None, "auto") else get_dtype(dtype)
+    kind = _read_dtype(dtype)
     head = LoadedDecoder.head(spec, plan.cut, dtype=kind)
     if plan.revision == "?":
         plan = dataclasses.replace(plan, model=head.name, revision=head.revision)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 transformers = pytest.importorskip("transformers")
@@ -193,6 +192,17 @@ def test_tasks_by_name(tasks: str, tmp_path: pathlib.Path) -> None:
     assert caught.value.field == "data"
 
 
+def test_code_is_not_run(folder: str, data: str, tmp_path: pathlib.Path) -> None:
+    """A task that runs what the model wrote is refused unless that is allowed, and the option named."""
+    text = (pathlib.Path(data) / "tasks" / "writing_local.yaml").read_text().replace("DATA_DIR", data)
+    (tmp_path / "coding_local.yaml").write_text(text.replace("writing_local", "coding_local") + "unsafe_code: true\n")
+    model = SplitLM(folder, cut=CUT)
+    with pytest.raises(ConfigError) as caught:
+        evaluate_model(model, ["coding_local"], folder=str(tmp_path), limit=1)
+    assert caught.value.field == "run_code"
+    assert evaluate_model(model, ["coding_local"], folder=str(tmp_path), limit=1, run_code=True)["samples"]
+
+
 def run(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop:
@@ -246,7 +256,7 @@ def test_harness_command_line(folder: str, data: str, tasks: str, tmp_path: path
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "TQDM_DISABLE": "1"},
+        env={**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert "choice_local" in done.stdout

@@ -209,7 +209,7 @@ def evaluate_model(
                 confirm_run_unsafe_code=run_code,
             )
     except ValueError as exc:
-        if "unsafe" in str(exc):
+        if "unsafe" in str(exc) or "untrusted" in str(exc):  # the harness's word, or the metric's
             raise ConfigError("run_code", "a task runs code that the model wrote; allow it with --run-code") from exc
         raise
     except (ConnectionError, FileNotFoundError) as exc:  # what `datasets` raises without a network

@@ -32,7 +32,7 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "frontier": {"errors", "codec", "plan"},
     "runtime": BASE | {"frontier", "generation", "faults"},
     "split_lm": {"errors", "codec", "huggingface", "plan", "sampling", "generation", "runtime"},
-    "evaluation": BASE | {"environment", "text", "generation", "loopback", "runtime"},
+    "evaluation": BASE | {"environment", "text", "generation", "loopback", "runtime", "split_lm"},
     "search": BASE | {"calibration", "environment", "frontier", "generation", "loopback", "runtime"},
     "apps": BASE
     | {
@@ -66,6 +66,9 @@ ONLY_IN = {  # package -> the files that may import it
     "opentelemetry": {"runtime/tracing.py"},
     "sklearn": set(),
     "psutil": set(),
+    "lm_eval": {"evaluation/lm_eval.py"},
+    "datasets": set(),
+    "pandas": set(),
     "pynvml": {"search/energy.py"},
 }
 ONLY_IN_LAYER = {"typer": "apps", "rich": "apps"}

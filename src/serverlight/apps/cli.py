@@ -50,6 +50,8 @@ EXTRA_OF_PACKAGE = {
     "matplotlib": "plot",
     "prometheus_client": "watch",
     "ray": "ray",
+    "lm_eval": "eval",
+    "accelerate": "eval",
 }
 """Package that a command may miss -> the extra that brings it."""
 

@@ -13,7 +13,16 @@ import torch
 from serverlight.codec import warm_up
 from serverlight.errors import ConfigError, GenerationInterrupted, PlanMismatch, ProtocolError, ServerlightError
 from serverlight.frontier import Frontier
-from serverlight.generation import CHUNK_TOKENS, LoadedDecoder, check_length, check_same_model, chunks, layer_of
+from serverlight.generation import (
+    CHUNK_TOKENS,
+    Likelihood,
+    LoadedDecoder,
+    check_length,
+    check_same_model,
+    chunks,
+    layer_of,
+    scored_chunks,
+)
 from serverlight.partition.decoder import DecoderHead, DecoderTail
 from serverlight.plan import Plan
 from serverlight.runtime.adapt import Change, Rules
@@ -27,7 +36,7 @@ from serverlight.runtime.moving import Mover
 from serverlight.runtime.pace import Observed
 from serverlight.runtime.resolver import Resolver, resolver_of
 from serverlight.runtime.sequence import Link, RemoteSequence, Replies
-from serverlight.sampling import Choice, Sampling
+from serverlight.sampling import Choice, Sampling, Score
 
 __all__ = ["Caps", "DecoderClient", "Exit", "Generation", "StepCost", "Token"]
 
@@ -56,6 +65,9 @@ class StepCost:
 
     device_tail_ms: float = 0.0
     """Running the tail and choosing the token, where the device does that."""
+
+    frame_bytes: int = 0
+    """Encoded hidden states among the bytes sent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,6 +254,25 @@ class DecoderClient:
         finally:
             run.sequence.close()
 
+    def likelihood(self, token_ids: list[int], num_targets: int, *, chunk_tokens: int = CHUNK_TOKENS) -> Likelihood:
+        """How likely the last ``num_targets`` tokens of a text are after those before them.
+
+        The text crosses as a prompt does. Who has the tail is told these tokens, as it is when it chooses tokens itself; with
+        a second cut that is the device, and none leaves it. Caps play no part.
+
+        Raises:
+            ConfigError: there is nothing to ask, or nothing before it.
+            ContextExceeded: the text is longer than the model's context; nothing was sent.
+            ServerlightError: what :meth:`stream` raises for its first step.
+        """
+        pieces = list(scored_chunks(token_ids, num_targets, chunk_tokens))
+        check_length(self._head, token_ids[:-1], max_new_tokens=1)
+        run = self._begin(token_ids, Sampling())
+        try:
+            return run.likelihood(pieces, num_tokens=len(token_ids) - 1)
+        finally:
+            run.sequence.close()
+
     def _new_device(self, plan: Plan, prompt_ids: Sequence[int] = ()) -> Device:
         return Device(plan, self._head, self._tail, prompt_ids)
 
@@ -292,12 +323,13 @@ class _Run:
     def step(self, pieces: list[tuple[torch.Tensor, bool]]) -> Token:
         """Sends tokens and gets the one that follows."""
         head_ms = encode_ms = 0.0
-        uplink_bytes = 0
+        uplink_bytes = frame_bytes = 0
         for piece, more in pieces:
             made = self.device.run(piece)
             head_ms, encode_ms = head_ms + made.head_ms, encode_ms + made.encode_ms
             sent_bytes, sent_s = self.sequence.send((made.frame,), more=more), time.perf_counter()
             uplink_bytes += sent_bytes
+            frame_bytes += len(made.frame)
         replies = self.sequence.wait()
         wait_ms = (time.perf_counter() - sent_s) * 1e3
         reply = replies[-1][0]
@@ -313,9 +345,29 @@ class _Run:
             downlink_bytes=sum(num_bytes for _, num_bytes in replies),
             server=reply.timing,
             device_tail_ms=tail_ms if self.device.has_tail else 0.0,
+            frame_bytes=frame_bytes,
         )
         self._observe(cost, pieces, sent_bytes)
         return Token(*choice, cost=cost, num_recoveries=self.sequence.num_recoveries)
+
+    def likelihood(self, pieces: list[tuple[torch.Tensor, tuple[int, ...]]], *, num_tokens: int) -> Likelihood:
+        """Sends a text and gets the scores of its targets."""
+        frame_bytes = uplink_bytes = 0
+        for piece, targets in pieces:
+            frame = self.device.run(piece).frame
+            asked = () if self.device.has_tail else targets
+            uplink_bytes += self.sequence.send((frame,), more=True, targets=asked)
+            frame_bytes += len(frame)
+        replies, wanted = self.sequence.wait(), [targets for _, targets in pieces]
+        scores = self._score(replies, wanted)
+        return Likelihood(scores=scores, num_tokens=num_tokens, frame_bytes=frame_bytes, uplink_bytes=uplink_bytes)
+
+    def _score(self, replies: Replies, targets: list[tuple[int, ...]]) -> tuple[Score, ...]:
+        if self.device.has_tail:
+            return self.device.score([frame for reply, _ in replies for frame in reply.frames], targets)
+        if [len(reply.scores) for reply, _ in replies] != list(map(len, targets)):
+            raise ProtocolError("a reply has no scores; is the server of the same version?")
+        return tuple(score for reply, _ in replies for score in reply.scores)
 
     def _choose(self, replies: Replies) -> Choice:
         if self.device.has_tail:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 
 from serverlight.errors import ConfigError, CutNotFound, NotBatchable, ProtocolError
-from serverlight.generation import LoadedDecoder, layer_of
+from serverlight.generation import PIECE_TOKENS, LoadedDecoder, layer_of
 from serverlight.partition.decoder import DecoderMiddle, DecoderTail
 from serverlight.partition.kv_cache import LayerSize
 from serverlight.partition.sweep import Sweep
@@ -39,7 +39,13 @@ class DecoderWorker:
     """
 
     def __init__(
-        self, model: LoadedDecoder, cuts: Sequence[str], *, max_tokens: int, max_kv_bytes: int, prefill_tokens: int = 64
+        self,
+        model: LoadedDecoder,
+        cuts: Sequence[str],
+        *,
+        max_tokens: int,
+        max_kv_bytes: int,
+        prefill_tokens: int = PIECE_TOKENS,
     ) -> None:
         part = model.part
         if not isinstance(part, DecoderTail | DecoderMiddle):

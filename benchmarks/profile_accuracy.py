@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,9 @@ def main() -> None:
         options.markdown.write_text(table)
     if options.json:
         names = [pathlib.PurePath(model).name for model in options.models]
-        document = measured_document({"models": names, "cuts": options.cuts, "threads": 1}, rows)
+        # Other programs on the machine lengthen what is measured, the profile and the check each at another time.
+        settings = {"models": names, "cuts": options.cuts, "threads": 1, "load_average": os.getloadavg()}
+        document = measured_document(settings, rows)
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

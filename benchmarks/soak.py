@@ -45,7 +45,7 @@ READY_S, LEAVE_S = 300.0, 60.0
 SPARE_THREADS, SPARE_FILES = 4, 4
 """What gRPC may have kept of its pools."""
 
-MIN_MINUTES_FOR_SLOPE, TELL_EVERY = 4, 60
+MIN_MINUTES_FOR_SLOPE, TELL_EVERY = 15, 60
 MIB = 2**20
 
 
@@ -83,7 +83,7 @@ class Child:
     """A process of ``soak_children.py``, and the lines that it has printed."""
 
     def __init__(self, *words: object) -> None:
-        self._heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._heard: queue.Queue[dict[str, Any]] = queue.Queue(maxsize=2)  # nobody asks for more than that
         self.last = dict[str, Any]()
         command = [sys.executable, HERE / "soak_children.py", *map(str, words)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -103,7 +103,8 @@ class Child:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.last = json.loads(line)
-            self._heard.put(self.last)
+            with contextlib.suppress(queue.Full):
+                self._heard.put_nowait(self.last)
 
 
 def soak(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 An input is a play of up to five clients on one server: which of them says hello, opens, sends steps, requests, cut or altered
 messages or plain bytes, says things twice, leaves and comes again, and when the server works, forgets who is idle, or leaves. The
-server is the true one behind the in-process transport, with a tiny Llama or a tiny network for images; batches run when the input
+server is the true one behind the in-process transport, with a tiny Llama and a tiny network for images; batches run when the input
 says so, on the same thread.
 
 Findings are: an ending that is neither a reply nor an error of ours, a fault of the server's own, an answer too many or too few, a
@@ -36,7 +36,7 @@ def main() -> None:
         worlds = make_worlds(pathlib.Path(folder))
 
     def one_input(data: bytes) -> None:
-        """The last byte chooses the server."""
+        """The last byte chooses which model most clients ask for."""
         play(worlds[data[-1] & 1 if data else 0], data[:-1], honest_every=HONEST_EVERY)
 
     seeds = pathlib.Path(__file__).parent / "seeds-sessions"

@@ -6,7 +6,7 @@ import contextlib
 import json
 from typing import Any
 
-from session_worlds import VOCABULARY, World
+from session_worlds import LATER, VOCABULARY, World
 
 from serverlight.errors import ConfigError
 from serverlight.runtime.messages import (
@@ -21,7 +21,7 @@ from serverlight.runtime.messages import (
 )
 from serverlight.sampling import Sampling
 
-JSON_VALUES: list[Any] = [None, True, 0, -1, 1e308, 10**30, "", "x", "layers.9", [], [0], {}, {"a": 1}]
+JSON_VALUES: list[Any] = [None, True, 0, -1, 1e308, 10**30, "", "x", "layers.9", LATER, [], [0], {}, {"a": 1}]
 PLAN_FIELDS = ["model", "revision", "cut", "codec", "basis", "return_cut", "more"]
 CODEC_FIELDS = ["profile", "sparsity", "asymmetry", "num_groups", "distortion", "positions", "checksum", "more"]
 
@@ -66,7 +66,7 @@ class Speaker:
 
     def hello(self, choices: Choices) -> ClientMessage:
         """With a plan that is served, or is not."""
-        plan = self._world.plans[choices.of(list(self._world.plans))]
+        plan = choices.of(self._world.plans)
         byte = choices.byte()
         if byte < 160:
             return Hello(plan_json=plan.to_json())
@@ -95,7 +95,7 @@ class Speaker:
                     repetition_penalty=(choices.byte() + 1) / 64,
                     logprobs=choices.of([None, 0, 3, 20]),
                 )
-        cut = choices.of([*self._world.plans, "layers.0", "nowhere"]) if byte & 2 else ""
+        cut = choices.of([*(plan.cut for plan in self._world.plans), "layers.0", "nowhere"]) if byte & 2 else ""
         seen = tuple(choices.byte() % (VOCABULARY + 1) for _ in range(choices.byte() & 7)) if byte & 4 else ()
         return OpenSession(sampling=sampling, cut=cut, seen=seen)
 

@@ -47,6 +47,9 @@ PLAYS = {
     "leaves": bytes([4, 8, 0, 0, 10, 0, 13, 0, 2, 13, 0, 0, 2, 8, 0, 0, 10, 0, 13, 0, 2, 1, 3, 4, 0]),
     "drains": bytes([4, 8, 0, 0, 10, 0, 13, 0, 2, 1, 13, 0, 0, 0xF4, 2, 8, 0, 0]),
     "talks": bytes([4, 8, 0, 0, 7, 1, 7, 1, 5, 3, 1, 2, 3, 6, 1, 0, 1, 0, 4, 4]),
+    "reads ahead": bytes([
+        4, 8, 0, 0, 10, 0, 13, 0, 2, 0x83, 11, 0, 200, 7, 200, 7, 0, 13, 0, 0, 0x83, 2, 8, 0, 0, 10, 0, 13, 0, 2, 0x83, 1,
+    ]),
     "lies": bytes([4, 8, 0, 0, 10, 0, 13, 0, 200, 23, 0, 13, 0, 240, 3, 1, 9, 3, 2, 1, 7, 0, 12, 8, 2, 23, 24, 0]),
 }  # fmt: skip
 """What an input may look like, all with five clients: in the first, one says hello, a session, a prompt and a token with a batch
@@ -172,6 +175,8 @@ def play(world: World, data: bytes, honest_every: int = 1) -> list[ServerMessage
         client.leave()
     left = core.num_streams, core.num_sessions, core.kv_bytes, core.num_waiting
     expect(left == (0, 0, 0, 0), f"streams, sessions, bytes of keys and values, requests left: {left}")
+    held = [entry.num_streams for entry in core.engines.catalogue._entries.values()]
+    expect(not any(held), f"models that are held by so many streams: {held}")
     if not core.is_draining and zlib.crc32(data) % honest_every == 0:
         expect(answers_of(core, world) == known_answers(world), "an honest client got other answers than ever")
     expect(not complaints.heard and not core.has_crashed, "\n".join(complaints.heard))
@@ -188,6 +193,8 @@ def act(core: InlineCore, clients: list[Client], choices: Choices) -> None:
             core.work(1 + (what << 1))
         case 2:
             client.connect()
+        case 3 if byte & 128:
+            core.read_ahead()
         case 3:
             core.let_go_of_idle()
         case 4 if byte == 0xF4:
@@ -235,8 +242,8 @@ def check_error(error: Any) -> None:
 def answers_of(core: InlineCore, world: World) -> list[Any]:
     """What an orderly client is told, without the times."""
     client = Client(core, world, None)
-    client.say(encode_client(Hello(plan_json=next(iter(world.plans.values())).to_json())))
-    for question in world.honest():
+    client.say(encode_client(Hello(plan_json=world.plans[0].to_json())))
+    for question in world.questions:
         client.say(encode_client(question))
         finish(core)
     client.check_answered()

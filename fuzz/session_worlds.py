@@ -1,4 +1,4 @@
-"""Two tiny servers for the fuzzer of sessions: a language model and a network for images, each with messages that it takes.
+"""A tiny server for the fuzzer of sessions, with a language model, a network for images, and one that is never loaded.
 
 A server of the fuzzer has no compute thread of its own: batches run when its input says so, so that an input always does the same.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from serverlight.models.images import encode_png
 from serverlight.models.preprocess import Normalize
 from serverlight.partition import partition
 from serverlight.plan import Plan
-from serverlight.runtime.core import Runner, ServerConfig, ServerCore
+from serverlight.runtime.catalogue import Catalogue, Engine, Offer
+from serverlight.runtime.core import ServerConfig, ServerCore
 from serverlight.runtime.decoders import DecoderWorker
 from serverlight.runtime.messages import (
     ClientMessage,
@@ -54,6 +55,11 @@ CONFIG = ServerConfig(
 )
 QUOTA = Quota(max_streams=2, max_sessions=1, max_kv_bytes=24 * TOKEN_BYTES, weight=2)
 
+LATER = "later"
+"""A model that is always about to be loaded."""
+
+RAW = RawTensor(dtype="float32", shape=(1, 3, 4, 4), data=bytes(192))
+
 LYING = b"SL\x01\x00\x00\x03\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f"
 """A frame of 2^96 elements, and nothing of them."""
 
@@ -68,6 +74,11 @@ class InlineCore(ServerCore):
         self._left = batches
         self._live()
 
+    def read_ahead(self) -> None:
+        """As the compute thread does while a batch waits for more."""
+        while self._unprepared:
+            self.engines.prepare(self._unprepared.popleft())
+
     def let_go_of_idle(self) -> None:
         """As the compute thread does with sessions that had no step for long; here all of them."""
         for connection in self._sessions.idle(float("inf")):
@@ -80,44 +91,54 @@ class InlineCore(ServerCore):
         return super()._next()
 
 
-class World(Protocol):
-    """One server's model, and what clients may say to it."""
+@dataclass(kw_only=True)
+class World:
+    """A server, and what clients may say to it."""
 
-    plans: dict[str, Plan]
+    engines: list[Engine]
+    """Of its models; most clients ask for the first."""
+
     frames: list[bytes]
     """Whole ones, and some of another shape or another model."""
 
     payloads: list[Payload]
 
-    def honest(self) -> list[ClientMessage]:
-        """Requests whose answers are always the same, after ``Hello`` with the first plan."""
-
-    def new_core(self) -> InlineCore:
-        """A server without clients; the model is shared."""
-
-
-@dataclass(kw_only=True)
-class _Made:
-    runner: Runner
-    plans: dict[str, Plan]
-    frames: list[bytes]
-    payloads: list[Payload]
     questions: list[ClientMessage]
+    """Requests whose answers are always the same, after ``Hello`` with the first plan."""
 
-    def honest(self) -> list[ClientMessage]:
-        return self.questions
+    @property
+    def plans(self) -> list[Plan]:
+        """All that are served."""
+        return [plan for engine in self.engines for plan in engine.plans.values()]
 
     def new_core(self) -> InlineCore:
-        return InlineCore(self.runner, self.plans, config=CONFIG, quotas=Quotas(lambda name: QUOTA))
+        """A server without clients; the models are shared."""
+        loaded = [(Offer(name=engine.model, load=_never), engine) for engine in self.engines]
+        catalogue = Catalogue([*(offer for offer, _ in loaded), Offer(name=LATER, load=_never)])
+        for offer, engine in loaded:
+            catalogue.add(offer, engine, now_s=0.0)
+        return InlineCore(catalogue, config=CONFIG, quotas=Quotas(lambda name: QUOTA))
+
+
+def _never() -> Engine:
+    raise AssertionError("no thread loads models here")
 
 
 def make_worlds(folder: pathlib.Path) -> tuple[World, World]:
-    """The language model, whose files go into ``folder``, and the network for images."""
+    """One where most clients write, with the language model's files in ``folder``, and one where most send images."""
     torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(7)
         frames = _frames()
-        return _language(folder, frames), _vision(frames)
+        language, vision = _language(folder / "tiny"), _vision()
+    payloads, (prompt, token) = _payloads(frames), (frames[2], frames[0])
+    writes = [OpenSession(sampling=Sampling()), Step(step=1, frames=(prompt,)), Step(step=2, frames=(token, token))]
+    feature = next(frame for frame in frames if frame[5:10] == b"\x04\x01\x03\x04\x04")
+    sends = [InferRequest(request_id=1, payloads=(Frame(data=feature),)), InferRequest(request_id=9, payloads=(RAW,))]
+    return (
+        World(engines=[language, vision], frames=frames, payloads=payloads, questions=writes),
+        World(engines=[vision, language], frames=frames, payloads=payloads, questions=sends),
+    )
 
 
 def _frames() -> list[bytes]:
@@ -135,7 +156,19 @@ def _frames() -> list[bytes]:
     return [*made, *(codec.encode(torch.randn(shapes[0])) for codec in codecs), LYING, b""]
 
 
-def _language(folder: pathlib.Path, frames: list[bytes]) -> World:
+def _payloads(frames: list[bytes]) -> list[Payload]:
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    return [
+        *(Frame(data=frame) for frame in frames),
+        RAW,
+        dataclasses.replace(RAW, shape=(4, 3, 4, 4), data=bytes(768)),
+        dataclasses.replace(RAW, dtype="int64", shape=(1, 3, 2, 4)),
+        Image(data=encode_png(image)),
+        Image(data=encode_png(image[:3])),
+    ]
+
+
+def _language(folder: pathlib.Path) -> Engine:
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=HIDDEN, num_hidden_layers=3, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=4 * MOST_TOKENS,
@@ -144,44 +177,17 @@ def _language(folder: pathlib.Path, frames: list[bytes]) -> World:
     tail = LoadedDecoder.tail(str(folder), "layers.1", dtype=torch.float32)
     cuts = ("layers.2", "layers.1")
     runner = DecoderWorker(tail, cuts, max_tokens=MOST_TOKENS, max_kv_bytes=CONFIG.max_kv_bytes, prefill_tokens=4)
-    prompt, token = frames[2], frames[0]
-    return _Made(
-        runner=runner,
-        plans={cut: Plan(model="tiny", revision=tail.revision, cut=cut) for cut in cuts},
-        frames=frames,
-        payloads=[Frame(data=token)],
-        questions=[
-            OpenSession(sampling=Sampling()),
-            Step(step=1, frames=(prompt,)),
-            Step(step=2, frames=(token, token)),
-        ],
-    )
+    return Engine(plans={cut: Plan(model="tiny", revision=tail.revision, cut=cut) for cut in cuts}, runner=runner)
 
 
-def _vision(frames: list[bytes]) -> World:
+def _vision() -> Engine:
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(48, 2)
     )
     model = LoadedModel.of_images("net", module, Normalize(image_shape=(4, 4, 3), mean=(0.5,) * 3, std=(1.0,) * 3))
     parts = partition(model.module, model.example_inputs)
     cuts = [parts.cut(name).name for name in ("1", "input")]
-    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    raw = RawTensor(dtype="float32", shape=(1, 3, 4, 4), data=bytes(192))
-    feature = next(frame for frame in frames if frame[5:10] == b"\x04\x01\x03\x04\x04")
-    return _Made(
-        runner=Worker(model, parts, cuts, max_batch=CONFIG.max_batch),
+    return Engine(
         plans={cut: Plan(model=model.name, revision=model.revision, cut=cut) for cut in cuts},
-        frames=frames,
-        payloads=[
-            *(Frame(data=frame) for frame in frames),
-            raw,
-            dataclasses.replace(raw, shape=(4, 3, 4, 4), data=bytes(768)),
-            dataclasses.replace(raw, dtype="int64", shape=(1, 3, 2, 4)),
-            Image(data=encode_png(image)),
-            Image(data=encode_png(image[:3])),
-        ],
-        questions=[
-            InferRequest(request_id=1, payloads=(Frame(data=feature),)),
-            InferRequest(request_id=9, payloads=(raw,)),
-        ],
+        runner=Worker(model, parts, cuts, max_batch=CONFIG.max_batch),
     )

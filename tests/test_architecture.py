@@ -32,7 +32,7 @@ MAY_IMPORT = {  # layer -> our layers it may import; itself is always allowed
     "frontier": {"errors", "codec", "plan"},
     "runtime": BASE | {"frontier", "generation", "faults"},
     "split_lm": {"errors", "codec", "huggingface", "plan", "sampling", "generation", "runtime"},
-    "evaluation": BASE | {"environment", "text", "generation", "loopback", "runtime"},
+    "evaluation": BASE | {"environment", "text", "generation", "loopback", "runtime", "split_lm"},
     "search": BASE | {"calibration", "environment", "frontier", "generation", "loopback", "runtime"},
     "simulation": {"errors", "codec", "frontier", "plan", "link", "search"},
     "apps": BASE
@@ -56,7 +56,7 @@ ONLY_IN = {  # package -> the files that may import it
     "transformers": {"huggingface.py"},
     "huggingface_hub": {"huggingface.py"},
     "PIL": {"models/images.py"},
-    "matplotlib": {"apps/plots.py", "apps/bench_plots.py", "apps/fleet_plots.py"},
+    "matplotlib": {"apps/plots.py", "apps/bench_plots.py", "apps/search_plots.py", "apps/fleet_plots.py"},
     "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py", "simulation/kernels.py"},
     "triton": {"codec/backends/gpu_kernels.py", "codec/backends/gpu_writer_kernels.py"},
     "fastapi": {"apps/openai_api.py"},
@@ -68,6 +68,9 @@ ONLY_IN = {  # package -> the files that may import it
     "opentelemetry": {"runtime/tracing.py"},
     "sklearn": set(),
     "psutil": set(),
+    "lm_eval": {"evaluation/lm_eval.py"},
+    "datasets": set(),
+    "pandas": set(),
     "pynvml": {"search/energy.py"},
 }
 ONLY_IN_LAYER = {"typer": "apps", "rich": "apps"}

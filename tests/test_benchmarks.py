@@ -63,3 +63,24 @@ def test_abuse(tmp_path: pathlib.Path) -> None:
     assert [row["abuser"] for row in rows] == ["flood", "liar", "half-open"]
     assert all(row["abuser_sends_per_s"] > 10 for row in rows)
     assert all(row["requests_with"] > 0 < row["requests_without"] and row["errors"] == 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_search(tmp_path: pathlib.Path) -> None:
+    """Plans are drawn, measured and compared with what was predicted; and a grid with what is chosen from a part of it."""
+    accuracy, regret = tmp_path / "accuracy.json", tmp_path / "regret.json"
+    few = ["--models", "demo-vision", "--plans", 4, "--requests", 5, "--samples", 30, "--plot", tmp_path / "a.png"]
+    for name, words in (
+        ("search_accuracy.py", [*few, "--json", accuracy]),
+        (
+            "search_regret.py",
+            ["--settings", 4, "--cuts", 2, "--requests", 4, "--rounds", 1, "--samples", 30, "--json", regret],
+        ),
+    ):
+        subprocess.run([sys.executable, REPO / "benchmarks" / name, *map(str, words)], check=True, capture_output=True)
+    result = json.loads(accuracy.read_text())
+    assert len(result["rows"]) == 4
+    assert result["errors"]["demo-vision"].keys() >= {"latency", "uplink bytes", "server time", "quality"}
+    assert result["errors"]["demo-vision"]["uplink bytes"] < 25
+    assert len(json.loads(regret.read_text())["rows"]) == 24

@@ -122,6 +122,23 @@ def test_readme_table_of_texts_is_the_measured_one() -> None:
     assert document["hardware"]["cpu"] in part
 
 
+def test_evaluation_table_is_the_measured_one() -> None:
+    """Each row of the table of harness tasks has the figures of the file that its command wrote."""
+    document = json.loads((REPO / "docs" / "figures" / "lm_eval_stories260k.json").read_text())
+    text = (REPO / "docs" / "evaluation.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| layers.")]
+    measured = [(row, score) for row in document["rows"] for score in row["scores"]]
+    assert len(rows) == len(measured)
+    for line, (row, score) in zip(rows, measured, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        difference = score["difference"]
+        assert cells[:3] == [row["cut"], f"{row['config']['sparsity']:g}", f"{row['bits_per_element']:.2f}"]
+        assert cells[3:5] == [f"{row['uplink_bytes_per_token']:.1f}", score["metric"]]
+        assert cells[7] == f"{100 * difference['value']:+.0f} ± {100 * difference['stderr']:.1f}"
+        assert cells[8] == f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
+    assert document["date"] in text
+
+
 def test_every_page_is_in_the_navigation() -> None:
     """`make docs` shows every page, and no page that is not there."""
     listed = re.findall(r"^  - [\w ]+: (\S+\.md)$", (REPO / "mkdocs.yml").read_text(), re.MULTILINE)

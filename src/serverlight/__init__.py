@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from serverlight.calibration import calibrate
     from serverlight.codec import Basis, Codec, CodecConfig, FrameInfo, calibrate_basis, decode, inspect
     from serverlight.errors import ServerlightError
+    from serverlight.link import LinkConfig
     from serverlight.loopback import Loopback
     from serverlight.models import LoadedModel, load_model
     from serverlight.partition import CutPoint, Partition, partition
     from serverlight.partition.weights import load_head, load_part, load_tail
     from serverlight.plan import Plan
     from serverlight.runtime import Client, Credentials, Security, Server, connect
+    from serverlight.search.constraints import Constraints, Objective, Workload
+    from serverlight.search.optimise import SearchResult
+    from serverlight.search.pipeline import search
     from serverlight.split_lm import SplitCausalLM
 
 __version__ = "0.1.0"
@@ -27,17 +31,22 @@ _HOMES = {  # public name -> the module it lives in
     "Client": "serverlight.runtime",
     "Codec": "serverlight.codec",
     "CodecConfig": "serverlight.codec",
+    "Constraints": "serverlight.search.constraints",
     "Credentials": "serverlight.runtime",
     "CutPoint": "serverlight.partition",
     "FrameInfo": "serverlight.codec",
+    "LinkConfig": "serverlight.link",
     "LoadedModel": "serverlight.models",
     "Loopback": "serverlight.loopback",
+    "Objective": "serverlight.search.constraints",
     "Partition": "serverlight.partition",
     "Plan": "serverlight.plan",
+    "SearchResult": "serverlight.search.optimise",
     "Security": "serverlight.runtime",
     "Server": "serverlight.runtime",
     "ServerlightError": "serverlight.errors",
     "SplitCausalLM": "serverlight.split_lm",
+    "Workload": "serverlight.search.constraints",
     "calibrate": "serverlight.calibration",
     "calibrate_basis": "serverlight.codec",
     "connect": "serverlight.runtime",
@@ -48,6 +57,7 @@ _HOMES = {  # public name -> the module it lives in
     "load_part": "serverlight.partition.weights",
     "load_tail": "serverlight.partition.weights",
     "partition": "serverlight.partition",
+    "search": "serverlight.search.pipeline",
 }
 
 __all__ = [
@@ -55,17 +65,22 @@ __all__ = [
     "Client",
     "Codec",
     "CodecConfig",
+    "Constraints",
     "Credentials",
     "CutPoint",
     "FrameInfo",
+    "LinkConfig",
     "LoadedModel",
     "Loopback",
+    "Objective",
     "Partition",
     "Plan",
+    "SearchResult",
     "Security",
     "Server",
     "ServerlightError",
     "SplitCausalLM",
+    "Workload",
     "calibrate",
     "calibrate_basis",
     "connect",
@@ -76,6 +91,7 @@ __all__ = [
     "load_part",
     "load_tail",
     "partition",
+    "search",
 ]
 
 

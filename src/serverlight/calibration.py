@@ -17,7 +17,7 @@ import torch
 from serverlight.codec import Codec, CodecConfig, decode
 from serverlight.errors import ConfigError
 
-__all__ = ["PRESETS", "Calibration", "Trial", "calibrate"]
+__all__ = ["PRESETS", "Calibration", "Trial", "calibrate", "log_probabilities"]
 
 Metric = Literal["kl", "disagreement"]
 
@@ -128,7 +128,7 @@ class _Measured:
 
     def __init__(self, *, features: list[tuple[torch.Tensor, ...]], tail: Callable[..., Any], metric: Metric) -> None:
         self._features, self._tail, self._metric = features, tail, metric
-        self._uncut = [_log_probabilities(tail(*tensors)) for tensors in features]
+        self._uncut = [log_probabilities(tail(*tensors)) for tensors in features]
 
     def trial(self, config: CodecConfig) -> Trial:
         codec = Codec(config)
@@ -136,7 +136,7 @@ class _Measured:
         for tensors, uncut in zip(self._features, self._uncut, strict=True):
             frames = {i: codec.encode(x) for i, x in enumerate(tensors) if x.is_floating_point()}
             received = [decode(frames[i]) if i in frames else x for i, x in enumerate(tensors)]
-            losses.append(self._loss(uncut, _log_probabilities(self._tail(*received))))
+            losses.append(self._loss(uncut, log_probabilities(self._tail(*received))))
             num_bytes += sum(map(len, frames.values()))
             num_elements += sum(tensors[i].numel() for i in frames)
         return Trial(
@@ -152,7 +152,8 @@ class _Measured:
         return float((uncut.exp() * (uncut - cut)).sum(-1).mean())
 
 
-def _log_probabilities(outputs: Any) -> torch.Tensor:
+def log_probabilities(outputs: Any) -> torch.Tensor:
+    """Of the first floating-point tensor among a model's outputs, classes last, in float64; raises :class:`ConfigError`."""
     leaves = [x for x in torch.utils._pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor)]
     logits = next((x for x in leaves if x.is_floating_point()), None)
     if logits is None:

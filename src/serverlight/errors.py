@@ -44,10 +44,13 @@
     │  ├─ GenerationInterrupted              a sequence could not go on; token_ids holds what there is
     │  └─ RemoteError                        the server failed on its own account
     ├─ LogitsNotSent                         logits were asked for where only tokens come back
+    ├─ Infeasible                            no plan keeps all caps; binding names those in the way
     └─ MissingDependency                     an optional package is needed for this
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 __all__ = [
     "AddressInUse",
@@ -68,6 +71,7 @@ __all__ = [
     "FrameTooShort",
     "GenerationInterrupted",
     "InconsistentFrame",
+    "Infeasible",
     "InputMismatch",
     "LogitsNotSent",
     "MessageTooLarge",
@@ -263,6 +267,14 @@ class PlanMismatch(ServerlightError):
             "start both with the same plan"
         )
         self.field, self.ours, self.theirs = field, ours, theirs
+
+
+class Infeasible(ServerlightError):
+    """No plan keeps all caps. ``binding`` names the caps in the way, ``nearest`` holds the plans that break the least."""
+
+    def __init__(self, binding: tuple[str, ...], message: str, nearest: tuple[Any, ...] = ()) -> None:
+        super().__init__(f"{', '.join(binding)}: {message}")
+        self.binding, self.nearest = binding, nearest
 
 
 class LogitsNotSent(ServerlightError, NotImplementedError):

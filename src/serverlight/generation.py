@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,23 +16,30 @@ from serverlight.partition.decoder import DecoderHead, DecoderMiddle, DecoderPar
 from serverlight.partition.kv_cache import KVCache
 from serverlight.partition.weights import load_head, load_part, load_tail
 from serverlight.plan import Plan
-from serverlight.sampling import Choice, Sampling, choose_token
+from serverlight.sampling import Choice, Sampling, Score, choose_token, score_tokens
 
 __all__ = [
     "CHUNK_TOKENS",
     "LANGUAGE_CODEC",
+    "PIECE_TOKENS",
     "DecoderLoopback",
+    "Likelihood",
     "LoadedDecoder",
     "LoopbackToken",
     "check_length",
     "check_same_model",
     "chunks",
     "layer_of",
+    "score_hidden",
+    "scored_chunks",
 ]
 
 CHUNK_TOKENS = 128
 """Tokens of a prompt that cross at a time, so that one side computes while the other does; a frame of so many takes a bit an
 element less than frames of one token, and harms no more (docs/demo-lm.md)."""
+
+PIECE_TOKENS = 64
+"""Tokens of a prompt that a server runs at a time, so that no logits of more are ever in memory."""
 
 LANGUAGE_CODEC = CodecConfig(sparsity=0.2)
 """Settings for language models that nobody has calibrated: a mean divergence of about 0.01 nats a token from the uncut model."""
@@ -94,6 +102,64 @@ def chunks(token_ids: list[int], size: int = CHUNK_TOKENS) -> Iterator[tuple[tor
     """
     for start in range(0, len(token_ids), size):
         yield torch.tensor([token_ids[start : start + size]]), start + size < len(token_ids)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Likelihood:
+    """How likely a model finds the end of a text, and what asking took."""
+
+    scores: tuple[Score, ...]
+    """One for each of the tokens asked about."""
+
+    num_tokens: int
+    """Tokens that crossed the cut: all of the text but its last."""
+
+    frame_bytes: int
+    """Their frames."""
+
+    uplink_bytes: int
+    """What was sent, gRPC and HTTP/2 framing included; in one process the frames alone."""
+
+    @property
+    def logprob(self) -> float:
+        """Natural logarithm of the probability of all the tokens asked about."""
+        return math.fsum(score.logprob for score in self.scores)
+
+    @property
+    def is_likeliest(self) -> bool:
+        """Whether greedy choice would have written them."""
+        return all(score.is_likeliest for score in self.scores)
+
+
+def scored_chunks(
+    token_ids: list[int], num_targets: int, size: int = CHUNK_TOKENS
+) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
+    """A text but for its last token in pieces, each with those of its last ``num_targets`` tokens that the piece predicts.
+
+    Raises :class:`ConfigError` where there is nothing to ask, or nothing before it.
+
+    >>> [(piece.tolist(), targets) for piece, targets in scored_chunks([1, 2, 3, 4], 2, size=2)]
+    [([[1, 2]], (3,)), ([[3]], (4,))]
+    """
+    if not 1 <= num_targets < len(token_ids):
+        raise ConfigError(
+            "num_targets", f"is {num_targets} of {len(token_ids)} tokens; ask for at least one, with one before it"
+        )
+    first = len(token_ids) - num_targets
+    for start in range(0, len(token_ids) - 1, size):
+        end = min(start + size, len(token_ids) - 1)
+        yield torch.tensor([token_ids[start:end]]), tuple(token_ids[max(first, start + 1) : end + 1])
+
+
+def score_hidden(tail: DecoderTail, hidden: torch.Tensor, cache: KVCache, targets: Sequence[int]) -> Iterator[Score]:
+    """Runs a tail over hidden states ``[1, tokens, hidden]``; how likely it finds the tokens that follow the last of them."""
+    skipped = hidden.shape[1] - len(targets)
+    for start in range(0, hidden.shape[1], PIECE_TOKENS):
+        piece = hidden[:, start : start + PIECE_TOKENS]
+        wanted = targets[max(0, start - skipped) : max(0, start + piece.shape[1] - skipped)]
+        logits = tail(piece, cache, num_logits=max(1, len(wanted)))
+        if wanted:
+            yield from score_tokens(logits[0].float().cpu().numpy(), wanted)
 
 
 def check_length(part: DecoderPart, token_ids: list[int], max_new_tokens: int) -> None:
@@ -202,6 +268,36 @@ class DecoderLoopback:
         caches = self._new_caches()
         pieces = [self._cross(piece, caches).logits[0] for piece, _ in chunks(token_ids, chunk_tokens)]
         return torch.cat(pieces)
+
+    def likelihood(self, token_ids: list[int], num_targets: int, *, chunk_tokens: int = CHUNK_TOKENS) -> Likelihood:
+        """How likely the last ``num_targets`` tokens of a text are after those before them; the text crosses as a prompt does.
+
+        Raises :class:`ConfigError` where there is nothing to ask, and :class:`ContextExceeded` for a text that is too long.
+        """
+        pieces = list(scored_chunks(token_ids, num_targets, chunk_tokens))
+        check_length(self._head, token_ids[:-1], max_new_tokens=1)
+        caches, scores, frame_bytes = self._new_caches(), list[Score](), 0
+        for piece, targets in pieces:
+            hidden, num_bytes = self._send(piece, caches)
+            frame_bytes += num_bytes
+            with torch.inference_mode():
+                scores += score_hidden(self._tail, hidden, caches.tail, targets)
+        return Likelihood(
+            scores=tuple(scores),
+            num_tokens=len(token_ids) - 1,
+            frame_bytes=frame_bytes,
+            uplink_bytes=frame_bytes,
+        )
+
+    @torch.inference_mode()
+    def _send(self, piece: torch.Tensor, caches: _Caches) -> tuple[torch.Tensor, int]:
+        """What the tail gets of some tokens, and how many bytes went up."""
+        frame = self._codec.encode(self._head(piece, caches.head))
+        hidden, num_bytes = decode(frame), len(frame)
+        if self._middle is None:
+            return hidden, num_bytes
+        returned = torch.cat([self._middle(part, caches.middle) for part in hidden.split(PIECE_TOKENS, dim=1)], dim=1)
+        return decode(self._codec.encode(returned)), num_bytes
 
     def _new_caches(self) -> _Caches:
         first, last = self._layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serverlight.errors import ConfigError
 
-__all__ = ["MAX_LOGPROBS", "Choice", "Sampling", "choose_token"]
+__all__ = ["MAX_LOGPROBS", "Choice", "Sampling", "Score", "choose_token", "score_tokens"]
 
 MAX_LOGPROBS = 20
 """Likeliest tokens that may be asked for with each one."""
@@ -116,6 +116,32 @@ def choose_token(logits: NDArray[np.float32], sampling: Sampling, position: int,
     if sampling.logprobs is None:
         return Choice(token_id)
     return _reported(logits.astype(np.float64), token_id, sampling.logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a model found a token that is given."""
+
+    logprob: float
+    """Natural logarithm of its probability, a float32."""
+
+    is_likeliest: bool
+    """Whether it is the one that greedy choice takes."""
+
+
+def score_tokens(logits: NDArray[np.float32], targets: Sequence[int]) -> tuple[Score, ...]:
+    """How likely each target is; ``logits`` is float32 ``[targets, vocabulary]``.
+
+    >>> score_tokens(np.float32([[0, 0], [0, 40]]), [1, 1])
+    (Score(logprob=-0.6931471824645996, is_likeliest=False), Score(logprob=0.0, is_likeliest=True))
+    """
+    exact = logits.astype(np.float64)
+    largest = exact.max(-1)
+    chosen = exact[np.arange(len(targets)), np.asarray(targets, np.intp)]
+    sums = np.exp(exact - largest[:, None]).sum(-1)
+    # Rounded as they are sent, so that it does not matter where they come from.
+    logprobs = (chosen - largest - np.log(sums)).astype(np.float32).tolist()
+    return tuple(map(Score, logprobs, (logits.argmax(-1) == targets).tolist()))
 
 
 def _penalised(logits: NDArray[np.float32], sampling: Sampling, seen: Collection[int]) -> NDArray[np.float32]:

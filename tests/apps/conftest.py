@@ -46,8 +46,13 @@ def traced(spec: str) -> tuple[sl.LoadedModel, sl.Partition]:
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Runs a command in this process, where torch is loaded and the shipped model has been traced already."""
+def cli(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> Callable[..., Outcome]:
+    """Runs a command in this process, where torch is loaded and the shipped model has been traced already; what commands keep
+    between runs is the test's own.
+    """
+    monkeypatch.setenv("SERVERLIGHT_CACHE", str(tmp_path / "cache"))
     shipped = functools.partial(traced, "demo-vision")
     assert callable(sl.load_model)  # the package remembers what it finds at first: that must not be the stand-in
     monkeypatch.setattr(models, "load_model", lambda spec: shipped()[0] if spec == "demo-vision" else load_model(spec))

@@ -19,20 +19,9 @@ from serverlight.codec import Codec, CodecConfig
 Cli = Callable[..., Any]
 
 COMMANDS = [
-    "demo",
-    "serve",
-    "token",
-    "run",
-    "generate",
-    "edge",
-    "chaos",
-    "cuts",
-    "profile",
-    "simulate",
-    "eval",
-    "inspect",
-    "bench",
-]
+    "demo", "serve", "token", "run", "generate", "edge", "chaos", "link", "cuts", "profile", "calibrate", "search",
+    "simulate", "eval", "inspect", "bench",
+]  # fmt: skip
 
 
 def test_help_lists_the_commands_that_exist(cli: Cli) -> None:

@@ -24,6 +24,10 @@ WRONG = {
     "unknown cut in demo": (["demo", "--cut", "layr3.0"], "did you mean 'layer3.0'"),
     "too many cuts": (["demo", "--cut", "a", "--cut", "b", "--cut", "c", "--cut", "d"], "at most 3 cuts"),
     "outermost cut in demo": (["demo", "--cut", "input"], "shown anyway"),
+    "no cut": (
+        ["run", "demo-vision", "--server", "localhost:1"],
+        "run `serverlight search demo-vision`, or give --cut NAME",
+    ),
     "cut and plan": (["serve", "demo-vision", "--cut", "layer2", "--plan", "x.json"], "one of them"),
     "cut of another model": (["serve", "demo-vision", "demo-lm", "--cut", "demo=layer2"], "MODEL=NAME"),
     "plan for two models": (["serve", "demo-vision", "demo-lm", "--plan", "x.json"], "plan: is for one model"),

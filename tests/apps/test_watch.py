@@ -34,7 +34,7 @@ from serverlight.apps.json_logs import JsonFormatter  # noqa: E402
 from serverlight.apps.watch_http import Watched, make_app  # noqa: E402
 from serverlight.apps.watch_options import WatchOptions  # noqa: E402
 from serverlight.errors import AddressInUse  # noqa: E402
-from serverlight.runtime.tally import Tally  # noqa: E402
+from serverlight.runtime.tally import Series, Tally, Work  # noqa: E402
 
 WAIT_S = 20
 FACTS = {"model": "net", "revision": "1", "cuts": ["1"]}
@@ -363,6 +363,18 @@ def test_first_seconds_without_requests() -> None:
     assert ticks[1]["saved"] == {"uplink": None, "server": None}
     assert len(figures.points) == 2
     json.dumps(ticks, allow_nan=False)
+
+
+def test_saved_time_of_two_models() -> None:
+    """Cuts of two models may have the same name, and save unlike much: each has the share of its own model."""
+    tally, shares = Tally(), {("small", "layers.4"): 0.5}
+    figures = Figures(tally, lambda: Gauges(status="ok", queue=0, streams=0, kv_bytes=0), shares)
+    for model in ("small", "large"):
+        work = tally.work[Series(model, "layers.4", "step")] = Work()
+        work.seconds["tail"] = 1.0
+    assert figures.tick(100.0)["saved"]["server"] == {"ours_s": 1.0, "full_s": 2.0}
+    shares["large", "layers.4"] = 0.2  # it is loaded while the server runs
+    assert figures.tick(101.0)["saved"]["server"] == {"ours_s": 2.0, "full_s": 3.25}
 
 
 # -- logs -------------------------------------------------------------------------------------------

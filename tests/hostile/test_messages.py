@@ -21,7 +21,7 @@ from serverlight.runtime.messages import (
     StepReply,
     Timing,
 )
-from serverlight.sampling import Sampling
+from serverlight.sampling import Sampling, Score
 
 TIMING = Timing(queue_ms=0.5, decode_ms=1.5, tail_ms=2.5, cpu_ms=3.5, process_cpu_ms=4.5, sample_ms=5.5)
 CLIENT = [
@@ -29,6 +29,7 @@ CLIENT = [
     for message in (
         OpenSession(sampling=Sampling(temperature=0.7, top_k=5, seed=2**63, logprobs=3), cut="layers.2", seen=(1, 300)),
         Step(step=70_000, frames=(b"frame", b"x" * 200), more=True, quiet=True),
+        Step(step=2, frames=(b"frame",), targets=(1, 70_000)),
         MoveCut(step=3, layer=2, keys=b"keys", values=b"values"),
         CloseSession(),
         Ping(),
@@ -39,6 +40,7 @@ SERVER = [
     for message in (
         StepReply(step=9, token_id=70_000, timing=TIMING, logprob=-0.5, top_logprobs=((1, -0.5), (2, -3.0))),
         StepReply(step=9, token_id=None, timing=TIMING, frames=(b"frame", b"")),
+        StepReply(step=9, token_id=None, timing=TIMING, scores=(Score(-0.5, True), Score(-3.0, False))),
         Failure(request_id=4, error=ProtocolError("why")),
         Pong(),
     )

@@ -62,6 +62,7 @@ def test_plays_get_somewhere(worlds: tuple[World, World]) -> None:
     assert said["moves"]["StepReply"] == 3
     assert said["together"]["StepReply"] == 6
     assert said["asks"]["InferReply"] == 2
+    assert said["reads ahead"]["StepReply"] >= 1
     assert said["talks"]["Pong"] == 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import pytest
@@ -247,6 +248,21 @@ def test_sides_are_built_once() -> None:
     sides = parts.split("0")
     assert parts.split(parts.cut("0")) is sides
     assert parts.split("1") is not sides
+
+
+def test_segments_lead_from_cut_to_cut(net: SmallNet, parts: Partition) -> None:
+    """What lies between neighbouring cuts, one after the other, is the module, bit for bit; a segment needs no other weights."""
+    x = torch.randn(3, 3, 9, 9)
+    values: tuple[Tensor, ...] = (x,)
+    for first, last in itertools.pairwise(parts.cuts):
+        values = parts.segment(first, last)(*values)
+    assert torch.equal(values[0], net(x))
+    assert {name for name, _ in parts.segment("stem", "blocks.0").named_parameters()} == {
+        "blocks.0.conv.weight",
+        "blocks.0.conv.bias",
+    }
+    with pytest.raises(ConfigError, match="last"):
+        parts.segment("blocks.0", "stem")
 
 
 # -- the module is left alone ----------------------------------------------------------------------

@@ -324,7 +324,7 @@ GOOD = layer_frame(2, 7, 8)
         (MoveCut(step=2, layer=2, keys=GOOD, values=b"junk"), FrameError),
         (MoveCut(step=2, layer=2, keys=GOOD[:-1], values=GOOD), FrameError),
         (MoveCut(step=2, layer=2, keys=layer_frame(2, 8, 8), values=GOOD), FrameTooLarge),
-        (MoveCut(step=2, layer=2, keys=GOOD, values=layer_frame(64, 64, 64)), FrameTooLarge),
+        (MoveCut(step=2, layer=2, keys=GOOD, values=layer_frame(16, 16, 8)), FrameTooLarge),
         (MoveCut(step=2, layer=2, keys=layer_frame(1, 7, 8), values=GOOD), InputMismatch),
         (MoveCut(step=2, layer=2, keys=layer_frame(2, 7, 4), values=GOOD), InputMismatch),
         (MoveCut(step=2, layer=2, keys=layer_frame(14, 8), values=GOOD), InputMismatch),

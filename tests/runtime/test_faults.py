@@ -37,9 +37,9 @@ from serverlight.link import LinkConfig, LinkProxy
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition
 from serverlight.plan import Plan
-from serverlight.runtime import Client, Server, ServerConfig, connect
+from serverlight.runtime import Client, Server, ServerConfig, connect, grpc_transport
 from serverlight.runtime.grpc_transport import GrpcTransport, check_health
-from serverlight.runtime.messages import Frame, Image, InferReply, InferRequest, Payload, RawTensor
+from serverlight.runtime.messages import Failure, Frame, Image, InferReply, InferRequest, Payload, RawTensor
 from serverlight.runtime.tensors import from_raw, to_raw
 from serverlight.runtime.worker import Worker
 
@@ -215,7 +215,9 @@ def test_message_over_the_limit(
     """A client refuses to send what the server would not read; one that sends it anyway loses its stream."""
     large = to_raw(torch.zeros(300, 1024))
     with client_at(server.address) as client:
-        with pytest.raises(MessageTooLarge, match="1048576"):
+        with pytest.raises(
+            MessageTooLarge, match="at most 131072"
+        ):  # 4 samples of 8 x 16 x 16 at the cut, and some more
             client.infer_image(bytes(1 << 20))
         client.infer(torch.rand(1, 3, 16, 16))
     with pytest.raises(MessageTooLarge):
@@ -226,6 +228,28 @@ def test_message_over_the_limit(
     rude.greet(plan_at("stem"))
     rude.say(InferRequest(request_id=1, payloads=(large,)))
     assert isinstance(rude.inbox.next(), MessageTooLarge)
+
+
+def test_message_without_a_meaning_is_not_read(
+    residual: Pair, server: Server, open_stream: Any, plan_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is larger than anything that the cut takes, or a Hello, ends its stream before it is parsed; the largest batch,
+    uncompressed, is taken.
+    """
+    read, parse = list[int](), grpc_transport.decode_client
+    monkeypatch.setattr(grpc_transport, "decode_client", lambda data: read.append(len(data)) or parse(data))
+    stream = open_stream(GrpcTransport(server.address))
+    stream.greet(plan_at("stem"))
+    stream.say(InferRequest(request_id=1, payloads=(to_raw(torch.zeros(4, 8, 16, 16)),)))
+    assert isinstance(stream.inbox.next(), InferReply)
+    stream.say(InferRequest(request_id=2, payloads=(to_raw(torch.zeros(16, 8, 16, 16)),)))
+    refusal = stream.inbox.next()
+    assert isinstance(refusal, Failure)
+    assert isinstance(refusal.error, MessageTooLarge)
+    early = open_stream(GrpcTransport(server.address))
+    early.say(InferRequest(request_id=1, payloads=(to_raw(torch.zeros(16, 8, 16, 16)),)))
+    assert isinstance(early.inbox.next().error, MessageTooLarge)
+    assert max(read) < 4 * 8 * 16 * 16 * 4 + 1000
 
 
 def test_reply_over_the_limit_is_that_requests_error(residual: Pair) -> None:

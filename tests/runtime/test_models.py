@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pathlib
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -255,6 +256,35 @@ def test_clients_race_for_a_model(shelf: Shelf, residual: Pair, serve_models: An
     for answer in answers:
         torch.testing.assert_close(answer["logits"], expected["logits"], rtol=1e-5, atol=1e-6)
     assert shelf.num_loads["residual"] == 1
+
+
+def test_loading_disturbs_nobody(
+    tiny_llama: str, head: Any, tail: Any, residual: Pair, serve_models: Any, greet: Any, capsys: Any
+) -> None:
+    """While models are read, traced and tried on the loading thread, texts and the log of the server go on as ever."""
+    from serverlight.generation import DecoderLoopback, LoadedDecoder
+    from serverlight.runtime.decoder_client import DecoderClient
+
+    def trace() -> Engine:
+        module = residual[0].module
+        return make_engine(residual[0], ["stem"], parts=partition(module, residual[0].example_inputs))
+
+    text = Offer(name="demo-lm", load=lambda: make_engine(LoadedDecoder.tail("demo-lm", "layers.6"), ["layers.6"]))
+    own = Offer(name=tiny_llama, load=lambda: make_engine(tail, [CUT]))
+    server = serve_models(Catalogue([own, text, Offer(name="residual", load=trace)]))
+    plan = Plan(model=tiny_llama, revision=tail.revision, cut=CUT, codec=CODEC)
+    expected = DecoderLoopback(plan, head, tail).generate(PROMPT, max_new_tokens=16)
+    client, num_texts = DecoderClient([server.address], plan=plan, head=head), 0
+    for name in ("demo-lm", "residual"):
+        answer = greet(server, Plan(model=name, revision="?", cut="stem"))[1]
+        while isinstance(answer.error, ModelLoading):
+            assert client.generate(PROMPT, max_new_tokens=16).token_ids == expected
+            num_texts += 1
+            print("still here", file=sys.stderr)
+            answer = greet(server, Plan(model=name, revision="?", cut="stem"))[1]
+        assert isinstance(answer.error, PlanMismatch), answer
+    assert num_texts >= 2
+    assert capsys.readouterr().err.count("still here") == num_texts
 
 
 def test_language_model_on_demand(tiny_llama: str, head: Any, tail: Any, serve_models: Any) -> None:

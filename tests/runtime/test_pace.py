@@ -10,7 +10,7 @@ import pytest
 
 from serverlight.errors import ConfigError
 from serverlight.runtime.exits import Caps, Decision, decide
-from serverlight.runtime.pace import MoveCost, Observed, Pace, Rates, cheaper, fit_link, recompute_cost, ship_cost
+from serverlight.runtime.pace import MoveCost, Observed, Pace, Rates, cheaper, recompute_cost, ship_cost
 
 
 def decided(caps: Caps, *, layer: int = 8, served: Any = (0, 2, 5, 8), step: Any = None) -> Decision | None:
@@ -87,13 +87,15 @@ def test_cheaper_way() -> None:
 
 
 def test_link_is_seen_through_its_messages() -> None:
-    """Rate and round trip come from small and large messages; without large ones the rate is a lower bound."""
-    rate, rtt_ms = fit_link([(1500, 43.0), (1500, 44.0), (1400, 43.0), (200_000, 242.0)])
-    assert rate == pytest.approx(1000, rel=0.02)
-    assert rtt_ms == pytest.approx(42, rel=0.05)
-    assert fit_link([(1500, 15.0)]) == (100.0, 0.0)
-    assert fit_link([(1500, 15.0), (9000, 14.0)]) == (math.inf, 15.0)
-    assert fit_link([(1500, 0.0)]) == (math.inf, 0.0)
+    """Before the first message everything is fast; then rate and round trip are those of the link's estimate."""
+    pace = Pace(num_layers=12)
+    assert (pace.rates().bytes_per_ms, pace.rates().rtt_ms) == (math.inf, 0.0)
+    for size in (200_000, *[1500] * 8):
+        wait_ms = 5.0 + 42.0 + size / 1000
+        step = dataclasses.replace(observed(wait_ms + 8.0), last_bytes=size, wait_ms=wait_ms)
+        pace.observe(step)
+    assert pace.rates().bytes_per_ms == pytest.approx(1000, rel=0.3)
+    assert pace.rates().rtt_ms == pytest.approx(42, rel=0.1)
 
 
 def observed(total_ms: float, num_tokens: int = 1) -> Observed:

@@ -22,6 +22,7 @@ from serverlight.runtime.conversion import encode_client  # noqa: E402
 from serverlight.runtime.core import ServerConfig  # noqa: E402
 from serverlight.runtime.credentials import Credentials  # noqa: E402
 from serverlight.runtime.decoder_client import DecoderClient  # noqa: E402
+from serverlight.runtime.decoders import DecoderWorker  # noqa: E402
 from serverlight.runtime.grpc_transport import SERVICE, GrpcTransport  # noqa: E402
 from serverlight.runtime.messages import Failure, Hello, OpenSession, Step, StepReply  # noqa: E402
 from serverlight.runtime.scheduler import Job  # noqa: E402
@@ -92,6 +93,20 @@ def test_client_that_does_not_read(tail: Any, head: Any, plan: Plan, frame: byte
         assert server.core.num_waiting <= server.core.config.max_in_flight
         call.cancel()
     assert said > 0
+
+
+def test_step_that_was_given_up_never_was(tail: Any, head: Any, plan: Plan, frame: bytes) -> None:
+    """A step that was read before its turn, and then given up for another client's, has no part in what comes instead."""
+    worker = DecoderWorker(tail, [CUT], max_tokens=64, max_kv_bytes=1 << 20)
+    session = worker.open_session(plan, OpenSession(sampling=Sampling()))
+    other = bytes(Codec(CodecConfig(profile="fp16")).encode(head.part(torch.tensor([PROMPT[:3]]))))
+    reserved = list[int]()
+    given_up, instead = Step(step=1, frames=(frame,)), Step(step=1, frames=(other,))
+    first = session.begin(given_up, reserved.append, arrived_s=0.0)
+    assert session.begin(given_up, reserved.append, arrived_s=0.0) is first
+    turn = session.begin(instead, reserved.append, arrived_s=0.0)
+    assert turn.hidden.shape[1] == 3
+    assert [num_bytes // reserved[-1] for num_bytes in reserved] == [len(PROMPT) // 3, 0, 1]
 
 
 def test_no_room_is_told_on_arrival(make_core: Any, connect_to: Any, runner: Any, frame: bytes) -> None:

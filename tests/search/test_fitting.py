@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serverlight.errors import ConfigError
@@ -25,6 +25,7 @@ def ms(curve: Curve, point: Point) -> float:
     return curve.ms(rows=point.rows, tokens=point.tokens, context=point.context)
 
 
+@settings(deadline=None, max_examples=30)
 @given(fixed=AMOUNTS, token=AMOUNTS, context=AMOUNTS, row=AMOUNTS, past=AMOUNTS, together=AMOUNTS)
 def test_recovers_a_curve(fixed: float, token: float, context: float, row: float, past: float, together: float) -> None:
     """Times that lie on a curve give its predictions back, for what was measured and for what was not."""
@@ -38,6 +39,7 @@ def test_recovers_a_curve(fixed: float, token: float, context: float, row: float
         assert ms(found, point) == pytest.approx(ms(true, point), rel=0.03)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.floats(0.0, 0.3))
 def test_never_gives_negative_times(seed: int, noise: float) -> None:
     """However the measurements scatter, no coefficient is below zero, and the curve is no worse than the best constant."""

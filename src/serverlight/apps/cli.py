@@ -13,6 +13,7 @@ import typer
 from serverlight import __version__
 from serverlight.apps.commands.bench_codec import bench
 from serverlight.apps.commands.bench_runtime import bench_runtime
+from serverlight.apps.commands.calibrate import calibrate
 from serverlight.apps.commands.chaos import chaos
 from serverlight.apps.commands.cuts import cuts
 from serverlight.apps.commands.demo import demo
@@ -20,16 +21,18 @@ from serverlight.apps.commands.edge import edge
 from serverlight.apps.commands.evaluate import evaluate
 from serverlight.apps.commands.generate import generate
 from serverlight.apps.commands.inspect_frame import inspect_frame
+from serverlight.apps.commands.link import link
 from serverlight.apps.commands.profile import profile
 from serverlight.apps.commands.run import run
+from serverlight.apps.commands.search import search
 from serverlight.apps.commands.serve import serve
 from serverlight.apps.commands.simulate import simulate
 from serverlight.apps.commands.token import token
-from serverlight.errors import MissingDependency, ServerlightError
+from serverlight.errors import Infeasible, MissingDependency, ServerlightError
 
 __all__ = ["app", "main"]
 
-EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_BUG, EXIT_USER_ERROR, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 DEBUG = "--debug"
 
@@ -49,6 +52,8 @@ EXTRA_OF_PACKAGE = {
     "prometheus_client": "watch",
     "ray": "ray",
     "numba": "cpu",
+    "lm_eval": "eval",
+    "accelerate": "eval",
 }
 """Package that a command may miss -> the extra that brings it."""
 
@@ -66,8 +71,11 @@ app.command()(run)
 app.command()(generate)
 app.command()(edge)
 app.command()(chaos)
+app.command()(link)
 app.command()(cuts)
 app.command()(profile)
+app.command()(calibrate)
+app.command()(search)
 app.command()(simulate)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)
@@ -92,7 +100,9 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits: 0 when it worked, 2 for a wrong input, 130 after Ctrl-C, 1 for a bug of ours."""
+    """Runs one command and exits: 0 when it worked, 2 for a wrong input, 3 where no plan keeps all caps, 130 after Ctrl-C, 1 for a
+    bug of ours.
+    """
     # Two processes that spin on the same cores slow each other down many times over. OpenMP reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # gRPC writes a line of its own for each handshake that fails: a stranger could fill a server's log with them.
@@ -121,6 +131,8 @@ def _run(words: list[str], *, debug: bool) -> int:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """What to tell the user, and the exit code."""
+    if isinstance(error, Infeasible):
+        return str(error), EXIT_INFEASIBLE
     if isinstance(error, ServerlightError):
         return str(error), EXIT_USER_ERROR
     if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").split(".")[0]) in EXTRA_OF_PACKAGE:

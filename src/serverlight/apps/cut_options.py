@@ -8,20 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serverlight.apps.kept_search import find_plan, is_auto
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
     from serverlight.codec import Basis, CodecConfig
     from serverlight.plan import Plan
 
-__all__ = ["CutOptions", "PlannedCut", "check_cut_or_plan"]
+__all__ = ["CutOptions", "PlannedCut"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CutOptions:
     """What the user wrote; ``None`` is not given."""
 
-    cut: Annotated[str | None, typer.Option(metavar="NAME", help="Where to cut.")] = None
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Where to cut; without it, or `auto`, where `serverlight search` chose last."
+        ),
+    ] = None
     plan: Annotated[str | None, typer.Option(metavar="FILE", help="Cut and codec settings from a plan.")] = None
     profile: Annotated[str | None, typer.Option(help="Codec profile, like `slicer`, or `fp16` for plain halves.")] = (
         None
@@ -35,15 +41,17 @@ class CutOptions:
     ] = None
     basis: Annotated[str | None, typer.Option(metavar="FILE", help="The basis that features are sent in.")] = None
 
-    def read(self, base: CodecConfig | None = None) -> PlannedCut:
+    def read(self, model: str, base: CodecConfig | None = None) -> PlannedCut:
         """Reads the files and checks the settings; raises :class:`ConfigError` before any model is loaded.
 
-        ``base`` has the settings that are not given, by default the codec's own.
+        ``base`` has the settings that are not given, by default the codec's own; where the cut is left to a search of the
+        model, those that it chose.
         """
         from serverlight.codec import Basis, CodecConfig
         from serverlight.plan import Plan
 
-        check_cut_or_plan(self.cut, self.plan)
+        if self.cut and self.plan:
+            raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them")
         knobs = {
             "profile": self.profile,
             "sparsity": self.sparsity,
@@ -53,20 +61,21 @@ class CutOptions:
             "asymmetry_mode": self.asymmetry_mode,
         }
         given: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
-        config = dataclasses.replace(base or CodecConfig(), **given)
+        found = find_plan(model) if is_auto(self.cut, self.plan) else None
+        config = dataclasses.replace(found.codec if found else base or CodecConfig(), **given)
         agreed = Plan.load(self.plan) if self.plan else None
         return PlannedCut(
-            cut=agreed.cut if agreed else self.cut or "",
+            cut=agreed.cut if agreed else found.cut if found else self.cut or "",
             codec=agreed.codec if agreed else config,
             basis=Basis.load(self.basis) if self.basis else None,
             agreed=agreed,
         )
 
-    def read_for_text(self) -> PlannedCut:
+    def read_for_text(self, model: str) -> PlannedCut:
         """The same for a language model, with the settings that suit one; raises :class:`ConfigError` for a basis."""
         from serverlight.generation import LANGUAGE_CODEC
 
-        planned = self.read(LANGUAGE_CODEC)
+        planned = self.read(model, LANGUAGE_CODEC)
         if planned.basis or (planned.agreed and planned.agreed.basis):
             raise ConfigError("basis", "sessions of language models take no frames under a basis yet; leave it away")
         return planned
@@ -104,9 +113,3 @@ class PlannedCut:
             ours.check_compatible(self.agreed)
             self.agreed.check_basis(self.basis)
         return ours
-
-
-def check_cut_or_plan(cut: object, plan: object) -> None:
-    """Raises :class:`ConfigError` unless one of them is given, and not both."""
-    if bool(cut) == bool(plan):
-        raise ConfigError("cut", "give --cut NAME or --plan FILE, one of them; `serverlight cuts MODEL` lists the cuts")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from serverlight.runtime.catalogue import Catalogue, Engine
 
-__all__ = ["check_cuts", "cuts_of", "first_layer", "read_memory", "weight_bytes", "what_is_served"]
+__all__ = ["as_one", "check_cuts", "cuts_of", "first_layer", "read_memory", "weight_bytes", "what_is_served"]
 
 _UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
@@ -87,6 +87,15 @@ def _file_bytes(model: str) -> int:
 def what_is_served(catalogue: Catalogue) -> list[dict[str, Any]]:
     """A row for each model: its name, and where it is loaded revision and cuts."""
     return [{"model": name, **_facts(engine)} for name, engine in catalogue.state]
+
+
+def as_one(served: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rows of several models in the shape of one, for the dashboard's head; a single one as it is."""
+    if len(served) == 1:
+        return served[0]
+    revisions = ", ".join(row["revision"] or "not loaded" for row in served)
+    names = ", ".join(row["model"] for row in served)
+    return {"model": names, "revision": revisions, "cuts": [], "num_models": len(served)}
 
 
 def _facts(engine: Engine | None) -> dict[str, Any]:

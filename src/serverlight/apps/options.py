@@ -51,11 +51,14 @@ DataOption = Annotated[
         "--data",
         metavar="SPEC",
         help="Labelled images: `demo-vision`, `demo-vision:calibration`, an `.npz` file with `images` and `labels`, "
-        "or a folder or `.zip` with a `labels.json`.",
+        "or a folder or `.zip` with a `labels.json`. Of a language model: a folder of task files.",
     ),
 ]
 
-LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Use the first N images only.")]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", metavar="N", min=1, help="Use the first N images, or questions of each task, only."),
+]
 
 ThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads that PyTorch may use.")]
 

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WatchOptions"]
 
-Served = Sequence[dict[str, Any]]
+Facts = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 
@@ -58,10 +58,10 @@ class WatchOptions:
             print(text, file=sys.stderr)
 
     @contextlib.contextmanager
-    def watching(self, server: Server, served: Served) -> Iterator[str | None]:
+    def watching(self, server: Server, facts: Facts) -> Iterator[str | None]:
         """Watches a server that has not been started yet; yields the dashboard's URL, if there is one.
 
-        ``served`` are its models, as it names them when it is ready. Raises :class:`AddressInUse`, and
+        ``facts`` are what the server says of itself when it is ready. Raises :class:`AddressInUse`, and
         :class:`MissingDependency` where there is no web server, prometheus_client or OpenTelemetry.
         """
         from serverlight.runtime.observe import Recorder
@@ -78,7 +78,7 @@ class WatchOptions:
                 from serverlight.runtime.tracing import exported
 
                 sinks.append(stack.enter_context(exported()).take)
-            dashboard = _Dashboard(server, tally, served) if self.http is not None else None
+            dashboard = _Dashboard(server, tally, facts) if self.http is not None else None
             recorder = Recorder(*sinks, tally.take, on_tick=dashboard.tick if dashboard else None)
             if dashboard is not None and self.http is not None:
                 url = stack.enter_context(dashboard.listening(self.http_host, self.http, recorder))
@@ -92,7 +92,7 @@ class WatchOptions:
 class _Dashboard:
     """Puts the figures of a server where HTTP finds them."""
 
-    def __init__(self, server: Server, tally: Tally, served: Served) -> None:
+    def __init__(self, server: Server, tally: Tally, facts: Facts) -> None:
         for package in ("prometheus_client", "starlette", "uvicorn"):
             if importlib.util.find_spec(package) is None:
                 raise MissingDependency(package, "watch")
@@ -103,14 +103,11 @@ class _Dashboard:
         self._figures = Figures(tally, self._gauges, server.core.engines.head_shares)
         limits = server.core.config
         self._facts = {
-            "model": ", ".join(row["model"] for row in served),
-            "revision": ", ".join(row["revision"] or "not loaded" for row in served),
-            "cuts": served[0]["cuts"] if len(served) == 1 else [],
-            "num_models": len(served),
+            **facts,
             "version": __version__,
             "max_waiting": limits.max_waiting,
             "max_kv_bytes": limits.max_kv_bytes,
-            "has_shares": bool(server.core.engines.head_shares) or len(served) > 1,
+            "has_shares": bool(server.core.engines.head_shares) or facts.get("num_models", 1) > 1,
         }
 
     def tick(self, now_s: float) -> None:

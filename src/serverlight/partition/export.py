@@ -8,10 +8,11 @@ import io
 import logging
 import operator
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import fx, nn
@@ -194,6 +195,21 @@ def _len(x: Any) -> Any:
 def _quiet() -> Iterator[None]:
     """Keeps torch.export's hints off the terminal; what matters in them is in our error."""
     quiet_log = shape_log(logging.NullHandler(), logging.CRITICAL)
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), quiet_log:
+    with warnings.catch_warnings(), contextlib.redirect_stderr(_OthersOnly(sys.stderr)), quiet_log:
         warnings.simplefilter("ignore")
         yield
+
+
+class _OthersOnly(io.TextIOBase):
+    """Standard error for all threads but this one: a server that loads a model goes on writing its log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._mine = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Drops what this thread writes."""
+        return len(text) if threading.get_ident() == self._mine else self._stream.write(text)
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+        self._stream.flush()

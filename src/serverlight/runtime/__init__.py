@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from serverlight.runtime.adaptive_client import AdaptiveClient
     from serverlight.runtime.client import Client, InferResult, connect
     from serverlight.runtime.credentials import Credentials
     from serverlight.runtime.security import Security
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from serverlight.runtime.server_config import ServerConfig
 
 _HOMES = {  # public name -> the module it lives in
+    "AdaptiveClient": "adaptive_client",
     "Client": "client",
     "Credentials": "credentials",
     "InferResult": "client",
@@ -25,7 +27,7 @@ _HOMES = {  # public name -> the module it lives in
     "connect": "client",
 }
 
-__all__ = ["Client", "Credentials", "InferResult", "Security", "Server", "ServerConfig", "connect"]
+__all__ = ["AdaptiveClient", "Client", "Credentials", "InferResult", "Security", "Server", "ServerConfig", "connect"]
 
 
 def __getattr__(name: str) -> Any:

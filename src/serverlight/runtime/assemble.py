@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["make_engine"]
 
+_ELEMENT_BYTES, _MESSAGE_BYTES = 8, 1 << 16
+"""More than an element takes in any frame or tensor, and than all else of a message."""
+
 
 def make_engine(
     model: LoadedModel | LoadedDecoder,
@@ -56,6 +59,7 @@ def make_engine(
         runner=Worker(model, parts, names, bases=named, max_batch=config.max_batch),
         codec=codec,
         head_shares={point.name: _head_share(point) for point in points},
+        most_bytes={point.name: _most_bytes(_elements(point) * config.max_batch) for point in points if point.index},
         num_bytes=_num_bytes(model.module),
     )
 
@@ -76,12 +80,21 @@ def _of_decoder(
         runner=worker,
         codec=codec,
         head_shares={cut: layer_of(cut) / part.num_layers for cut in cuts},
+        most_bytes=dict.fromkeys(cuts, _most_bytes(worker.most_elements)),
         num_bytes=_num_bytes(part),
     )
 
 
 def _head_share(cut: CutPoint) -> float:
     return cut.head_macs / max(1, cut.head_macs + cut.tail_macs)
+
+
+def _elements(cut: CutPoint) -> int:
+    return sum(spec.elements_per_sample for spec in cut.tensors)
+
+
+def _most_bytes(num_elements: int) -> int:
+    return _MESSAGE_BYTES + _ELEMENT_BYTES * num_elements
 
 
 def _plans(

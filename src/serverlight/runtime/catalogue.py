@@ -45,6 +45,9 @@ class Engine:
     num_bytes: int = 0
     """Of its weights."""
 
+    most_bytes: Mapping[str, int] = field(default_factory=dict)
+    """By cut the largest message that can have a meaning there, where that is known: larger ones are not even read."""
+
     @property
     def model(self) -> str:
         """Its name, as the plans have it."""

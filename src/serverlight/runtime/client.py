@@ -99,6 +99,7 @@ def connect(
         CutNotFound: the model has no such cut.
     """
     found = resolver_of([address]).resolve(timeout_s)[0]
+    warm_up()  # before anything is traced: torch.export replaces functions that Numba looks up, for the whole process
     parts, give_up_s = _partition_of(model, plan), time.monotonic() + load_timeout_s
     while True:
         transport = GrpcTransport(found, max_message_bytes=max_message_bytes, credentials=credentials)
@@ -150,16 +151,16 @@ class Client:
         """
         return self.infer_detailed(inputs, deadline_ms=deadline_ms).outputs
 
-    def infer_detailed(self, inputs: Any, *, deadline_ms: int | None = None) -> InferResult:
-        """As :meth:`infer`, with times and bytes."""
-        started_s = time.perf_counter()
+    def infer_detailed(self, inputs: Any, *, deadline_ms: int | None = None, codec: Codec | None = None) -> InferResult:
+        """As :meth:`infer`, with times and bytes; with other settings of the codec than the plan's where they are given."""
+        started_s, codec = time.perf_counter(), codec or self._codec
         args, kwargs = as_call(inputs)
         with torch.inference_mode():
             tensors = self._head(*args, **kwargs)
             head_done_s = time.perf_counter()
             self._check_batch(tensors)
             payloads = tuple(
-                Frame(data=self._codec.encode(tensor)) if spec.is_feature else to_raw(tensor)
+                Frame(data=codec.encode(tensor)) if spec.is_feature else to_raw(tensor)
                 for spec, tensor in zip(self._cut.tensors, tensors, strict=True)
             )
         encoded_s = time.perf_counter()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from serverlight.errors import (
+    MessageTooLarge,
     PeerUnavailable,
     ProtocolError,
     ServerlightError,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "shutting_down"]
 
+_MOST_HELLO_BYTES = 1 << 16
+
 
 class Connection:
     """The protocol of one stream: Hello first, then requests with rising ids."""
@@ -56,6 +59,20 @@ class Connection:
         self._last_id = self._last_step = 0
         self._is_closed = False
         self.over = False
+
+    def check_size(self, num_bytes: int) -> None:
+        """Raises :class:`MessageTooLarge` for a message so large that it cannot have a meaning here; it need not be parsed."""
+        if num_bytes > (most := self._most_bytes):
+            raise MessageTooLarge(
+                f"a message of {num_bytes} bytes, where at most {most} make sense; is it for this cut?"
+            )
+
+    @property
+    def _most_bytes(self) -> int:
+        limit = self._core.config.max_message_bytes
+        if self._plan is None or self.engine is None:
+            return min(limit, _MOST_HELLO_BYTES)
+        return min(limit, self.engine.most_bytes.get(self._plan.cut, limit))
 
     def receive(self, message: ClientMessage | Failure) -> None:
         """Takes one message and never raises."""
@@ -112,7 +129,7 @@ class Connection:
         config = self._core.config
         self._reply(
             Welcome(
-                max_message_bytes=config.max_message_bytes,
+                max_message_bytes=self._most_bytes,
                 max_batch=config.max_batch,
                 max_in_flight=config.max_in_flight,
                 cuts=tuple(engine.plans),

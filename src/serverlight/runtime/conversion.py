@@ -31,7 +31,7 @@ from serverlight.runtime.messages import (
     Timing,
     Welcome,
 )
-from serverlight.sampling import Sampling
+from serverlight.sampling import Sampling, Score
 
 __all__ = ["DTYPE_BYTES", "decode_client", "decode_server", "encode_client", "encode_server"]
 
@@ -75,7 +75,13 @@ def encode_client(message: ClientMessage) -> bytes:
             opened = pb.OpenSession(sampling=_sampling_to_pb(message.sampling), cut=message.cut, seen=message.seen)
             return pb.ClientMessage(open=opened).SerializeToString()
         case Step():
-            step = pb.Step(step=message.step, frames=message.frames, more=message.more, quiet=message.quiet)
+            step = pb.Step(
+                step=message.step,
+                frames=message.frames,
+                more=message.more,
+                quiet=message.quiet,
+                targets=message.targets,
+            )
             return pb.ClientMessage(step=step).SerializeToString()
         case MoveCut():
             move = pb.MoveCut(step=message.step, layer=message.layer, keys=message.keys, values=message.values)
@@ -133,7 +139,9 @@ def _step_from_pb(step: pb.Step) -> Step | Failure:
     if not 1 <= len(step.frames) <= MAX_STEP_FRAMES:
         error = ProtocolError(f"a step of {len(step.frames)} frames; send 1 to {MAX_STEP_FRAMES}")
         return Failure(request_id=step.step, error=error)
-    return Step(step=step.step, frames=tuple(step.frames), more=step.more, quiet=step.quiet)
+    return Step(
+        step=step.step, frames=tuple(step.frames), more=step.more, quiet=step.quiet, targets=tuple(step.targets)
+    )
 
 
 def _move_from_pb(move: pb.MoveCut) -> MoveCut:
@@ -265,12 +273,24 @@ def _step_reply_to_pb(reply: StepReply) -> pb.StepReply:
         ids, values = zip(*reply.top_logprobs, strict=True) if reply.top_logprobs else ((), ())
         logprobs = pb.Logprobs(chosen=reply.logprob, ids=ids, values=values)
     timing = _timing_to_pb(reply.timing)
-    return pb.StepReply(step=reply.step, token_id=reply.token_id, timing=timing, logprobs=logprobs, frames=reply.frames)
+    return pb.StepReply(
+        step=reply.step,
+        token_id=reply.token_id,
+        timing=timing,
+        logprobs=logprobs,
+        frames=reply.frames,
+        target_logprobs=[score.logprob for score in reply.scores],
+        target_likeliest=[score.is_likeliest for score in reply.scores],
+    )
 
 
 def _step_reply_from_pb(step: pb.StepReply) -> StepReply:
     if len(step.logprobs.ids) != len(step.logprobs.values):
         raise ProtocolError(f"{len(step.logprobs.ids)} likeliest tokens with {len(step.logprobs.values)} probabilities")
+    if len(step.target_logprobs) != len(step.target_likeliest):
+        raise ProtocolError(
+            f"{len(step.target_logprobs)} targets' probabilities with {len(step.target_likeliest)} ranks"
+        )
     return StepReply(
         step=step.step,
         token_id=step.token_id if step.HasField("token_id") else None,
@@ -278,6 +298,7 @@ def _step_reply_from_pb(step: pb.StepReply) -> StepReply:
         logprob=step.logprobs.chosen if step.HasField("logprobs") else None,
         top_logprobs=tuple(zip(step.logprobs.ids, step.logprobs.values, strict=True)),
         frames=tuple(step.frames),
+        scores=tuple(map(Score, step.target_logprobs, step.target_likeliest)),
     )
 
 

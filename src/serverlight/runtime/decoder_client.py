@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
@@ -11,19 +12,31 @@ import torch
 
 from serverlight.codec import warm_up
 from serverlight.errors import ConfigError, GenerationInterrupted, PlanMismatch, ProtocolError, ServerlightError
-from serverlight.generation import CHUNK_TOKENS, LoadedDecoder, check_length, check_same_model, chunks
+from serverlight.frontier import Frontier
+from serverlight.generation import (
+    CHUNK_TOKENS,
+    Likelihood,
+    LoadedDecoder,
+    check_length,
+    check_same_model,
+    chunks,
+    layer_of,
+    scored_chunks,
+)
 from serverlight.partition.decoder import DecoderHead, DecoderTail
 from serverlight.plan import Plan
+from serverlight.runtime.adapt import Change, Rules
 from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.device import Device, Footprint
 from serverlight.runtime.exits import Caps, Exit
+from serverlight.runtime.following import Follower, check_frontier, deepest_layer
 from serverlight.runtime.heartbeat import Heartbeat
 from serverlight.runtime.messages import Timing
 from serverlight.runtime.moving import Mover
 from serverlight.runtime.pace import Observed
 from serverlight.runtime.resolver import Resolver, resolver_of
 from serverlight.runtime.sequence import Link, RemoteSequence, Replies
-from serverlight.sampling import Choice, Sampling
+from serverlight.sampling import Choice, Sampling, Score
 
 __all__ = ["Caps", "DecoderClient", "Exit", "Generation", "StepCost", "Token"]
 
@@ -52,6 +65,9 @@ class StepCost:
 
     device_tail_ms: float = 0.0
     """Running the tail and choosing the token, where the device does that."""
+
+    frame_bytes: int = 0
+    """Encoded hidden states among the bytes sent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +110,10 @@ class DecoderClient:
         step_timeout_s: how long a step may take before its server counts as lost.
         recovery_s: how long to look for a server in mid-sequence before giving up; at the start each is tried once.
         heartbeat: how long a server may be silent before it counts as lost.
+        frontier: choices that the sequence moves along as its link changes, with its deadline in ``rules``; each step can have
+            other settings of the codec, and the cut moves where that pays.
+        rules: what the frontier's choices are to keep; needed with a frontier.
+        on_change: hears of each change of choice; the logger ``serverlight.adapt`` does, too.
         caps: what the device can spare; when that is not enough, the cut moves in mid-sequence, or the answer stops.
         tail: of a plan with a second cut the rest of the model, which makes the device choose the tokens: then neither
             prompt nor answer leaves it.
@@ -117,6 +137,9 @@ class DecoderClient:
         caps: Caps | None = None,
         tail: LoadedDecoder | None = None,
         credentials: Credentials | None = None,
+        frontier: Frontier | None = None,
+        rules: Rules | None = None,
+        on_change: Callable[[Change], None] | None = None,
     ) -> None:
         resolver = resolver_of(addresses)
         for part in (head, *([tail] if tail else [])):
@@ -129,9 +152,17 @@ class DecoderClient:
         if (plan.return_cut is not None) != (tail is not None):
             raise PlanMismatch("return_cut", plan.return_cut, "a tail" if tail else "no tail")
         warm_up()
-        self.plan, self._caps, self._head, self._tail = plan, caps, head.part, tail_part
-        self._new_device()  # a part that is too short is found out now
-        self._footprint = Footprint.measure(self._head, self._tail, plan) if caps else Footprint(head=())
+        self.plan, self._head, self._tail = plan, head.part, tail_part
+        deepest = plan
+        if (frontier is None) != (rules is None):
+            raise ConfigError("rules", "a frontier needs rules with the deadline, and rules a frontier; give both")
+        if frontier is not None:
+            check_frontier(frontier)
+            caps = dataclasses.replace(caps or Caps(), step_deadline_ms=None)  # the rules have one
+            deepest = dataclasses.replace(plan, cut=f"layers.{max(layer_of(plan.cut), deepest_layer(frontier))}")
+        self._caps, self._frontier, self._rules, self._on_change = caps, frontier, rules, on_change
+        self._new_device(deepest)  # a part that is too short is found out now
+        self._footprint = Footprint.measure(self._head, self._tail, deepest) if caps else Footprint(head=())
         self._link = Link(
             resolver, timeout_s, step_timeout_s, recovery_s, heartbeat or Heartbeat(), credentials or Credentials()
         )
@@ -207,7 +238,7 @@ class DecoderClient:
         pieces = list(chunks(token_ids, chunk_tokens))
         try:
             while len(made) < max_new_tokens and not (made and made[-1] in stop_ids):
-                if exit := run.exit(len(made), pieces):
+                if exit := run.exit(len(made), pieces, max_new_tokens - len(made)):
                     if on_exit is not None:
                         on_exit(exit)
                     if exit.to_cut is None:
@@ -223,20 +254,46 @@ class DecoderClient:
         finally:
             run.sequence.close()
 
-    def _new_device(self, prompt_ids: Sequence[int] = ()) -> Device:
-        return Device(self.plan, self._head, self._tail, prompt_ids)
+    def likelihood(self, token_ids: list[int], num_targets: int, *, chunk_tokens: int = CHUNK_TOKENS) -> Likelihood:
+        """How likely the last ``num_targets`` tokens of a text are after those before them.
+
+        The text crosses as a prompt does. Who has the tail is told these tokens, as it is when it chooses tokens itself; with
+        a second cut that is the device, and none leaves it. Caps play no part.
+
+        Raises:
+            ConfigError: there is nothing to ask, or nothing before it.
+            ContextExceeded: the text is longer than the model's context; nothing was sent.
+            ServerlightError: what :meth:`stream` raises for its first step.
+        """
+        pieces = list(scored_chunks(token_ids, num_targets, chunk_tokens))
+        check_length(self._head, token_ids[:-1], max_new_tokens=1)
+        run = self._begin(token_ids, Sampling())
+        try:
+            return run.likelihood(pieces, num_tokens=len(token_ids) - 1)
+        finally:
+            run.sequence.close()
+
+    def _new_device(self, plan: Plan, prompt_ids: Sequence[int] = ()) -> Device:
+        return Device(plan, self._head, self._tail, prompt_ids)
 
     def _begin(self, prompt_ids: Sequence[int], sampling: Sampling) -> _Run:
-        device = self._new_device(prompt_ids)
+        device = self._new_device(self.plan, prompt_ids)
         # A server that chooses no tokens need not know how they are chosen.
         sequence = RemoteSequence(self._link, self.plan, Sampling() if self._tail else sampling, device)
         mover = None
         if self._caps is not None:
             mover = Mover(self._caps, self._footprint, device, sequence, self._head.num_layers)
-        return _Run(device, sequence, mover, sampling)
+        return _Run(device, sequence, mover, sampling, self._follow if self._frontier else None)
+
+    def _follow(self, mover: Mover, device: Device, served: tuple[str, ...]) -> Follower:
+        assert self._frontier is not None
+        assert self._rules is not None
+        return Follower(
+            self._frontier, self._rules, mover=mover, device=device, served=served, on_change=self._on_change
+        )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
     """One generation."""
 
@@ -244,24 +301,35 @@ class _Run:
     sequence: RemoteSequence
     mover: Mover | None
     sampling: Sampling
+    follow: Callable[[Mover, Device, tuple[str, ...]], Follower] | None = None
+    follower: Follower | None = None
 
-    def exit(self, num_made: int, pieces: list[tuple[torch.Tensor, bool]]) -> Exit | None:
-        """Keeps the caps."""
+    def exit(self, num_made: int, pieces: list[tuple[torch.Tensor, bool]], num_left: int) -> Exit | None:
+        """Keeps the caps, and else follows the link."""
         if self.mover is None:
             return None
         if not num_made:
             self.sequence.begin()
-        return self.mover.exit(num_made, sum(piece.shape[1] for piece, _ in pieces))
+        num_next = sum(piece.shape[1] for piece, _ in pieces)
+        exit = self.mover.exit(num_made, num_next)
+        if self.follow is not None and self.follower is None:
+            self.follower = self.follow(self.mover, self.device, self.sequence.cuts)
+        elif self.follower is not None and exit is not None:
+            self.follower.stay(exit.reason)
+        if exit is not None or self.follower is None:
+            return exit
+        return self.follower.follow(num_made, num_next, num_left)
 
     def step(self, pieces: list[tuple[torch.Tensor, bool]]) -> Token:
         """Sends tokens and gets the one that follows."""
         head_ms = encode_ms = 0.0
-        uplink_bytes = 0
+        uplink_bytes = frame_bytes = 0
         for piece, more in pieces:
             made = self.device.run(piece)
             head_ms, encode_ms = head_ms + made.head_ms, encode_ms + made.encode_ms
             sent_bytes, sent_s = self.sequence.send((made.frame,), more=more), time.perf_counter()
             uplink_bytes += sent_bytes
+            frame_bytes += len(made.frame)
         replies = self.sequence.wait()
         wait_ms = (time.perf_counter() - sent_s) * 1e3
         reply = replies[-1][0]
@@ -277,9 +345,29 @@ class _Run:
             downlink_bytes=sum(num_bytes for _, num_bytes in replies),
             server=reply.timing,
             device_tail_ms=tail_ms if self.device.has_tail else 0.0,
+            frame_bytes=frame_bytes,
         )
         self._observe(cost, pieces, sent_bytes)
         return Token(*choice, cost=cost, num_recoveries=self.sequence.num_recoveries)
+
+    def likelihood(self, pieces: list[tuple[torch.Tensor, tuple[int, ...]]], *, num_tokens: int) -> Likelihood:
+        """Sends a text and gets the scores of its targets."""
+        frame_bytes = uplink_bytes = 0
+        for piece, targets in pieces:
+            frame = self.device.run(piece).frame
+            asked = () if self.device.has_tail else targets
+            uplink_bytes += self.sequence.send((frame,), more=True, targets=asked)
+            frame_bytes += len(frame)
+        replies, wanted = self.sequence.wait(), [targets for _, targets in pieces]
+        scores = self._score(replies, wanted)
+        return Likelihood(scores=scores, num_tokens=num_tokens, frame_bytes=frame_bytes, uplink_bytes=uplink_bytes)
+
+    def _score(self, replies: Replies, targets: list[tuple[int, ...]]) -> tuple[Score, ...]:
+        if self.device.has_tail:
+            return self.device.score([frame for reply, _ in replies for frame in reply.frames], targets)
+        if [len(reply.scores) for reply, _ in replies] != list(map(len, targets)):
+            raise ProtocolError("a reply has no scores; is the server of the same version?")
+        return tuple(score for reply, _ in replies for score in reply.scores)
 
     def _choose(self, replies: Replies) -> Choice:
         if self.device.has_tail:
@@ -294,16 +382,17 @@ class _Run:
             return
         num_tokens, server = sum(piece.shape[1] for piece, _ in pieces), cost.server
         self.mover.sent(cost.uplink_bytes, num_tokens)
-        self.mover.pace.observe(
-            Observed(
-                layer=self.device.layer,
-                num_tokens=num_tokens,
-                head_ms=cost.head_ms,
-                total_ms=cost.head_ms + cost.encode_ms + cost.wait_ms + cost.device_tail_ms,
-                last_tokens=pieces[-1][0].shape[1],
-                last_bytes=last_bytes,
-                wait_ms=cost.wait_ms,
-                server_ms=server.total_ms,
-                tail_ms=server.tail_ms,
-            )
+        observed = Observed(
+            layer=self.device.layer,
+            num_tokens=num_tokens,
+            head_ms=cost.head_ms,
+            total_ms=cost.head_ms + cost.encode_ms + cost.wait_ms + cost.device_tail_ms,
+            last_tokens=pieces[-1][0].shape[1],
+            last_bytes=last_bytes,
+            wait_ms=cost.wait_ms,
+            server_ms=server.total_ms,
+            tail_ms=server.tail_ms,
         )
+        self.mover.pace.observe(observed)
+        if self.follower is not None:
+            self.follower.observe(observed, cost.encode_ms)

@@ -17,7 +17,7 @@ from serverlight.plan import Plan
 from serverlight.runtime.clock import Clock
 from serverlight.runtime.layer_frames import read_layer
 from serverlight.runtime.messages import MoveCut, OpenSession, Step, StepReply
-from serverlight.sampling import Choice, choose_token
+from serverlight.sampling import Choice, Score, choose_token, score_tokens
 
 __all__ = ["DecoderSession", "Room", "Turn"]
 
@@ -44,6 +44,7 @@ class Room:
 class _Answer:
     choice: Choice | None = None
     frames: tuple[bytes, ...] = ()
+    scores: tuple[Score, ...] = ()
 
 
 class DecoderSession:
@@ -86,6 +87,8 @@ class DecoderSession:
             return self._last
         if message.step != done + 1:
             raise ProtocolError(f"step {message.step} came, step {done + 1} was expected; send the steps in order")
+        if self._turn is not None and self._turn.step is not message:
+            self.give_up()  # read before its turn, and given up for another client's while it waited
         if self._turn is None:
             clock = Clock(arrived_s)
             if isinstance(message, MoveCut):
@@ -118,7 +121,7 @@ class DecoderSession:
     def _note(self, step: int, answer: _Answer, clock: Clock) -> StepReply:
         timing = clock.timing()
         if (choice := answer.choice) is None:
-            self._last = StepReply(step=step, token_id=None, frames=answer.frames, timing=timing)
+            self._last = StepReply(step=step, token_id=None, frames=answer.frames, scores=answer.scores, timing=timing)
         else:
             self._last = StepReply(
                 step=step,
@@ -132,6 +135,7 @@ class DecoderSession:
     def _read(self, step: Step, reserve: Callable[[int], None], clock: Clock) -> Turn:
         parts = self._decode(step.frames)
         sizes = tuple(part.shape[1] for part in parts)
+        self._check_targets(step.targets, sum(sizes))
         reserve(self._room.num_bytes(self.cache.first, self.cache.num_tokens + sum(sizes)))
         hidden = torch.cat(parts, dim=1)
         clock.lap("decode")
@@ -142,6 +146,8 @@ class DecoderSession:
             if turn.step.quiet:
                 return _Answer()
             return _Answer(frames=self._encode(torch.split(output, list(turn.sizes), dim=1)))
+        if turn.step.targets:
+            return _Answer(scores=tuple(turn.scores))
         if turn.step.more:
             return _Answer()
         logits = output[0, -1].float().cpu().numpy()
@@ -149,6 +155,14 @@ class DecoderSession:
         if self._sampling.weighs_repetition:
             self._seen.add(choice.token_id)
         return _Answer(choice=choice)
+
+    def _check_targets(self, targets: Sequence[int], num_tokens: int) -> None:
+        if targets and isinstance(self.part, DecoderMiddle):
+            raise ProtocolError("targets, but the plan's second cut leaves no logits here; score where the tail is")
+        if len(targets) > num_tokens:
+            raise ProtocolError(f"{len(targets)} targets for {num_tokens} tokens; send one for each at most")
+        if targets and max(targets) >= self.part.vocab_size:
+            raise ProtocolError(f"token {max(targets)} of {self.part.vocab_size}; is it the same tokenizer?")
 
     def _encode(self, returned: Sequence[Tensor]) -> tuple[bytes, ...]:
         return tuple(self._codec.encode(part) for part in returned)
@@ -211,11 +225,12 @@ class Turn:
         self.saved = self.cache.save()
         self._num_done = 0
         self._outputs: list[Tensor] = []
+        self.scores: list[Score] = []
 
     @property
     def is_row(self) -> bool:
-        """Whether it may run in a batch: one token of a sequence that has begun."""
-        return self.hidden.shape[1] == 1 and self.cache.num_tokens > 0
+        """Whether it may run in a batch: one token of a sequence that has begun, whose successor is wanted."""
+        return self.hidden.shape[1] == 1 and self.cache.num_tokens > 0 and not self.step.targets
 
     def advance(self, num_tokens: int) -> StepReply | None:
         """Runs so many tokens alone; returns the answer when all are through."""
@@ -241,5 +256,14 @@ class Turn:
             hidden: Tensor = part(piece, self.cache)
             return hidden
         self._outputs.clear()  # a tail's last logits are all that counts
-        logits: Tensor = part(piece, self.cache, num_logits=1)
-        return logits
+        wanted = self._targets(piece.shape[1])
+        logits: Tensor = part(piece, self.cache, num_logits=max(1, len(wanted)))
+        if wanted:
+            self.scores += score_tokens(logits[0].float().cpu().numpy(), wanted)
+        return logits[:, -1:]
+
+    def _targets(self, num_tokens: int) -> tuple[int, ...]:
+        """Those that follow the next tokens."""
+        skipped = self.hidden.shape[1] - len(self.step.targets)
+        start = self._num_done - skipped
+        return self.step.targets[max(0, start) : max(0, start + num_tokens)]

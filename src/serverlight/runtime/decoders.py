@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 
 from serverlight.errors import ConfigError, CutNotFound, NotBatchable, ProtocolError
-from serverlight.generation import LoadedDecoder, layer_of
+from serverlight.generation import PIECE_TOKENS, LoadedDecoder, layer_of
 from serverlight.partition.decoder import DecoderMiddle, DecoderTail
 from serverlight.partition.kv_cache import LayerSize
 from serverlight.partition.sweep import Sweep
@@ -18,7 +18,7 @@ from serverlight.partition.sweep_check import make_sweep
 from serverlight.plan import Plan
 from serverlight.runtime.clock import read_clocks
 from serverlight.runtime.decoder_session import DecoderSession, Room, Turn
-from serverlight.runtime.messages import InferRequest, OpenSession, StepReply
+from serverlight.runtime.messages import InferRequest, MoveCut, OpenSession, StepReply
 from serverlight.runtime.scheduler import Answer, Job
 from serverlight.runtime.sessions import Session
 
@@ -39,7 +39,13 @@ class DecoderWorker:
     """
 
     def __init__(
-        self, model: LoadedDecoder, cuts: Sequence[str], *, max_tokens: int, max_kv_bytes: int, prefill_tokens: int = 64
+        self,
+        model: LoadedDecoder,
+        cuts: Sequence[str],
+        *,
+        max_tokens: int,
+        max_kv_bytes: int,
+        prefill_tokens: int = PIECE_TOKENS,
     ) -> None:
         part = model.part
         if not isinstance(part, DecoderTail | DecoderMiddle):
@@ -54,6 +60,12 @@ class DecoderWorker:
         self._room = Room(sizes=self._measure(), first=part.first, max_tokens=most_tokens, max_kv_bytes=max_kv_bytes)
         self._sweep = self._make_sweep()
 
+    @property
+    def most_elements(self) -> int:
+        """Of a message: hidden states of all tokens that a sequence may have, or keys and values of a layer."""
+        per_layer = max((size.num_heads * (size.key_size + size.value_size) for size in self._room.sizes), default=0)
+        return self._room.max_tokens * max(self._part.hidden_size, per_layer)
+
     def open_session(self, plan: Plan, opened: OpenSession) -> Session:
         """Begins a sequence; raises :class:`ProtocolError` where a token is not of the vocabulary."""
         if opened.seen and max(opened.seen) >= self._part.vocab_size:
@@ -63,6 +75,8 @@ class DecoderWorker:
     @torch.inference_mode()
     def prepare(self, job: Job) -> None:
         """Reads a step before its turn; what is wrong with it is said when that comes."""
+        if isinstance(job.request, MoveCut):  # to read it is to carry it out
+            return
         with contextlib.suppress(Exception):
             self._begin(job)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from serverlight.codec import Codec, decode
+from serverlight.codec import Codec, CodecConfig, decode
 from serverlight.errors import ProtocolError
-from serverlight.generation import CHUNK_TOKENS, layer_of
+from serverlight.generation import CHUNK_TOKENS, layer_of, score_hidden
 from serverlight.partition.decoder import DecoderHead, DecoderTail
 from serverlight.partition.kv_cache import LayerSize, LayerState
 from serverlight.plan import Plan
-from serverlight.sampling import Choice, Sampling, choose_token
+from serverlight.sampling import Choice, Sampling, Score, choose_token
 
 __all__ = ["Device", "Footprint", "HeadRun"]
 
@@ -122,6 +122,24 @@ class Device:
             ProtocolError: the frames hold other hidden states than those that were asked for.
         """
         assert self._tail is not None
+        parts = self._read(frames)
+        with torch.inference_mode():
+            for part in parts:
+                logits = self._tail(part, self._tail_cache, num_logits=1)[0, -1]
+        return choose_token(logits.float().cpu().numpy(), sampling, len(self._ids), self.seen)
+
+    def score(self, frames: Sequence[bytes], targets: Sequence[Sequence[int]]) -> tuple[Score, ...]:
+        """How likely the tokens are that follow the last ones of each frame, which are as :meth:`choose` has them."""
+        assert self._tail is not None
+        assert self._tail_cache is not None
+        scores = list[Score]()
+        with torch.inference_mode():
+            for part, following in zip(self._read(frames), targets, strict=True):
+                scores += score_hidden(self._tail, part, self._tail_cache, following)
+        return tuple(scores)
+
+    def _read(self, frames: Sequence[bytes]) -> list[torch.Tensor]:
+        assert self._tail is not None
         assert self._tail_cache is not None
         due = len(self._ids) - self._tail_cache.num_tokens
         parts = [decode(frame, max_elements=due * self._tail.hidden_size) for frame in frames]
@@ -132,10 +150,7 @@ class Device:
                 f"hidden states of shapes {shapes} came back, those of {due} tokens are due; "
                 "is the server of the same version?"
             )
-        with torch.inference_mode():
-            for part in parts:
-                logits = self._tail(part, self._tail_cache, num_logits=1)[0, -1]
-        return choose_token(logits.float().cpu().numpy(), sampling, len(self._ids), self.seen)
+        return parts
 
     def note(self, token_id: int) -> None:
         """Counts a token of the answer as seen, before it is run: a cut that moves now must not forget it."""
@@ -144,6 +159,15 @@ class Device:
     def give(self, layer: int) -> tuple[LayerState, ...]:
         """Moves the cut to ``layer``; returns what the layers behind it remember, and forgets it."""
         return self._cache.release(layer, self._cache.last, stays_at_front=True)
+
+    def take(self, layer: int) -> None:
+        """Moves the cut to a deeper ``layer``; what the head remembers is to be made :meth:`again`."""
+        self._cache = self._head.new_cache(last=layer)
+
+    def use(self, codec: CodecConfig) -> None:
+        """Encodes with other settings from now on; frames describe themselves."""
+        if codec != self._codec.config:
+            self._codec = Codec(codec)
 
     def again(self) -> Iterator[tuple[bytes, ...]]:
         """Runs the head over all tokens anew, at the cut where it is now; the frames of all tokens, some at a time.

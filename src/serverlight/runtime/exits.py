@@ -60,7 +60,7 @@ class Exit:
     """How many tokens of the answer there were before it."""
 
     reason: str
-    """The cap that was about to be hit: ``memory`` or ``deadline``."""
+    """The cap that was about to be hit, ``memory`` or ``deadline``; ``link`` where the sequence follows its link."""
 
     from_cut: str
     """Where the sequence was cut."""

@@ -421,6 +421,7 @@ class _ServerStream:
             data = await asyncio.wait_for(self._context.read(), timeout_s)
             if data is grpc.aio.EOF:  # type: ignore[attr-defined]
                 return False
+            connection.check_size(len(data))
             message = decode_client(data)
             if isinstance(message, _UNANSWERED):
                 self._talk.take(1, self._loop.time())
@@ -429,7 +430,7 @@ class _ServerStream:
             connection.receive(message)
         except TimeoutError:
             connection.fail(ProtocolError(f"no Hello within {timeout_s} s"))
-        except ProtocolError as error:
+        except TransportError as error:
             connection.fail(error)
         return True
 

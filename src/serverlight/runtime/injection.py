@@ -140,6 +140,10 @@ class _InjectedConnection:
         """Whether the server is done with this stream."""
         return self._connection.over
 
+    def check_size(self, num_bytes: int) -> None:
+        """Raises :class:`MessageTooLarge` for a message that is not worth parsing."""
+        self._connection.check_size(num_bytes)
+
     def receive(self, message: ClientMessage | Failure) -> None:
         """Takes a message, or does not."""
         fault = self._victim.meet()

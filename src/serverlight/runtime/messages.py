@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serverlight.errors import ServerlightError
-from serverlight.sampling import Sampling
+from serverlight.sampling import Sampling, Score
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -206,6 +206,9 @@ class Step:
     quiet: bool = False
     """Of a plan with a second cut: whether the hidden states there are not wanted back."""
 
+    targets: tuple[int, ...] = ()
+    """The tokens that follow the step's last ones, where it is wanted how likely they are and not which token follows."""
+
     @property
     def request_id(self) -> int:
         """What a :class:`Failure` of this step is known by."""
@@ -280,6 +283,9 @@ class StepReply:
 
     frames: tuple[bytes, ...] = ()
     """Hidden states ``[1, tokens, hidden]`` at the plan's second cut, one for each frame of the step."""
+
+    scores: tuple[Score, ...] = ()
+    """One for each of the step's targets."""
 
     @property
     def request_id(self) -> int:

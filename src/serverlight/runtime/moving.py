@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from serverlight.codec import Codec
 from serverlight.errors import CutNotFound
 from serverlight.generation import layer_of
+from serverlight.partition.kv_cache import LayerState
 from serverlight.runtime.device import Device, Footprint
-from serverlight.runtime.exits import Caps, Decision, Exit, decide
+from serverlight.runtime.exits import Caps, Exit, decide
 from serverlight.runtime.layer_frames import write_layer
-from serverlight.runtime.pace import Pace, cheaper, recompute_cost, ship_cost
+from serverlight.runtime.pace import MoveCost, Pace, cheaper, recompute_cost, ship_cost
 from serverlight.runtime.sequence import RemoteSequence
 
 __all__ = ["Mover"]
@@ -50,14 +51,25 @@ class Mover:
             memory_bytes=lambda at: self._footprint.num_bytes(at, num_tokens),
             step_ms=None if self.pace.step_ms(layer, layer) is None else lambda at: self.pace.step_ms(layer, at) or 0.0,
         )
-        return None if decision is None else self._carry_out(decision, num_made)
+        return None if decision is None else self.move(decision.reason, decision.layer, num_made)
 
-    def _carry_out(self, decision: Decision, num_made: int) -> Exit:
-        started_s, before, layer = time.perf_counter(), self._device.layer, decision.layer
+    def keeps_memory(self, layer: int, num_next: int) -> bool:
+        """Whether a cut there keeps the cap on memory in the next step."""
+        cap = self._caps.device_memory_bytes
+        return cap is None or self._footprint.num_bytes(layer, self._device.num_tokens + num_next) <= cap
+
+    def price(self, layer: int) -> MoveCost:
+        """What a move to that cut is estimated to cost, the cheaper way."""
+        ship, recompute = self._prices(layer)
+        return {"shipped": ship, "recomputed": recompute}[self._way(layer)]
+
+    def move(self, reason: str, layer: int | None, num_made: int) -> Exit:
+        """Moves the cut, or stops the sequence where there is none to go to, and reports."""
+        started_s, before = time.perf_counter(), self._device.layer
         way, num_bytes = (None, 0) if layer is None else self._move(layer)
         return Exit(
             token_index=num_made,
-            reason=decision.reason,
+            reason=reason,
             from_cut=f"layers.{before}",
             to_cut=None if layer is None else f"layers.{layer}",
             way=way,
@@ -68,7 +80,11 @@ class Mover:
     def _move(self, layer: int) -> tuple[str | None, int]:
         """Moves the cut; returns the way it went and the bytes that were sent."""
         way, cut = self._way(layer), f"layers.{layer}"
-        states = self._device.give(layer)
+        states: tuple[LayerState, ...] = ()
+        if layer > self._device.layer:
+            self._device.take(layer)
+        else:
+            states = self._device.give(layer)
         self.pace.moved()
         if not states and not self._device.num_tokens:
             self._sequence.restart(cut)
@@ -89,12 +105,15 @@ class Mover:
         return num_bytes
 
     def _way(self, layer: int) -> str:
-        if self._caps.way != "auto":
-            return self._caps.way
+        if layer > self._device.layer:  # the device cannot be given what the server remembers
+            return "recomputed"
+        return cheaper(*self._prices(layer)) if self._caps.way == "auto" else self._caps.way
+
+    def _prices(self, layer: int) -> tuple[MoveCost, MoveCost]:
         num_tokens, rates = self._device.num_tokens, self.pace.rates()
         num_elements = self._footprint.num_elements(layer, self._device.layer, num_tokens)
         token_bytes = self._frame_bytes / max(1, self._frame_tokens)
-        return cheaper(
+        return (
             ship_cost(_SHIPPED_BYTES * num_elements, rates),
             recompute_cost(num_tokens, token_bytes, layer, self._num_layers, rates),
         )

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["MoveCost", "Pace", "Rates", "cheaper", "fit_link", "recompute_cost", "ship_cost"]
+from serverlight.link.estimate import LinkBelief
+
+__all__ = ["MoveCost", "Pace", "Rates", "cheaper", "recompute_cost", "ship_cost"]
 
 WINDOW = 5
 """Steps whose median is the time of a step: one slow step is no reason to move."""
-
-MANY = 64
-"""Messages that the link's rate is estimated from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +20,7 @@ class Rates:
     """Speeds of a sequence's way."""
 
     bytes_per_ms: float
-    """The uplink; infinite where it is too fast to be seen."""
+    """The uplink; infinite before anything was sent."""
 
     rtt_ms: float
     """What a message of no size takes there and back."""
@@ -43,27 +41,6 @@ class MoveCost:
 
     time_ms: float
     """Until the sequence can go on."""
-
-
-def fit_link(samples: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Bytes per millisecond and round trip in milliseconds, from sizes of messages and how long they were under way.
-
-    A line through the typical small and the typical large message. Where sizes hardly differ all time counts as the
-    bytes', which makes a link look slower than it is, for both ways to move alike.
-
-    >>> fit_link([(1000, 12.0), (1000, 12.0), (9000, 20.0)])
-    (1000.0, 11.0)
-    """
-    least, most = min(size for size, _ in samples), max(size for size, _ in samples)
-    if most >= 2 * least:
-        small = _middle([sample for sample in samples if sample[0] <= 1.5 * least])
-        large = _middle([sample for sample in samples if 1.5 * sample[0] >= most])
-        if large[1] > small[1]:
-            rate = (large[0] - small[0]) / (large[1] - small[1])
-            return rate, max(0.0, small[1] - small[0] / rate)
-        return math.inf, max(0.0, small[1])
-    size, time_ms = _middle(samples)
-    return (size / time_ms if time_ms > 0 else math.inf), 0.0
 
 
 def ship_cost(kv_bytes: int, rates: Rates) -> MoveCost:
@@ -125,6 +102,11 @@ class Observed:
     tail_ms: float
     """Of that in the tail."""
 
+    @property
+    def way_ms(self) -> float:
+        """The wait less the server's own time."""
+        return max(0.0, self.wait_ms - self.server_ms)
+
 
 class Pace:
     """Collects what steps took.
@@ -136,8 +118,8 @@ class Pace:
     def __init__(self, num_layers: int) -> None:
         self._num_layers = num_layers
         self._steps: deque[Observed] = deque(maxlen=WINDOW)
-        self._link: deque[tuple[int, float]] = deque(maxlen=MANY)
-        self._largest: tuple[int, float] | None = None
+        self.link = LinkBelief()
+        self._has_sent = False
         self._head_ms = self._tail_ms = math.inf
 
     def observe(self, step: Observed) -> None:
@@ -146,10 +128,10 @@ class Pace:
         self._head_ms = min(self._head_ms, step.head_ms / (step.num_tokens * max(1, step.layer)))
         behind = max(1, self._num_layers - step.layer)
         self._tail_ms = min(self._tail_ms, step.tail_ms / (step.last_tokens * behind))
+        self.link = self.link.later(step.total_ms / 1e3)
         if step.last_bytes:
-            sample = step.last_bytes, max(0.0, step.wait_ms - step.server_ms)
-            self._link.append(sample)
-            self._largest = max(self._largest or sample, sample)
+            self.link = self.link.seen(step.last_bytes, step.way_ms)
+            self._has_sent = True
         if step.num_tokens == 1:
             self._steps.append(step)
 
@@ -168,11 +150,8 @@ class Pace:
 
     def rates(self) -> Rates:
         """What is known so far; before the first step everything is taken to be fast."""
-        samples = [*self._link, *([self._largest] if self._largest else [])]
-        bytes_per_ms, rtt_ms = fit_link(samples) if samples else (math.inf, 0.0)
+        bytes_per_ms, rtt_ms = math.inf, 0.0
+        if self._has_sent:
+            bytes_per_ms, rtt_ms = self.link.rate_bits_per_s() / 8e3, self.link.trip_ms()
         head_ms, tail_ms = (0.0 if math.isinf(ms) else ms for ms in (self._head_ms, self._tail_ms))
         return Rates(bytes_per_ms=bytes_per_ms, rtt_ms=rtt_ms, head_ms=head_ms, tail_ms=tail_ms)
-
-
-def _middle(samples: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    return statistics.median(size for size, _ in samples), statistics.median(time_ms for _, time_ms in samples)

@@ -59,6 +59,9 @@ class Quota:
                 raise ConfigError(field.name, f"must be {kind} above 0, got {value!r}; leave it away for no limit")
 
 
+_UNLIMITED = Quota()
+
+
 class Bucket:
     """Fills at a rate up to a capacity, and is full at first.
 
@@ -113,7 +116,7 @@ class Quotas:
 
     def of(self, client: str | None) -> Quota:
         """What a client may use; everything, where it has no name."""
-        return Quota() if client is None or self._quota_of is None else self._quota_of(client)
+        return _UNLIMITED if client is None or self._quota_of is None else self._quota_of(client)
 
     def enter(self, client: str | None) -> bool:
         """Counts a stream, and says whether it is one too many; it counts until :meth:`leave` in either case."""

@@ -88,6 +88,7 @@ class RemoteSequence:
     """What the server serves."""
 
     _frames: list[bytes] = field(default_factory=list)
+    _targets: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _has_dropped: bool = False
     _num_taken: int = 0
     _stream: ClientStream | None = None
@@ -104,13 +105,18 @@ class RemoteSequence:
         if self._stream is None:
             self._insist(lambda: None)
 
-    def send(self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False) -> int:
-        """Keeps the frames and sends them without waiting; returns the bytes on the wire, 0 where no server is there."""
+    def send(self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False, targets: tuple[int, ...] = ()) -> int:
+        """Keeps the frames and sends them without waiting; returns the bytes on the wire, 0 where no server is there.
+
+        ``targets`` are as a :class:`Step` has them, for a single frame; then no cut moves in this sequence.
+        """
+        if targets:
+            self._targets[len(self._frames)] = targets
         self._frames.extend(frames)
         self._begin()
         try:
             if self._stream is not None:
-                return self._post(frames, more=more, quiet=quiet)
+                return self._post(frames, more=more, quiet=quiet, targets=targets)
         except (*_RECOVERABLE, FrameError):
             self._drop()
         return 0
@@ -229,10 +235,14 @@ class RemoteSequence:
         for start in range(0, len(taken), _REPLAY_FRAMES):
             self._post(tuple(taken[start : start + _REPLAY_FRAMES]), more=True, quiet=True)
         for index, frame in enumerate(others, start=1):
-            self._post((frame,), more=index < len(others))
+            targets = self._targets.get(len(taken) + index - 1, ())
+            self._post((frame,), more=index < len(others), targets=targets)
 
-    def _post(self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False) -> int:
-        return self._post_message(Step(step=self._num_steps + 1, frames=frames, more=more, quiet=quiet))
+    def _post(
+        self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False, targets: tuple[int, ...] = ()
+    ) -> int:
+        step = self._num_steps + 1
+        return self._post_message(Step(step=step, frames=frames, more=more, quiet=quiet, targets=targets))
 
     def _post_layer(self, layer: int, keys: bytes, values: bytes) -> int:
         return self._post_message(MoveCut(step=self._num_steps + 1, layer=layer, keys=keys, values=values))

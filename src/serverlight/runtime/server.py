@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from serverlight.codec import Basis, CodecConfig
+from serverlight.codec import Basis, CodecConfig, warm_up
 from serverlight.faults import FaultPlan
 from serverlight.models import LoadedModel
 from serverlight.partition import Partition
@@ -97,6 +97,7 @@ class Server:
         quotas = Quotas(self._tokens.quota_of if self._tokens else None)
         if not isinstance(model, Catalogue):
             model = Catalogue.of(make_engine(model, cuts, codec=codec, bases=bases, config=config, parts=parts))
+        warm_up()  # before the loading thread traces anything: that replaces functions that Numba looks up
         model.tells_names = self._tokens is None
         self._core = ServerCore(model, config=config, quotas=quotas)
         self._open_to = InjectingServer(self._core, faults) if faults else self._core

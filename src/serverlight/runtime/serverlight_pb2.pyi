@@ -131,16 +131,18 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("step", "frames", "more", "quiet")
+    __slots__ = ("step", "frames", "more", "quiet", "targets")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     QUIET_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     step: int
     frames: _containers.RepeatedScalarFieldContainer[bytes]
     more: bool
     quiet: bool
-    def __init__(self, step: _Optional[int] = ..., frames: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ..., quiet: _Optional[bool] = ...) -> None: ...
+    targets: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step: _Optional[int] = ..., frames: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ..., quiet: _Optional[bool] = ..., targets: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MoveCut(_message.Message):
     __slots__ = ("step", "layer", "keys", "values")
@@ -167,18 +169,22 @@ class Pong(_message.Message):
     def __init__(self) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("step", "token_id", "timing", "logprobs", "frames")
+    __slots__ = ("step", "token_id", "timing", "logprobs", "frames", "target_logprobs", "target_likeliest")
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LIKELIEST_FIELD_NUMBER: _ClassVar[int]
     step: int
     token_id: int
     timing: Timing
     logprobs: Logprobs
     frames: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, step: _Optional[int] = ..., token_id: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., frames: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    target_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    target_likeliest: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, step: _Optional[int] = ..., token_id: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., frames: _Optional[_Iterable[bytes]] = ..., target_logprobs: _Optional[_Iterable[float]] = ..., target_likeliest: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class Logprobs(_message.Message):
     __slots__ = ("chosen", "ids", "values")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from serverlight.errors import PeerUnavailable, ProtocolError, ServerlightError, TransportError
+from serverlight.errors import PeerUnavailable, ServerlightError, TransportError
 from serverlight.link import LinkConfig
 from serverlight.runtime.conversion import decode_client, decode_server, encode_client, encode_server
 from serverlight.runtime.messages import ClientMessage, Failure, ServerMessage
@@ -74,6 +74,9 @@ class Connection(Protocol):
     def over(self) -> bool:
         """Whether the server is done with this stream."""
 
+    def check_size(self, num_bytes: int) -> None:
+        """Raises :class:`MessageTooLarge` for a message that is not worth parsing."""
+
     def receive(self, message: ClientMessage | Failure) -> None:
         """Takes the client's next message, or the failure that stands for one; the answer comes through the callback
         of :meth:`MessageServer.connect`. Never blocks.
@@ -132,8 +135,9 @@ class InProcessTransport:
         if self._connection is None or self._is_closed:
             return
         try:
+            self._connection.check_size(len(data))
             self._connection.receive(decode_client(data))
-        except ProtocolError as error:
+        except TransportError as error:
             self._connection.fail(error)
 
     def _on_reply(self, message: ServerMessage) -> None:

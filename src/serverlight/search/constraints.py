@@ -87,6 +87,9 @@ class Workload:
     input_bytes: int | None = None
     """What a raw input takes, such as a JPEG file; ``None``: as many as the input tensor."""
 
+    input_loss_pp: float = 0.0
+    """What sending the input as such a file costs in quality, in percentage points."""
+
     def __post_init__(self) -> None:
         for name, least in (("devices", 1), ("prompt_tokens", 1), ("new_tokens", 1)):
             if getattr(self, name) < least:
@@ -94,3 +97,5 @@ class Workload:
         for name in ("requests_per_s", "input_bytes"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ConfigError(name, f"must be positive, got {value!r}")
+        if not 0 <= self.input_loss_pp < math.inf:
+            raise ConfigError("input_loss_pp", f"must be zero or more, got {self.input_loss_pp!r}")

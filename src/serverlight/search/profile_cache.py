@@ -14,7 +14,7 @@ from typing import Any
 from serverlight.errors import ConfigError
 from serverlight.search.profile import Profile
 
-__all__ = ["CACHE_VARIABLE", "ProfileCache"]
+__all__ = ["CACHE_VARIABLE", "ProfileCache", "cache_folder"]
 
 CACHE_VARIABLE = "SERVERLIGHT_CACHE"
 """Names another folder than the user's cache."""
@@ -24,7 +24,7 @@ class ProfileCache:
     """Files named by the model and by a digest of all that a profile depends on."""
 
     def __init__(self, folder: pathlib.Path | None = None) -> None:
-        self._folder = folder or _cache_folder() / "profiles"
+        self._folder = folder or cache_folder() / "profiles"
 
     def path(self, key: Mapping[str, Any]) -> pathlib.Path:
         """Where the profile with this key is kept."""
@@ -48,7 +48,8 @@ class ProfileCache:
             unfinished.replace(path)  # whoever reads meanwhile reads the old one or the new one
 
 
-def _cache_folder() -> pathlib.Path:
+def cache_folder() -> pathlib.Path:
+    """Where what was measured and chosen on this machine is kept."""
     if named := os.environ.get(CACHE_VARIABLE):
         return pathlib.Path(named)
     caches = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or pathlib.Path.home() / ".cache"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ class QualityRow:
     is_measured: bool
     """Whether it was run in full, or is what the sampling plan predicts."""
 
+    loss_by_position_pp: tuple[float, ...] = ()
+    """Of a language model: the loss within each bucket of :attr:`QualityTable.position_edges`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualityTable:
@@ -64,6 +68,34 @@ class QualityTable:
     held_out_error_bits: float | None = None
     """Median relative error of their bits per element, likewise."""
 
+    tail_share: float | None = None
+    """Runs of the tail that the table took, as a share of those of all its rows in full; runs of the uncut model aside."""
+
+    position_edges: tuple[int, ...] = ()
+    """Of a language model: bucket ``i`` holds the tokens from ``edges[i]`` up to, but without, ``edges[i + 1]``, from 0 on."""
+
+    def front(self) -> tuple[QualityRow, ...]:
+        """Of each cut, by ascending bits, the rows that no other row of it beats in both bits and divergence."""
+        found, least = list[QualityRow](), dict[str, float]()
+        for row in sorted(self.rows, key=lambda row: (row.bits_per_element, row.kl)):
+            if row.kl < least.get(row.cut, math.inf):
+                least[row.cut] = row.kl
+                found.append(row)
+        places = {row.cut: place for place, row in reversed(list(enumerate(self.rows)))}
+        return tuple(sorted(found, key=lambda row: places[row.cut]))
+
+    def loss_over(self, row: QualityRow, num_tokens: int) -> float:
+        """Loss in percentage points over the first tokens of a sequence, prompt included.
+
+        Beyond the longest text of the calibration set, tokens lose what its last bucket does; without positions every token
+        loses what the row does.
+        """
+        if not row.loss_by_position_pp:
+            return row.loss_pp
+        ends = (*self.position_edges[1:-1], math.inf)
+        tokens = [max(min(end, num_tokens) - start, 0) for start, end in zip(self.position_edges, ends, strict=False)]
+        return sum(n * loss for n, loss in zip(tokens, row.loss_by_position_pp, strict=True)) / sum(tokens)
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
         return dataclasses.asdict(self)
@@ -78,11 +110,13 @@ class QualityTable:
                         **row,
                         "codec": CodecConfig(**row["codec"]),
                         "loss_interval_pp": tuple(row["loss_interval_pp"]),
+                        "loss_by_position_pp": tuple(row.get("loss_by_position_pp", ())),
                     }
                 )
                 for row in fields["rows"]
             )
-            return cls(**{**fields, "rows": rows})
+            edges = tuple(fields.get("position_edges", ()))
+            return cls(**{**fields, "rows": rows, "position_edges": edges})
         except (KeyError, TypeError) as error:
             raise ConfigError("quality", f"cannot be read: {error}; make it with `serverlight calibrate`") from None
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json as json_text
-import pathlib
 import queue
-import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from typing import IO, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from serverlight.apps.terminal import STDOUT, check_writable
+from serverlight.apps.relays import EventLog, event_log, signals_end
+from serverlight.apps.terminal import check_writable
 from serverlight.chaos import ChaosRelay
 from serverlight.errors import ConfigError
 from serverlight.faults import FaultPlan, Strike
@@ -62,39 +57,14 @@ def chaos(
     plan = FaultPlan.parse(fault or (), seed=seed)
     heard: queue.SimpleQueue[Strike | None] = queue.SimpleQueue()
     relay = ChaosRelay(to, plan, link=LinkConfig.parse(link), host=host, port=port, on_strike=heard.put)
-    with _log(json) as log, _signals_to(heard), relay:
+    with event_log(json) as log, signals_end(heard), relay:
         log.say({"event": "listening", "address": relay.address, "to": to}, f"relaying {relay.address} to {to}")
         counts = _follow(heard, log, None if duration is None else time.monotonic() + duration)
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"
         log.say({"event": "stopped", "faults": dict(counts)}, f"stopped; faults: {told}")
 
 
-class _Log:
-    """Text for people on standard output, JSON lines for machines."""
-
-    def __init__(self, events: IO[str] | None, *, quiet: bool) -> None:
-        self._events, self._is_quiet = events, quiet
-
-    def say(self, event: dict[str, Any], text: str) -> None:
-        """One event, at once."""
-        if self._events is not None:
-            print(json_text.dumps(event), file=self._events, flush=True)
-        if not self._is_quiet:
-            print(text, flush=True)
-
-
-@contextlib.contextmanager
-def _log(path: str | None) -> Iterator[_Log]:
-    if path is None:
-        yield _Log(None, quiet=False)
-    elif path == STDOUT:
-        yield _Log(sys.stdout, quiet=True)
-    else:
-        with pathlib.Path(path).open("w") as file:
-            yield _Log(file, quiet=False)
-
-
-def _follow(heard: queue.SimpleQueue[Strike | None], log: _Log, until_s: float | None) -> Counter[str]:
+def _follow(heard: queue.SimpleQueue[Strike | None], log: EventLog, until_s: float | None) -> Counter[str]:
     """Tells faults until somebody or the clock says stop."""
     counts = Counter[str]()
     while True:
@@ -106,21 +76,6 @@ def _follow(heard: queue.SimpleQueue[Strike | None], log: _Log, until_s: float |
             return counts
         counts[strike.kind] += 1
         log.say({"event": "fault", **strike.as_dict()}, str(strike))
-
-
-@contextlib.contextmanager
-def _signals_to(heard: queue.SimpleQueue[Strike | None]) -> Iterator[None]:
-    """SIGTERM and SIGINT end the queue."""
-
-    def stop(_signum: int, _frame: object) -> None:
-        heard.put(None)
-
-    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 def _read_address(text: str) -> tuple[str, int]:

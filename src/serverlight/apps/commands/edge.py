@@ -71,7 +71,7 @@ def edge(
     from serverlight.text import Tokenizer
 
     check_writable("json", json)
-    planned, credentials = where.read_for_text(), trust.read(*server)
+    planned, credentials = where.read_for_text(model), trust.read(*server)
     torch.set_num_threads(threads)
     with contextlib.closing(_listen(host, port)) as listening:
         head = LoadedDecoder.head(model, planned.cut)

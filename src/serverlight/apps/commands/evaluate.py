@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serverlight.apps.options import DataOption, JsonOption, LimitOption, ModelArgument, ThreadsOption, parse_list
+from serverlight.apps.options import (
+    DataOption,
+    DtypeOption,
+    JsonOption,
+    LimitOption,
+    ModelArgument,
+    ThreadsOption,
+    parse_list,
+)
 from serverlight.apps.terminal import (
     STDOUT,
     check_writable,
@@ -17,19 +25,33 @@ from serverlight.apps.terminal import (
     progress_bar,
     write_json,
 )
+from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
     from serverlight.codec import CodecConfig
     from serverlight.evaluation import VisionRow
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "settings_text"]
+
+VISION_SPARSITY, LANGUAGE_SPARSITY = "0.5,0.7,0.8,0.9", "0.2"
 
 
 def evaluate(
-    cut: Annotated[list[str], typer.Option("--cut", metavar="NAME", help="Where to cut; may be repeated.")],
     model: ModelArgument = "demo-vision",
+    cut: Annotated[
+        list[str] | None, typer.Option("--cut", metavar="NAME", help="Where to cut; may be repeated.")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Of a language model: tasks of lm-evaluation-harness, such as `hellaswag,piqa`."
+        ),
+    ] = None,
     profile: Annotated[str, typer.Option(metavar="LIST", help="Codecs: serverlight, slicer, fp16.")] = "serverlight",
-    sparsity: Annotated[str, typer.Option(metavar="LIST", help="Shares of elements to drop.")] = "0.5,0.7,0.8,0.9",
+    sparsity: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Shares of elements to drop; 0.5,0.7,0.8,0.9, of language models 0.2."),
+    ] = None,
     groups: Annotated[str, typer.Option(metavar="LIST", help="Numbers of magnitude groups (slicer).")] = "1",
     distortion: Annotated[str, typer.Option(metavar="LIST", help="Distortion budgets, or `auto`.")] = "auto",
     asymmetry: Annotated[str, typer.Option(metavar="LIST", help="Worth of a negative element.")] = "1",
@@ -38,14 +60,45 @@ def evaluate(
     ] = "score",
     data: DataOption = None,
     limit: LimitOption = None,
+    plan: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --tasks: cut and settings from a plan.")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="With --tasks: a server with the rest of the model; else it is loaded here."
+        ),
+    ] = None,
+    dtype: DtypeOption = "auto",
+    run_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-code", help="With --tasks: let tasks run what the model wrote, unguarded, on this machine."
+        ),
+    ] = False,
     threads: ThreadsOption = 1,
     json: JsonOption = None,
 ) -> None:
-    """Measure bytes and accuracy of an image classifier for each combination of cut and codec settings.
+    """Measure bytes and accuracy for each combination of cut and codec settings, against the uncut model.
 
-    Everything runs in one process. Example:
+    An image classifier runs in one process. With --tasks it is a language model, on tasks of lm-evaluation-harness; --data is
+    then a folder of task files and their data. Examples:
     `serverlight eval demo-vision --cut layer2.2 --cut layer3.0 --profile serverlight,slicer --sparsity 0.7,0.8`
+    `serverlight eval demo-lm --tasks hellaswag,piqa --cut layers.2 --sparsity 0,0.2,0.5 --limit 100`
     """
+    if tasks is not None:
+        from serverlight.apps.task_eval import TaskRun, evaluate_tasks
+
+        knobs = (profile, sparsity or LANGUAGE_SPARSITY, groups, distortion, asymmetry, asymmetry_mode)
+        settings = [] if plan else list(itertools.product(cut or [], _configs(*knobs)))
+        run = TaskRun(model=model, server=server, plan=plan, dtype=dtype, data=data, limit=limit, run_code=run_code)
+        evaluate_tasks(run, parse_list("tasks", tasks, str.strip), settings, threads=threads, json=json)
+        return
+    for name, given in (("plan", plan), ("server", server), ("run_code", run_code)):
+        if given:
+            raise ConfigError(name, "is for language models; give --tasks as well, or leave it away")
+    if not cut:
+        raise ConfigError("cut", "give --cut NAME, once or more; `serverlight cuts MODEL` lists the cuts")
     import torch
 
     from serverlight.apps.vision import load_model_images
@@ -53,7 +106,7 @@ def evaluate(
     from serverlight.models import load_model
 
     check_writable("json", json)
-    configs = _configs(profile, sparsity, groups, distortion, asymmetry, asymmetry_mode)
+    configs = _configs(profile, sparsity or VISION_SPARSITY, groups, distortion, asymmetry, asymmetry_mode)
     settings = list(itertools.product(cut, configs))
     torch.set_num_threads(threads)
     loaded = load_model(model)
@@ -108,7 +161,7 @@ def _cells(row: VisionRow) -> list[str]:
     return [
         row.cut,
         row.config.profile,
-        _settings(row.config),
+        settings_text(row.config),
         f"{row.bits_per_element:.3f}",
         format_bytes(row.bytes_per_image),
         f"{row.ratio_vs_fp16:.1f}",
@@ -119,7 +172,7 @@ def _cells(row: VisionRow) -> list[str]:
     ]
 
 
-def _settings(config: CodecConfig) -> str:
+def settings_text(config: CodecConfig) -> str:
     """What of theta plays a part in the profile."""
     if config.profile == "fp16":
         return ""

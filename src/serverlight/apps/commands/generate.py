@@ -86,7 +86,7 @@ def generate(
     check_writable("json", json)
     if bool(server) == local:
         raise ConfigError("server", "give --server HOST:PORT, or --local for one process, one of them")
-    planned = where.read_for_text()
+    planned = where.read_for_text(model)
     sampling, caps, credentials = how.read(), within.read(), trust.read(*server or [])
     if local and caps:
         raise ConfigError("local", "no cut moves in one process; leave --device-memory and --step-deadline away")

@@ -64,7 +64,7 @@ def run(
     from serverlight.runtime import connect
 
     check_writable("json", json)
-    planned, credentials = where.read(), trust.read(server)
+    planned, credentials = where.read(model), trust.read(server)
     torch.set_num_threads(threads)
     loaded = load_model(model)
     plan = planned.plan_for(loaded.name, loaded.revision)

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from serverlight.apps.fault_options import InjectOption, InjectSeedOption, read_faults
+from serverlight.apps.kept_search import AUTO
 from serverlight.apps.limit_options import LimitOptions
-from serverlight.apps.offers import read_memory, what_is_served
+from serverlight.apps.offers import as_one, read_memory, what_is_served
 from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import (
     DtypeOption,
@@ -46,7 +47,7 @@ def serve(
         typer.Option(
             "--cut",
             metavar="NAME",
-            help="A cut to serve; may be repeated; by default all. Of several models: every one's, or MODEL=NAME.",
+            help="A cut to serve; may be repeated; `auto`, by default, is all. Of several models: every one's, or MODEL=NAME.",
         ),
     ] = None,
     preload: Annotated[
@@ -100,7 +101,7 @@ def serve(
         others=tuple(models[1:]),
         preload=preload,
         memory_bytes=read_memory(memory),
-        cuts=tuple(cut or ()),
+        cuts=() if cut == [AUTO] else tuple(cut or ()),
         plan=plan,
         basis=basis,
         return_cut=return_cut,
@@ -119,7 +120,7 @@ def serve(
     server = recipe.make(host, port)
     served = what_is_served(server.core.engines.catalogue)
     facts = served[0] if len(served) == 1 else {"models": served}
-    with _set_by_signals(stopping), watch.watching(server, served) as url, server:
+    with _set_by_signals(stopping), watch.watching(server, as_one(served)) as url, server:
         _announce({"address": server.address, **facts, **({"http": url} if url else {})}, json)
         stopping.wait()
         given_up = server.drain()

@@ -1,0 +1,240 @@
+"""How well SLICER-Search predicts: random feasible plans, measured over sockets and an imitated link.
+
+    python benchmarks/search_accuracy.py                                  # four models, 40 plans each; some minutes a model
+    python benchmarks/search_accuracy.py --models demo-vision --plans 10 --json a.json --plot a.png
+
+Each plan has a cut, codec settings and a link drawn by lot, such that it is predicted to lose at most 5 percentage points. Latency
+is the median of some requests (of a language model: of decode steps), server time the processor time of the server's whole
+process, bytes are those of the messages. Quality is measured on samples that the table was not made of, in one process, which
+gives the same bits as sockets do. A profile and a table of qualities are made first, unless the folder of --work has the table;
+the profile is this machine's, from the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from search_subjects import NAMES, Linked, Subject, linked_server, load_subject, prepare
+from serverlight.environment import describe_environment
+from serverlight.link import LinkConfig
+from serverlight.search.candidates import candidate_of, candidates
+from serverlight.search.constraints import Constraints
+from serverlight.search.predict import predict
+from serverlight.search.prediction import Prediction, Scene
+from serverlight.search.profile import Profile
+from serverlight.search.quality import QualityTable
+
+MOST_LOSS_PP, MOST_LATENCY_MS = 5.0, 1000.0
+BOUNDS = {"latency": 10.0, "uplink bytes": 3.0, "server time": 10.0, "quality": 0.5}
+"""Per cent; of quality, percentage points."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(NAMES), help="some of them, with commas between them")
+    parser.add_argument("--plans", type=int, default=40, help="of each model")
+    parser.add_argument("--requests", type=int, default=30, help="of each plan")
+    parser.add_argument("--samples", type=int, default=400, help="images to calibrate on; a tenth as many texts")
+    parser.add_argument("--budget", type=float, default=0.1, help="share of the grid that the calibration may run")
+    parser.add_argument(
+        "--quantile", type=float, default=0.5, help="of the times of a plan; a low one where others use the machine"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=pathlib.Path, help="folder that keeps tables of qualities")
+    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--markdown", type=pathlib.Path)
+    parser.add_argument("--plot", type=pathlib.Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = list[dict[str, Any]]()
+    for name in args.models.split(","):
+        began_s = time.monotonic()
+        rows += measure_model(load_subject(name, args.samples), args)
+        print(f"{name}: {time.monotonic() - began_s:.0f} s", file=sys.stderr)
+    settings = {key: getattr(args, key) for key in ("plans", "requests", "samples", "budget", "quantile", "seed")}
+    result = {
+        **describe_environment(),
+        "settings": settings,
+        "load": os.getloadavg()[0],
+        "errors": errors(rows),
+        "rows": rows,
+    }
+    report = table(result)
+    print(report)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.markdown:
+        args.markdown.write_text(report)
+    if args.plot:
+        plot(rows, args.plot)
+    return 0
+
+
+def measure_model(subject: Subject, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each plan."""
+    profile, qualities = prepare(subject, args.work, args.budget)
+    plans = draw_plans(subject, profile, qualities, args)
+    cuts = list(dict.fromkeys(p.candidate.cut for p, _ in plans if p.candidate.cut))
+    with linked_server(subject, cuts) as server:
+        rows = [measure_plan(subject, server, p, link, args) for p, link in plans]
+    lost = true_losses(subject, [p for p, _ in plans])
+    for row, loss in zip(rows, lost, strict=True):
+        row["measured"]["loss_pp"] = loss
+    return rows
+
+
+def draw_plans(
+    subject: Subject, profile: Profile, qualities: QualityTable, args: argparse.Namespace
+) -> list[tuple[Prediction, LinkConfig]]:
+    """Cut first, then settings, then a link; what would lose too much or take too long is drawn anew."""
+    rng = random.Random(f"{subject.name} {args.seed}")
+    drawn = list[tuple[Prediction, LinkConfig]]()
+    first, cuts = profile.cuts[0].name, list(dict.fromkeys(row.cut for row in qualities.rows))
+    while len(drawn) < args.plans:
+        rate = 10 ** rng.uniform(5.7, 7.7)
+        link = LinkConfig(rate_bits_per_s=round(rate), delay_ms=round(rng.uniform(0.5, 20), 1))
+        scene = Scene(device=profile, server=profile, link=link, workload=subject.workload)
+        raw = [
+            c for c in candidates(scene, dataclasses.replace(qualities, rows=()), Constraints()) if c.cut is not None
+        ]
+        cut = rng.choice([*cuts, None])
+        if cut is None:
+            chosen = raw[0]
+        else:
+            row = rng.choice([row for row in qualities.rows if row.cut == cut])
+            chosen = candidate_of(row, profile.cut(cut).elements, is_first=cut == first)
+        prediction = predict(chosen, scene)
+        if prediction.loss_pp <= MOST_LOSS_PP and prediction.latency_ms <= MOST_LATENCY_MS:
+            drawn.append((prediction, link))
+    return drawn
+
+
+def measure_plan(
+    subject: Subject, server: Linked, prediction: Prediction, link: LinkConfig, args: argparse.Namespace
+) -> dict[str, Any]:
+    """What was predicted and what came."""
+    chosen = prediction.candidate
+    assert chosen.cut is not None
+    assert chosen.codec is not None
+    server.set(link)
+    measured = subject.measure(
+        server.address, chosen.cut, chosen.codec, is_file=chosen.is_file, requests=args.requests, quantile=args.quantile
+    )
+    return {
+        "model": subject.name,
+        "cut": chosen.cut,
+        "codec": "file" if chosen.is_file else chosen.codec.to_dict(),
+        "link": str(link),
+        "is_measured": chosen.is_measured,
+        "predicted": {
+            "latency_ms": prediction.latency_ms, "first_token_ms": prediction.first_token_ms,
+            "uplink_bytes": prediction.uplink_bytes, "server_ms": prediction.server_busy_ms, "loss_pp": prediction.loss_pp,
+        },
+        "parts": {
+            part: getattr(prediction, f"{part}_ms")
+            for part in ("head", "encode", "uplink", "rtt", "queue", "decode", "tail", "message", "downlink")
+        },
+        "measured": dataclasses.asdict(measured),
+    }  # fmt: skip
+
+
+def true_losses(subject: Subject, predictions: Sequence[Prediction]) -> list[float | None]:
+    """On samples that were not calibrated on; a file has none."""
+    wanted: dict[str, list[Any]] = {}
+    for p in predictions:
+        if not p.candidate.is_file and p.candidate.cut is not None:
+            wanted.setdefault(p.candidate.cut, []).append(p.candidate.codec)
+    found = {cut: subject.evaluate(cut, list(dict.fromkeys(configs))) for cut, configs in wanted.items()}
+    return [
+        None if p.candidate.is_file or p.candidate.cut is None else found[p.candidate.cut][p.candidate.codec]  # type: ignore[index]
+        for p in predictions
+    ]
+
+
+# -- telling ----------------------------------------------------------------------------------------
+
+FIGURES = {"latency": "latency_ms", "uplink bytes": "uplink_bytes", "server time": "server_ms", "quality": "loss_pp"}
+
+
+def errors(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Median of the absolute errors of each model, in per cent of what was measured; of quality in percentage points."""
+    found: dict[str, dict[str, float]] = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        found[model] = {
+            what: statistics.median(error(row, what) for row in own if known(row, what)) for what in FIGURES
+        }
+        firsts = [
+            abs(r["predicted"]["first_token_ms"] / r["measured"]["first_token_ms"] - 1)
+            for r in own
+            if known(r, "first")
+        ]
+        if firsts:
+            found[model]["first token"] = 100 * statistics.median(firsts)
+    return found
+
+
+def known(row: dict[str, Any], what: str) -> bool:
+    return row["measured"][FIGURES.get(what, "first_token_ms")] is not None
+
+
+def error(row: dict[str, Any], what: str) -> float:
+    predicted, measured = (row[side][FIGURES[what]] for side in ("predicted", "measured"))
+    return abs(predicted - measured) if what == "quality" else 100 * abs(predicted / measured - 1)
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown."""
+    settings = result["settings"]
+    lines = [
+        f"Median absolute errors of {settings['plans']} random feasible plans each, {settings['requests']} requests or steps a "
+        f"plan; {result['cpu']}, {result['cores']} cores, load {result['load']:.1f}, {result['date']}.",
+        "",
+        "| model | latency | uplink bytes | server time | quality loss | first token |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for model, found in result["errors"].items():
+        cells = [f"{found[what]:.2f} {'pp' if what == 'quality' else '%'}{'' if found[what] <= bound else ' (above)'}"
+                 for what, bound in BOUNDS.items()]  # fmt: skip
+        first = f"{found['first token']:.1f} %" if "first token" in found else "-"
+        lines.append(f"| {model} | {' | '.join(cells)} | {first} |")
+    bounds = ", ".join(f"{what} {bound:g} {'pp' if what == 'quality' else '%'}" for what, bound in BOUNDS.items())
+    return "\n".join([*lines, "", f"Bounds: {bounds}."]) + "\n"
+
+
+def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """Predicted against measured, one panel for each figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    for axes, (what, key) in zip(figure.subplots(1, len(FIGURES)), FIGURES.items(), strict=True):
+        for model, colour in zip(NAMES, ("#0072B2", "#D55E00", "#009E73", "#E69F00"), strict=True):
+            own = [row for row in rows if row["model"] == model and known(row, what)]
+            x, y = ([row[side][key] for row in own] for side in ("measured", "predicted"))
+            axes.scatter(x, y, s=16, color=colour, alpha=0.8, label=model)
+        ends = [min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])]
+        if what != "quality":
+            axes.set(xscale="log", yscale="log")
+            ends[0] = min(row[side][key] for row in rows for side in ("measured", "predicted") if known(row, what))
+        axes.plot(ends, ends, color="#999999", linewidth=1, zorder=0)
+        axes.set(title=what, xlabel=f"measured {key}", ylabel="predicted")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=140)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Task files of lm-evaluation-harness that lie beside their data, wherever that is."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+from serverlight.errors import ConfigError
+
+__all__ = ["PLACEHOLDER", "task_folder"]
+
+PLACEHOLDER = "DATA_DIR"
+"""What stands in a task file for the folder of the data: the harness takes paths from wherever it was started."""
+
+
+@contextlib.contextmanager
+def task_folder(data: str | None) -> Iterator[str | None]:
+    """A folder of the task files in ``data`` or right below it, with their paths filled in; gone in the end.
+
+    Raises :class:`ConfigError` where there are none.
+    """
+    if data is None:
+        yield None
+        return
+    folder = pathlib.Path(data).expanduser().resolve()
+    files = sorted({*folder.glob("*.yaml"), *folder.glob("*/*.yaml")})
+    if not files:
+        raise ConfigError("data", f"no task files (*.yaml) in {data!r} or a folder of it; give one that has some")
+    with tempfile.TemporaryDirectory(prefix="serverlight-tasks-") as copies:
+        for file in files:
+            text = file.read_text().replace(PLACEHOLDER, str(folder))
+            (pathlib.Path(copies) / file.name).write_text(text)
+        yield copies

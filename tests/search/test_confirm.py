@@ -1,0 +1,55 @@
+"""A plan is measured before it is believed."""
+
+from __future__ import annotations
+
+from made_up import plain_table, vision_profile
+from serverlight.link import LinkConfig
+from serverlight.search.confirm import Observed, confirm
+from serverlight.search.constraints import Constraints
+from serverlight.search.optimise import SearchResult, optimise
+from serverlight.search.prediction import Prediction
+
+CAPS = Constraints(latency_ms=90, device_memory_mib=3.5)
+
+
+def found() -> SearchResult:
+    device, server = vision_profile(0.5), vision_profile(4.0)
+    link = LinkConfig.parse("2mbit,10ms")
+    return optimise(device=device, server=server, table=plain_table(device), link=link, constraints=CAPS)
+
+
+def as_predicted(p: Prediction, later_ms: float = 0.0) -> Observed:
+    return Observed(
+        latency_ms=p.latency_ms + later_ms, uplink_bytes=p.uplink_bytes, server_ms=p.server_busy_ms, loss_pp=p.loss_pp
+    )
+
+
+def test_true_predictions_take_one_measurement() -> None:
+    """What comes out as it was predicted is chosen at once."""
+    result = found()
+    confirmed = confirm(result, as_predicted, most=10)
+    assert len(confirmed.observed) == 1
+    assert confirmed.best is not None
+    assert confirmed.best.candidate == result.best.candidate
+
+
+def test_plan_that_breaks_a_cap_is_left() -> None:
+    """Where the device is slower than its profile said, the measured plans show it, and a shallower cut is chosen that holds."""
+    result = found()
+
+    def slow(p: Prediction) -> Observed:
+        return as_predicted(p, later_ms=0.3 * p.head_ms)
+
+    confirmed = confirm(result, slow, most=10)
+    assert confirmed.best is not None
+    assert confirmed.best.latency_ms <= 90
+    assert confirmed.best.head_ms < result.best.head_ms
+    truth = [p for p in result.predictions if slow(p).latency_ms <= 90 and p.device_memory_mib <= 3.5]
+    assert confirmed.best.server_busy_ms == min(p.server_busy_ms for p in truth)
+
+
+def test_measurements_are_bounded() -> None:
+    """However wrong the predictions are, no more is measured than is allowed, and no plan that breaks a cap is called best."""
+    confirmed = confirm(found(), lambda p: as_predicted(p, later_ms=1000.0), most=4)
+    assert len(confirmed.observed) == 4
+    assert confirmed.best is None

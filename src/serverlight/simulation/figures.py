@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serverlight.simulation.kernels import BINS_PER_E, COUNTS, LEAST_S, Outcome
+from serverlight.simulation.records import BINS_PER_E, COUNTS, LEAST_S, Outcome
 
 if TYPE_CHECKING:
     from serverlight.simulation.parts import Group

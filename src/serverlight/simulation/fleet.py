@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from serverlight.errors import ConfigError
 from serverlight.simulation.arrivals import Arrivals
 from serverlight.simulation.figures import Figures, figures_of
-from serverlight.simulation.kernels import Limits, Outcome, new_outcome, new_state, run_server
+from serverlight.simulation.kernels import run_server
 from serverlight.simulation.parts import Group, ServerModel
+from serverlight.simulation.records import Limits, Outcome, new_outcome, new_state
 from serverlight.simulation.tables import chunk_tokens, tables_of, wake_ms
 
 __all__ = ["Fleet", "simulate"]

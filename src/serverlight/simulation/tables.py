@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from serverlight.errors import ConfigError
 from serverlight.search.profile import Curve
-from serverlight.simulation.kernels import GROUP, MESSAGE, WORK, Tables
 from serverlight.simulation.parts import Group, ServerModel
+from serverlight.simulation.records import GROUP, MESSAGE, WORK, Tables
 
 __all__ = ["CHUNK_TOKENS", "chunk_tokens", "message_bytes", "message_ms", "tables_of", "wake_ms"]
 

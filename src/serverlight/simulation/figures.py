@@ -61,6 +61,8 @@ class Figures:
     """Share of the time in which a server computes."""
 
     mean_batch: float
+    """Requests that a tail runs together."""
+
     uplink_bytes_per_item: float
     uplink_mbit_per_s: float
     """Of all devices together."""

@@ -93,7 +93,7 @@ def _next_due(s: State, t: Tables, limits: Limits, device: int, rng: np.random.G
 def _new_slot(s: State, device: int, due_s: float) -> int:
     slot: int = s.server[0].free
     s.server[0].free = s.slots[slot].following
-    s.slots[slot].device, s.slots[slot].due_s = device, due_s
+    s.slots[slot].owner, s.slots[slot].due_s = device, due_s
     return slot
 
 
@@ -108,7 +108,7 @@ def _send(
     s: State, t: Tables, limits: Limits, o: Outcome, slot: int, from_s: float, tokens: int, rng: np.random.Generator
 ) -> None:
     """The device's work on a request, then its way to the server."""
-    device = s.slots[slot].device
+    device = s.slots[slot].owner
     group = s.devices[device].group
     s.slots[slot].tokens = s.slots[slot].left = tokens
     s.slots[slot].is_ready = 0
@@ -149,7 +149,7 @@ def _ask(s: State, t: Tables, limits: Limits, o: Outcome, device: int, due_s: fl
 
 @njit
 def _record(s: State, t: Tables, limits: Limits, o: Outcome, slot: int, done_s: float, first: int) -> None:
-    group, due_s = s.devices[s.slots[slot].device].group, s.slots[slot].due_s
+    group, due_s = s.devices[s.slots[slot].owner].group, s.slots[slot].due_s
     is_within = limits.warm_s <= done_s < limits.end_s
     o.groups[group].items += is_within
     o.groups[group].firsts += is_within and first
@@ -163,7 +163,7 @@ def _record(s: State, t: Tables, limits: Limits, o: Outcome, slot: int, done_s: 
         o.groups[group].wait_s += s.slots[slot].begun_s - s.slots[slot].arrived_s
     if o.traced[0] < len(o.trace):
         row = o.trace[o.traced[0]]
-        row[0], row[1], row[2] = group, s.slots[slot].device, due_s
+        row[0], row[1], row[2] = group, s.slots[slot].owner, due_s
         row[3], row[4], row[5] = s.slots[slot].arrived_s, s.slots[slot].begun_s, done_s
         o.traced[0] += 1
 
@@ -173,7 +173,7 @@ def _answer(
     s: State, t: Tables, limits: Limits, o: Outcome, slot: int, replied_s: float, rng: np.random.Generator
 ) -> None:
     """A reply on its way back, and what its device does next."""
-    device = s.slots[slot].device
+    device = s.slots[slot].owner
     group, tokens = s.devices[device].group, s.slots[slot].tokens
     is_closed, done_s, sending_s = t.groups[group].rate_hz == 0, replied_s, 0.0
     if not t.groups[group].is_local:
@@ -247,7 +247,7 @@ def _turn(s: State, device: int) -> None:
 
 @njit
 def _enqueue(s: State, slot: int) -> None:
-    device = s.slots[slot].device
+    device = s.slots[slot].owner
     s.slots[slot].following = NONE
     if s.devices[device].count:
         s.slots[s.devices[device].last].following = slot
@@ -262,7 +262,7 @@ def _enqueue(s: State, slot: int) -> None:
 @njit
 def _put_back(s: State, slot: int) -> None:
     """One that was taken goes on before what its device has sent since."""
-    device = s.slots[slot].device
+    device = s.slots[slot].owner
     s.slots[slot].following = s.devices[device].first if s.devices[device].count else NONE
     if not s.devices[device].count:
         s.devices[device].last = slot
@@ -305,7 +305,7 @@ def _give_up_newest(s: State, newcomer: int) -> int:
 @njit
 def _refuse(s: State, t: Tables, limits: Limits, o: Outcome, slot: int, now_s: float) -> None:
     """Told to come back: a closed loop or a sequence does, an open loop does not ask again."""
-    device = s.slots[slot].device
+    device = s.slots[slot].owner
     group = s.devices[device].group
     o.groups[group].refused += 1
     if limits.is_language or t.groups[group].rate_hz == 0:
@@ -321,7 +321,7 @@ def _refuse(s: State, t: Tables, limits: Limits, o: Outcome, slot: int, now_s: f
 
 @njit
 def _arrive(s: State, t: Tables, limits: Limits, o: Outcome, slot: int, now_s: float) -> None:
-    device = s.slots[slot].device
+    device = s.slots[slot].owner
     opens = (
         limits.is_language
         and s.devices[device].context == 0
@@ -357,7 +357,7 @@ def _admit(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rng: n
     """Takes in all that has come; reading it takes the server's time, and so until then more may come."""
     while s.server[0].heap and s.heap[0].at_s <= now_s:
         at_s, slot = s.heap[0].at_s, _pop(s)
-        device = s.slots[slot].device
+        device = s.slots[slot].owner
         group = s.devices[device].group
         is_open = t.groups[group].rate_hz > 0 and not limits.is_language
         if t.groups[group].is_local:
@@ -421,23 +421,32 @@ def _take_batch(s: State, limits: Limits, now_s: float) -> int:
 
 
 @njit
+def _count_batch(limits: Limits, o: Outcome, size: int, now_s: float) -> None:
+    """A run of a tail, as a reply tells its size."""
+    if limits.warm_s <= now_s < limits.end_s:
+        o.server[1] += 1
+        o.server[2] += size
+
+
+@njit
 def _run_requests(
     s: State, t: Tables, limits: Limits, o: Outcome, size: int, now_s: float, rng: np.random.Generator
 ) -> float:
     """Single-shot: the requests of each cut together, cut by cut."""
     done = 0
     while done < size:
-        cut, count = t.groups[s.devices[s.slots[s.batch[done]].device].group].cut, 0
+        cut, count = t.groups[s.devices[s.slots[s.batch[done]].owner].group].cut, 0
         for i in range(done, size):  # those of this cut come to the front, in order
             slot = s.batch[i]
-            if t.groups[s.devices[s.slots[slot].device].group].cut == cut:
+            if t.groups[s.devices[s.slots[slot].owner].group].cut == cut:
                 for j in range(i, done + count, -1):
                     s.batch[j] = s.batch[j - 1]
                 s.batch[done + count] = slot
                 count += 1
+        _count_batch(limits, o, count, now_s)
         now_s = _admit(s, t, limits, o, now_s + t.rows[cut, count].fixed_s * _vary(limits, rng), rng)
         for i in range(done, done + count):
-            now_s += t.groups[s.devices[s.slots[s.batch[i]].device].group].reply_s
+            now_s += t.groups[s.devices[s.slots[s.batch[i]].owner].group].reply_s
             _answer(s, t, limits, o, s.batch[i], now_s, rng)
         done += count
     return now_s
@@ -448,12 +457,12 @@ def _sweep_s(s: State, t: Tables, num_rows: int) -> float:
     """One pass over the layers: each row joins at its cut, and all attend to as many tokens as the longest."""
     context, total_s = 0, 0.0
     for i in range(num_rows):
-        context = max(context, s.devices[s.slots[s.rows[i]].device].context)
+        context = max(context, s.devices[s.slots[s.rows[i]].owner].context)
     reached, before = 0, NONE
     for cut in range(len(t.rows)):
         joining = 0
         for i in range(num_rows):
-            joining += t.groups[s.devices[s.slots[s.rows[i]].device].group].cut == cut
+            joining += t.groups[s.devices[s.slots[s.rows[i]].owner].group].cut == cut
         if joining:
             if before != NONE:
                 total_s -= t.rows[cut, reached].fixed_s + context * t.rows[cut, reached].context_s
@@ -470,13 +479,14 @@ def _run_steps(
     num_rows = 0
     for i in range(size):
         slot = s.batch[i]
-        if s.slots[slot].tokens == 1 and s.devices[s.slots[slot].device].context > 0:
+        if s.slots[slot].tokens == 1 and s.devices[s.slots[slot].owner].context > 0:
             s.rows[num_rows] = slot
             num_rows += 1
     if num_rows:
+        _count_batch(limits, o, num_rows, now_s)
         now_s = _admit(s, t, limits, o, now_s + _sweep_s(s, t, num_rows) * _vary(limits, rng), rng)
         for i in range(num_rows):
-            now_s += t.groups[s.devices[s.slots[s.rows[i]].device].group].reply_s
+            now_s += t.groups[s.devices[s.slots[s.rows[i]].owner].group].reply_s
             _answer(s, t, limits, o, s.rows[i], now_s, rng)
     is_first, taken = True, 0
     for i in range(size):
@@ -484,10 +494,10 @@ def _run_steps(
         if taken < num_rows and s.rows[taken] == slot:  # both are in one order
             taken += 1
             continue
-        group = s.devices[s.slots[slot].device].group
+        group = s.devices[s.slots[slot].owner].group
         if is_first:
             piece = min(s.slots[slot].left, limits.prefill_tokens)
-            context = s.devices[s.slots[slot].device].context + s.slots[slot].tokens - s.slots[slot].left
+            context = s.devices[s.slots[slot].owner].context + s.slots[slot].tokens - s.slots[slot].left
             taken_s = (
                 t.prompts[t.groups[group].cut, piece].fixed_s
                 + context * t.prompts[t.groups[group].cut, piece].context_s
@@ -496,6 +506,7 @@ def _run_steps(
             s.slots[slot].left -= piece
             is_first = False
             if s.slots[slot].left == 0:
+                _count_batch(limits, o, 1, now_s)
                 now_s += t.groups[group].reply_s
                 _answer(s, t, limits, o, slot, now_s, rng)
                 continue
@@ -515,7 +526,7 @@ def _run_batch(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rn
         if s.slots[slot].left == s.slots[slot].tokens:
             s.slots[slot].begun_s = started_s
         if not s.slots[slot].is_ready:
-            now_s += t.messages[s.devices[s.slots[slot].device].group, s.slots[slot].tokens].decode_s
+            now_s += t.messages[s.devices[s.slots[slot].owner].group, s.slots[slot].tokens].decode_s
             s.slots[slot].is_ready = 1
     now_s = _admit(s, t, limits, o, now_s, rng)
     if limits.is_language:
@@ -527,9 +538,6 @@ def _run_batch(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rn
     s.server[0].mean_s = spent_s / size if mean_s == 0 else mean_s + _TURN_SHARE * (spent_s / size - mean_s)
     s.server[0].batch_s = spent_s if batch_s == 0 else batch_s + _NEWEST_SHARE * (spent_s - batch_s)
     o.server[0] += max(0.0, min(now_s, limits.end_s) - max(started_s, limits.warm_s))
-    if limits.warm_s <= started_s < limits.end_s:
-        o.server[1] += 1
-        o.server[2] += size
     return now_s
 
 
@@ -560,7 +568,7 @@ def run_server(s: State, t: Tables, limits: Limits, o: Outcome, rng: np.random.G
                     spent_s = (
                         0.0
                         if s.slots[slot].is_ready
-                        else t.messages[s.devices[s.slots[slot].device].group, s.slots[slot].tokens].decode_s
+                        else t.messages[s.devices[s.slots[slot].owner].group, s.slots[slot].tokens].decode_s
                     )
                     s.slots[slot].is_ready = 1
                     o.server[0] += spent_s if limits.warm_s <= now_s < limits.end_s else 0.0

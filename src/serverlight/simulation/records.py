@@ -161,7 +161,7 @@ SLOT = np.dtype(
         ("due_s", "f8"),
         ("arrived_s", "f8"),
         ("begun_s", "f8"),
-        ("device", "i4"),
+        ("owner", "i4"),  # its device
         ("tokens", "i4"),
         ("left", "i4"),  # of its tokens, those that have not run
         ("is_ready", "i4"),  # whether it was decoded
@@ -201,7 +201,7 @@ class Outcome(NamedTuple):
     """``[2 * group + is first token, bin]``: latencies."""
 
     server: Floats
-    """Busy seconds, batches, requests in batches, from warm-up to end."""
+    """Busy seconds, runs of a tail, requests in them, from warm-up to end."""
 
     trace: Floats
     """``[item, 6]``: group, device, due, arrived, begun, done; as many as there is room for."""

@@ -241,3 +241,54 @@ def test_shared_while_others_are_about() -> None:
     assert scheduler.is_shared(1.4)
     scheduler.forget("b")
     assert not scheduler.is_shared(1.4)
+
+
+def test_a_flood_has_its_share_of_the_thread() -> None:
+    """While another is about, whoever has many requests waiting runs for a share of the time, even where the thread is idle
+    else; with one request at a time nobody is limited, nor is who is alone.
+    """
+    scheduler = Scheduler(max_waiting=10_000)
+    for number in range(5_000):
+        scheduler.admit(job("flood", number))
+    now_s, served_s, run_s = 0.0, Counter[object](), 0.002
+    while now_s < 10:
+        if round(now_s * 1e3) % 20 < 2 and not any(each == "good" for each in scheduler._queues):
+            scheduler.admit(job("good", arrived_s=now_s))
+        if rest_s := scheduler.rest_s(now_s):
+            now_s += min(rest_s, 0.001)
+            continue
+        batch = scheduler.take_batch(64, is_shared=scheduler.is_shared(now_s), now_s=now_s)
+        assert batch
+        now_s += run_s
+        scheduler.took(run_s, batch, now_s=now_s)
+        for each in batch:
+            served_s[each.owner] += run_s / len(batch)
+    assert 0.4 < served_s["flood"] / now_s < 0.55  # two of equal weight
+    scheduler.forget("good")
+    scheduler.admit(job("flood", 5_001, arrived_s=now_s))
+    assert scheduler.rest_s(now_s) == 0
+    assert len(scheduler.take_batch(64, is_shared=scheduler.is_shared(now_s), now_s=now_s)) == 64
+
+
+@given(
+    events=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4), st.floats(0, 0.2)), max_size=40),
+    limit=st.integers(1, 8),
+)
+def test_limits_lose_nothing_and_end(events: list[tuple[str, int, float]], limit: int) -> None:
+    """Whatever comes when, there is always somebody to run once the rest is over, and all that came is run."""
+    scheduler, now_s, num_sent, num_run = Scheduler(max_waiting=1000), 0.0, 0, 0
+    arrivals = list(events)
+    while arrivals or scheduler.num_waiting:
+        if arrivals:
+            client, count, gap_s = arrivals.pop()
+            now_s += gap_s
+            for _ in range(count):
+                num_sent += 1
+                scheduler.admit(job(object(), num_sent, client=client, arrived_s=now_s))
+        now_s += scheduler.rest_s(now_s) + 1e-9
+        batch = scheduler.take_batch(limit, is_shared=scheduler.is_shared(now_s), now_s=now_s)
+        assert batch
+        num_run += len(batch)
+        now_s += 0.03
+        scheduler.took(0.03, batch, now_s=now_s)
+    assert num_run == num_sent

@@ -274,8 +274,8 @@ class ServerCore:
             for job, answer in self._run(started_s):
                 self._take_answer(job, answer)
             with self._changed:
-                seconds = time.monotonic() - started_s
-                self._scheduler.took(seconds, len(self._running))
+                seconds = (now_s := time.monotonic()) - started_s
+                self._scheduler.took(seconds, self._running, now_s=now_s)
                 self._window.took(seconds)
                 self._running = []
                 self._changed.notify_all()
@@ -286,11 +286,12 @@ class ServerCore:
             with self._changed:
                 if self._is_stopped:
                     return []
-                if (wait_s := self._wait_s()) == 0:
+                now_s = time.monotonic()
+                if (wait_s := self._wait_s(now_s)) == 0:
                     self._unprepared.clear()
-                    self._is_shared = self._scheduler.is_shared(time.monotonic())
+                    self._is_shared = self._scheduler.is_shared(now_s)
                     self._running = self._scheduler.take_batch(
-                        self.config.max_batch_requests, is_shared=self._is_shared
+                        self.config.max_batch_requests, is_shared=self._is_shared, now_s=now_s
                     )
                     return self._running
                 if not self._unprepared:
@@ -301,13 +302,14 @@ class ServerCore:
             if job is not None:
                 self.engines.prepare(job)
 
-    def _wait_s(self) -> float | None:
+    def _wait_s(self, now_s: float) -> float | None:
         """How long until there is something to run; ``None`` where only a change can tell."""
         if not self._scheduler.num_waiting:
             return _IDLE_CHECK_S if len(self._sessions) else None
+        if (rest_s := self._scheduler.rest_s(now_s)) > 0:
+            return rest_s
         if self._scheduler.num_waiting >= self.config.max_batch_requests:
             return 0.0
-        now_s = time.monotonic()
         return max(0.0, self._window.closes_s(oldest_s=self._scheduler.oldest_s, now_s=now_s) - now_s)
 
     def _run(self, now_s: float) -> Iterator[tuple[Job, Answer]]:

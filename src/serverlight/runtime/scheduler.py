@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,15 @@ __all__ = ["Answer", "Job", "Scheduler"]
 
 _ACTIVE_S = 1.0
 """A client whose last request is no older shares the compute thread with the others."""
+
+_LEAST_SHARE = 0.2
+"""Share of the thread that a client may always have, however many others there are."""
+
+_BURST_S = 0.01
+"""Time on the thread that a client may take at once, after a rest."""
+
+_SLACK_S = 1e-6
+"""Nobody rests for less: times are floats."""
 
 _NEWEST_SHARE = 0.2
 """Weight of the newest request in the running mean of the time that one takes."""
@@ -68,6 +77,19 @@ class Job:
         return deadline_ms is not None and now_s > self.arrived_s + deadline_ms / 1e3
 
 
+@dataclass(kw_only=True, slots=True)
+class _Account:
+    """What a client has left of its share of the thread."""
+
+    now_s: float
+    left_s: float = _BURST_S
+
+    def fill(self, share: float, now_s: float) -> None:
+        """Time goes by."""
+        self.left_s = min(_BURST_S, self.left_s + share * max(0.0, now_s - self.now_s))
+        self.now_s = now_s
+
+
 Answer = InferReply | StepReply | BaseException | None
 """What became of a request; ``None``: it goes on in a later batch."""
 
@@ -77,6 +99,9 @@ class Scheduler:
 
     So one that sends much at once waits behind itself, not others behind it; nor does it keep others out: when all places
     are taken, the newest request of whoever has most makes room for one of somebody who has fewer.
+
+    While others are about, one that has more than one request waiting gets no more than its share of the thread, even if
+    that is idle then: a request that runs cannot be interrupted, and whoever comes meanwhile waits for it.
 
     >>> scheduler = Scheduler(max_waiting=2)
     >>> scheduler.num_waiting
@@ -90,6 +115,7 @@ class Scheduler:
         self._num_in_turn = 0
         self._mean_s = 0.0
         self._last_s: dict[object, float] = {}  # by turn, the longest silent first
+        self._accounts: dict[object, _Account] = {}  # of those who had more than one request lately
 
     @property
     def num_waiting(self) -> int:
@@ -128,12 +154,15 @@ class Scheduler:
             self._queues.setdefault(whose, waiting)
         return job
 
-    def take_batch(self, limit: int, *, is_shared: bool = False) -> list[Job]:
+    def take_batch(self, limit: int, *, is_shared: bool = False, now_s: float = 0.0) -> list[Job]:
         """Up to so many to run together, in the order of turns; of a session's steps, which follow from each other, one.
 
         Where the thread is shared, no client has more requests than its weight in a batch, so that one who sends many at
         once makes nobody else wait for all of them. Sessions are not counted: each has one step under way by nature.
+        Clients that have had their share are passed over until :meth:`rest_s` has gone by.
         """
+        resting = self._resting(now_s) if is_shared else {}
+        kept = {turn: self._queues.pop(turn) for turn in resting}
         batch, later = list[Job](), dict[object, list[Job]]()
         owners, num_of = set[object](), Counter[object]()
         while len(batch) < limit and (job := self.take()) is not None:
@@ -146,7 +175,29 @@ class Scheduler:
                 later.setdefault(job.turn, []).append(job)
         for turn, jobs in later.items():
             self._queues.setdefault(turn, deque()).extendleft(reversed(jobs))
+        self._queues |= kept
         return batch
+
+    def rest_s(self, now_s: float) -> float:
+        """How long until somebody who waits may run; 0 for now."""
+        resting = self._resting(now_s) if self.is_shared(now_s) else {}
+        return min(resting.values()) if resting and len(resting) == len(self._queues) else 0.0
+
+    def _resting(self, now_s: float) -> dict[object, float]:
+        """Who has had his share and has more than one request waiting, and for how long he rests."""
+        found = {}
+        for turn, account in self._accounts.items():
+            account.fill(share := self._share(turn), now_s)
+            if self._is_over(turn):
+                found[turn] = -account.left_s / share
+        return found
+
+    def _is_over(self, turn: object) -> bool:
+        return turn in self._accounts and self._accounts[turn].left_s < -_SLACK_S and len(self._queues.get(turn, ())) > 1
+
+    def _share(self, turn: object) -> float:
+        weights = dict.fromkeys(self._last_s, 1) | {other: queue[0].weight for other, queue in self._queues.items()}
+        return max(_LEAST_SHARE, weights.get(turn, 1) / max(1, sum(weights.values())))
 
     def is_shared(self, now_s: float) -> bool:
         """Whether more than one client has sent something lately, or waits."""
@@ -160,20 +211,27 @@ class Scheduler:
 
     @property
     def oldest_s(self) -> float:
-        """When the one that waits longest arrived; raises :class:`ValueError` where none waits."""
-        return min(waiting[0].arrived_s for waiting in self._queues.values())
+        """When the one that waits longest arrived, of those who need not rest; raises :class:`ValueError` where none waits."""
+        able = [waiting[0].arrived_s for turn, waiting in self._queues.items() if not self._is_over(turn)]
+        return min(able or [waiting[0].arrived_s for waiting in self._queues.values()])
 
     def forget(self, owner: object) -> int:
         """Drops the waiting requests of a connection that is gone; returns how many."""
         before = self.num_waiting
+        self._accounts.pop(owner, None)
         self._last_s.pop(owner, None)  # of a client with a name another connection may be there
         kept = {whose: deque(job for job in jobs if job.owner is not owner) for whose, jobs in self._queues.items()}
         self._queues = {whose: jobs for whose, jobs in kept.items() if jobs}
         return before - self.num_waiting
 
-    def took(self, seconds: float, num_requests: int = 1) -> None:
+    def took(self, seconds: float, jobs: Sequence[Job] = (), *, now_s: float = 0.0) -> None:
         """Notes how long a batch kept the compute thread."""
-        seconds /= max(1, num_requests)
+        seconds /= max(1, len(jobs))
+        for job in jobs:
+            if job.turn in self._queues or job.turn in self._accounts:  # others have nothing to be limited
+                self._accounts.setdefault(job.turn, _Account(now_s=now_s)).left_s -= seconds
+        for turn in [turn for turn, account in self._accounts.items() if now_s - account.now_s > _ACTIVE_S]:
+            del self._accounts[turn]
         self._mean_s = seconds if self._mean_s == 0 else self._mean_s + _NEWEST_SHARE * (seconds - self._mean_s)
 
     @property

@@ -193,7 +193,9 @@ class Scheduler:
         return found
 
     def _is_over(self, turn: object) -> bool:
-        return turn in self._accounts and self._accounts[turn].left_s < -_SLACK_S and len(self._queues.get(turn, ())) > 1
+        return (
+            turn in self._accounts and self._accounts[turn].left_s < -_SLACK_S and len(self._queues.get(turn, ())) > 1
+        )
 
     def _share(self, turn: object) -> float:
         weights = dict.fromkeys(self._last_s, 1) | {other: queue[0].weight for other, queue in self._queues.items()}

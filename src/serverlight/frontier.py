@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from serverlight.errors import ConfigError
+from serverlight.json_files import load_json, save_json
 from serverlight.plan import Plan
 
 __all__ = ["Choice", "Frontier", "Way"]
@@ -85,16 +86,12 @@ class Frontier:
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes JSON."""
-        pathlib.Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        save_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Self:
         """Reads what :meth:`save` wrote; raises :class:`ConfigError`."""
-        try:
-            fields = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError("frontier", f"cannot read {path}: {error}") from None
-        return cls.from_dict(fields)
+        return cls.from_dict(load_json(path, "frontier"))
 
 
 def _to_dict(choice: Choice) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from serverlight.errors import ConfigError
 from serverlight.frontier import Frontier
+from serverlight.json_files import load_json
 from serverlight.link import LinkConfig
 from serverlight.search.profile import Profile
 
@@ -45,10 +45,7 @@ def read_kinds(path: str | None, profile: Profile, frontier: Frontier | None) ->
     """The kinds of a file, or the default ones; ``frontier`` is for those that name none. Raises :class:`ConfigError`."""
     if path is None:
         return tuple(_kind(fields, profile, frontier, pathlib.Path()) for fields in DEFAULT_KINDS)
-    try:
-        found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("fleet", f"cannot read {path}: {error}; {_HINT}") from None
+    found = load_json(path, "fleet", _HINT)
     if not isinstance(found, list) or not found or not all(isinstance(fields, dict) for fields in found):
         raise ConfigError("fleet", f"{path} is something else; {_HINT}")
     kinds = tuple(_kind(fields, profile, frontier, pathlib.Path(path).parent) for fields in found)

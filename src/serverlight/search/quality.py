@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, Self
 
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import ConfigError
+from serverlight.json_files import load_json, save_json
 
 __all__ = ["QualityRow", "QualityTable"]
 
@@ -122,13 +122,9 @@ class QualityTable:
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes JSON."""
-        pathlib.Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        save_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Self:
         """Reads what :meth:`save` wrote; raises :class:`ConfigError`."""
-        try:
-            fields = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError("quality", f"cannot read {path}: {error}") from None
-        return cls.from_dict(fields)
+        return cls.from_dict(load_json(path, "quality"))

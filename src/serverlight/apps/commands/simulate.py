@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serverlight.apps.fleet_options import AskedOptions, CutsOptions, ServersOptions
+from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import JsonOption
 from serverlight.apps.terminal import (
     STDOUT,
@@ -18,65 +19,32 @@ from serverlight.apps.terminal import (
     progress_bar,
     write_json,
 )
-from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
     from serverlight.apps.fleet_files import Kind
+    from serverlight.search.profile import Profile
     from serverlight.simulation import Crossing, Fleet, Group, SystemRow
 
 __all__ = ["simulate"]
 
-MAX_DEVICES = 1_000_000
 
-
+@takes_options(asked=AskedOptions, servers=ServersOptions, cuts=CutsOptions)
 def simulate(
     profile: Annotated[
         str,
         typer.Argument(metavar="PROFILE", help="What the model costs on a server, as `serverlight profile` wrote it."),
     ],
+    asked: AskedOptions,
+    servers: ServersOptions,
+    cuts: CutsOptions,
     fleet: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Kinds of devices (docs/simulation.md); by default three made-up ones."),
     ] = None,
-    devices: Annotated[int, typer.Option(metavar="N", min=1, max=MAX_DEVICES, help="All kinds together.")] = 1000,
-    hours: Annotated[float, typer.Option(metavar="H", help="Simulated.")] = 1.0,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="HZ",
-            help="Requests of each device in a second, in the mean; of a language model, sequences. Default 0.1, 0.01.",
-        ),
-    ] = None,
-    closed: Annotated[
-        bool, typer.Option("--closed", help="Each device asks again as soon as it is answered, whatever the rate.")
-    ] = False,
-    arrivals: Annotated[str, typer.Option(metavar="PROCESS", help="`poisson`, `diurnal` or `bursts`.")] = "poisson",
-    p95: Annotated[
-        float | None, typer.Option("--p95", metavar="MS", help="Count the servers that keep this 95th percentile.")
-    ] = None,
-    servers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Take so many servers instead.")] = None,
-    price: Annotated[float, typer.Option(metavar="X", min=0.0, help="Of a server's hour, in any currency.")] = 1.0,
     frontier: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Plans for every kind, as `serverlight search --frontier` wrote them."),
     ] = None,
-    bits: Annotated[
-        float, typer.Option(metavar="B", help="Without a frontier: bits an element of a frame, at every cut.")
-    ] = 2.0,
-    cut: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Without a frontier: cut only here.")] = None,
-    fp16_cut: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Cut halves only here.")] = None,
-    input_bytes: Annotated[
-        float | None, typer.Option(metavar="N", help="Of a raw input, such as a JPEG; by default a byte an element.")
-    ] = None,
-    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Of a language model.")] = 64,
-    new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Of a language model.")] = 128,
-    max_batch: Annotated[int, typer.Option(metavar="N", min=1, help="As of `serve --max-batch-requests`.")] = 64,
-    max_batch_delay: Annotated[float, typer.Option(metavar="MS", min=0.0, help="As of `serve`.")] = 15.0,
-    max_waiting: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that wait at a server.")] = 64,
-    max_sessions: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at a server.")] = 64,
-    spread: Annotated[
-        float, typer.Option(metavar="X", help="How far times spread above a profile's, as a share of them.")
-    ] = 0.1,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="The same number, the same run.")] = 0,
     json: JsonOption = None,
     plot: Annotated[
@@ -91,57 +59,69 @@ def simulate(
     """
     check_writable("json", json)
     check_writable("plot", plot)
-    if not 0 < hours < math.inf:
-        raise ConfigError("hours", f"must be positive, got {hours!r}")
-    if (p95 is None) == (servers is None):
-        raise ConfigError("p95", "and --servers: give one of them, a cap in milliseconds or a number of servers")
     from serverlight.apps.fleet_files import read_kinds
     from serverlight.frontier import Frontier
     from serverlight.search.profile import Profile
-    from serverlight.simulation import Arrivals, Fleet, ServerModel, compare
-    from serverlight.simulation.comparison import FP16, FULL, SLICER
-    from serverlight.simulation.plans import FP16_BITS, cut_crossings, frontier_crossings, full_server
 
     measured = Profile.load(profile)
-    is_language = measured.kind == "language-model"
     kinds = read_kinds(fleet, measured, Frontier.load(frontier) if frontier else None)
-    server = ServerModel(
-        profile=measured, max_batch=max_batch, max_delay_ms=max_batch_delay, max_waiting=max_waiting,
-        max_sessions=max_sessions, spread=spread,
-    )  # fmt: skip
-    raw = full_server(measured, input_bytes=input_bytes)
-    asked = None if closed else rate if rate is not None else 0.01 if is_language else 0.1
-    groups = _groups(kinds, devices, raw, rate_per_s=asked, prompt_tokens=(prompt_tokens,), new_tokens=new_tokens)
-    by_name = {kind.name: kind for kind in kinds}
-
-    def ours(group: Group) -> Sequence[Crossing]:
-        found = by_name[group.name].frontier
-        return frontier_crossings(found) if found else cut_crossings(group.device, bits=bits, cuts=cut or ())
-
-    systems = {
-        FULL: lambda group: [raw],
-        FP16: lambda group: cut_crossings(group.device, bits=FP16_BITS, cuts=fp16_cut or ()),
-        SLICER: ours,
-    }
-    seconds = hours * 3600
-    run = Fleet(
-        groups=groups, server=server, duration_s=seconds, warmup_s=min(60.0, seconds / 10), seed=seed,
-        arrivals=Arrivals(process=arrivals),  # type: ignore[arg-type]
-    )  # fmt: skip
-    memory = {kind.name: kind.memory_mib * 2**20 for kind in kinds if kind.memory_mib is not None}
-    with progress_bar("counting servers", 1) as (bar, task):
-        rows = compare(
-            run, systems, p95_ms=p95, servers=servers, price_per_hour=price, memory_bytes=memory,
-            on_server=lambda system, done, total: bar.update(task, completed=done, total=total, description=system),
-        )  # fmt: skip
+    run, rows = _run(measured, kinds, asked, servers, cuts, seed)
     if json:
-        write_json(json, _as_dict(rows, run, asked))
+        write_json(json, _as_dict(rows, run, asked.rate_per_s(measured)))
     if json != STDOUT:
         _print(rows, run)
     if plot:
         from serverlight.apps.fleet_plots import plot_fleet
 
         plot_fleet(rows, plot)
+
+
+def _run(
+    profile: Profile,
+    kinds: Sequence[Kind],
+    asked: AskedOptions,
+    servers: ServersOptions,
+    cuts: CutsOptions,
+    seed: int,
+) -> tuple[Fleet, Sequence[SystemRow]]:
+    """The fleet, and a row for each system, with a bar."""
+    from serverlight.simulation import Arrivals, Fleet, compare
+    from serverlight.simulation.comparison import FP16, FULL, SLICER
+    from serverlight.simulation.plans import frontier_crossings, full_server
+
+    raw, found = full_server(profile, input_bytes=cuts.input_bytes), {kind.name: kind.frontier for kind in kinds}
+    seconds = asked.hours * 3600
+    fleet = Fleet(
+        groups=_groups(
+            kinds,
+            asked.devices,
+            raw,
+            rate_per_s=asked.rate_per_s(profile),
+            prompt_tokens=(asked.prompt_tokens,),
+            new_tokens=asked.new_tokens,
+        ),
+        server=servers.model(profile),
+        duration_s=seconds,
+        warmup_s=min(60.0, seconds / 10),
+        seed=seed,
+        arrivals=Arrivals(process=asked.arrivals),  # type: ignore[arg-type]
+    )
+
+    def ours(group: Group) -> Sequence[Crossing]:
+        frontier = found[group.name]
+        return frontier_crossings(frontier) if frontier else cuts.coded(group)
+
+    with progress_bar("counting servers", 1) as (bar, task):
+        rows = compare(
+            fleet,
+            {FULL: lambda group: [raw], FP16: cuts.halves, SLICER: ours},
+            p95_ms=servers.p95,
+            servers=servers.servers,
+            price_per_hour=servers.price,
+            memory_bytes={kind.name: kind.memory_mib * 2**20 for kind in kinds if kind.memory_mib is not None},
+            on_server=lambda system, done, total: bar.update(task, completed=done, total=total, description=system),
+        )
+    return fleet, rows
 
 
 def _groups(kinds: Sequence[Kind], devices: int, crossing: Crossing, **load: Any) -> tuple[Group, ...]:

@@ -35,7 +35,7 @@ from serverlight.link import LinkConfig, LinkPiece, LinkPlayer, LinkProxy, LinkT
 from serverlight.models import LoadedModel, load_model
 from serverlight.models.images import encode_png
 from serverlight.partition import Partition, partition
-from serverlight.plan import Plan
+from serverlight.plan import Plan, model_key
 from serverlight.runtime.adapt import Change, Rules
 from serverlight.runtime.adaptive_client import AdaptedResult, AdaptiveClient
 
@@ -309,6 +309,14 @@ def name_of(choice: Choice) -> str:
     return f"{choice.plan.cut}, {'fp16' if codec.profile == 'fp16' else f's {codec.sparsity:g}'}"
 
 
+def as_row(choice: Choice) -> dict[str, Any]:
+    """All fields; of the model its name, since where its files lie is nobody's business."""
+    row = {"name": name_of(choice), **dataclasses.asdict(choice)}
+    if choice.plan is not None:
+        row["plan"]["model"] = model_key(choice.plan.model)
+    return row
+
+
 # -- putting it together ----------------------------------------------------------------------------
 
 
@@ -382,7 +390,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "model": pathlib.Path(args.model).stem,
         **{name: getattr(args, name) for name in ("images", "deadline_ms", "period_ms", "device_ms")},
-        "choices": [{"name": name_of(each), **dataclasses.asdict(each)} for each in choices],
+        "choices": [as_row(each) for each in choices],
         "traces": {},
         **environment,
     }

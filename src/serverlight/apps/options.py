@@ -51,7 +51,7 @@ DataOption = Annotated[
         "--data",
         metavar="SPEC",
         help="Labelled images: `demo-vision`, `demo-vision:calibration`, an `.npz` file with `images` and `labels`, "
-        "or a folder or `.zip` with a `labels.json`. Of a language model: a folder of task files.",
+        "or a folder or `.zip` with a `labels.json`.",
     ),
 ]
 

@@ -9,11 +9,24 @@ import queue
 import signal
 import sys
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+import typer
 
 from serverlight.apps.terminal import STDOUT
 
-__all__ = ["EventLog", "event_log", "signals_end"]
+__all__ = ["DurationOption", "EventLog", "EventsOption", "event_log", "signals_end"]
+
+DurationOption = Annotated[
+    float | None, typer.Option("--for", metavar="SECONDS", min=0, help="Stop after so long; else on Ctrl-C.")
+]
+
+EventsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="PATH", help="Write events as JSON, one a line; `-` for standard output instead of text."
+    ),
+]
 
 
 class EventLog:

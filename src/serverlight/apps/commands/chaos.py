@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from serverlight.apps.relays import EventLog, event_log, signals_end
+from serverlight.apps.relays import DurationOption, EventLog, EventsOption, event_log, signals_end
 from serverlight.apps.terminal import check_writable
 from serverlight.chaos import ChaosRelay
 from serverlight.errors import ConfigError
@@ -35,15 +35,8 @@ def chaos(
         str, typer.Option(metavar="LINK", help="What the way is like otherwise: rate, one-way delay, jitter.")
     ] = "0ms",
     seed: Annotated[int, typer.Option(help="The same seed gives the same faults for the same pieces.")] = 0,
-    duration: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", min=0, help="Stop after so long; else on Ctrl-C.")
-    ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="PATH", help="Write events as JSON, one a line; `-` for standard output instead of text."
-        ),
-    ] = None,
+    duration: DurationOption = None,
+    json: EventsOption = None,
 ) -> None:
     """Stand between clients and a server, and let things go wrong.
 

@@ -99,6 +99,20 @@ def evaluate(
             raise ConfigError(name, "is for language models; give --tasks as well, or leave it away")
     if not cut:
         raise ConfigError("cut", "give --cut NAME, once or more; `serverlight cuts MODEL` lists the cuts")
+    knobs = (profile, sparsity or VISION_SPARSITY, groups, distortion, asymmetry, asymmetry_mode)
+    _evaluate_images(model, cut, knobs, data=data, limit=limit, threads=threads, json=json)
+
+
+def _evaluate_images(
+    model: str,
+    cuts: list[str],
+    knobs: tuple[str, str, str, str, str, str],
+    *,
+    data: str | None,
+    limit: int | None,
+    threads: int,
+    json: str | None,
+) -> None:
     import torch
 
     from serverlight.apps.vision import load_model_images
@@ -106,8 +120,7 @@ def evaluate(
     from serverlight.models import load_model
 
     check_writable("json", json)
-    configs = _configs(profile, sparsity or VISION_SPARSITY, groups, distortion, asymmetry, asymmetry_mode)
-    settings = list(itertools.product(cut, configs))
+    settings = list(itertools.product(cuts, _configs(*knobs)))
     torch.set_num_threads(threads)
     loaded = load_model(model)
     images = load_model_images(loaded, data, limit)

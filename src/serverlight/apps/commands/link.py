@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from serverlight.apps.relays import EventLog, event_log, signals_end
+from serverlight.apps.relays import DurationOption, EventLog, EventsOption, event_log, signals_end
 from serverlight.apps.terminal import check_writable, format_bytes
 from serverlight.errors import ServerlightError
 from serverlight.link.config import LinkConfig
@@ -45,15 +45,8 @@ def link(
         bool,
         typer.Option("--control", help="Read standard input: each line a link, `cut` or `restore`; its end stops."),
     ] = False,
-    duration: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", min=0, help="Stop after so long; else on Ctrl-C.")
-    ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="PATH", help="Write events as JSON, one a line; `-` for standard output instead of text."
-        ),
-    ] = None,
+    duration: DurationOption = None,
+    json: EventsOption = None,
 ) -> None:
     """Stand between clients and a server, and be a slow link that changes.
 

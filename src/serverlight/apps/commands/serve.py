@@ -35,6 +35,16 @@ from serverlight.errors import ConfigError
 __all__ = ["serve"]
 
 
+ServedCutsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cut",
+        metavar="NAME",
+        help="A cut to serve; may be repeated; `auto`, by default, is all. Of several models: every one's, or MODEL=NAME.",
+    ),
+]
+
+
 @takes_options(guard=SecurityOptions, watch=WatchOptions, limits=LimitOptions, scale=RayOptions)
 def serve(
     models: ModelsArgument,
@@ -42,14 +52,7 @@ def serve(
     watch: WatchOptions,
     limits: LimitOptions,
     scale: RayOptions,
-    cut: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--cut",
-            metavar="NAME",
-            help="A cut to serve; may be repeated; `auto`, by default, is all. Of several models: every one's, or MODEL=NAME.",
-        ),
-    ] = None,
+    cut: ServedCutsOption = None,
     preload: Annotated[
         bool, typer.Option("--preload", help="Load several models at the start, and not when a client asks for one.")
     ] = False,
@@ -116,7 +119,13 @@ def serve(
         threading.Thread(target=_stop_at_eof, args=(stopping,), name="serverlight-stdin", daemon=True).start()
     if scale.ray:
         _serve_many(recipe, scale, host, port, stopping, json)
-        return
+    else:
+        _serve_one(recipe, watch, host, port, stopping, json)
+
+
+def _serve_one(
+    recipe: Recipe, watch: WatchOptions, host: str, port: int, stopping: threading.Event, json: str | None
+) -> None:
     server = recipe.make(host, port)
     served = what_is_served(server.core.engines.catalogue)
     facts = served[0] if len(served) == 1 else {"models": served}

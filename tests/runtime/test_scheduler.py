@@ -161,7 +161,7 @@ def test_a_gone_connection_leaves_its_clients_others() -> None:
 def test_full_queue_says_when_to_come_back() -> None:
     """What is over the limit is refused at once, with a time that follows from how long requests take."""
     scheduler = Scheduler(max_waiting=2)
-    scheduler.took(0.1)
+    scheduler.took(0.1, [job()], now_s=0.0)
     scheduler.admit(job())
     scheduler.admit(job())
     with pytest.raises(ServerBusy) as caught:
@@ -181,9 +181,9 @@ def test_mean_follows_the_newest_requests() -> None:
     scheduler = Scheduler(max_waiting=10)
     for _ in range(10):
         scheduler.admit(job())
-    scheduler.took(1.0)
+    scheduler.took(1.0, [job()], now_s=0.0)
     assert scheduler.retry_after_ms == 5000
-    scheduler.took(2.0)
+    scheduler.took(2.0, [job()], now_s=0.0)
     assert scheduler.retry_after_ms == 6000
 
 

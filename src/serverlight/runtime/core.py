@@ -310,7 +310,7 @@ class ServerCore:
             return rest_s
         if self._scheduler.num_waiting >= self.config.max_batch_requests:
             return 0.0
-        return max(0.0, self._window.closes_s(oldest_s=self._scheduler.oldest_s, now_s=now_s) - now_s)
+        return max(0.0, self._window.closes_s(oldest_s=self._scheduler.oldest_s(now_s), now_s=now_s) - now_s)
 
     def _run(self, now_s: float) -> Iterator[tuple[Job, Answer]]:
         late = [job for job in self._running if job.is_expired(now_s)]

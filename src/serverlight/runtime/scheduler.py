@@ -10,23 +10,12 @@ from typing import TYPE_CHECKING
 from serverlight.errors import ServerBusy
 from serverlight.runtime.messages import InferReply, InferRequest, MoveCut, ServerMessage, Step, StepReply
 from serverlight.runtime.sessions import Session
+from serverlight.runtime.shares import Shares
 
 if TYPE_CHECKING:
     from serverlight.runtime.catalogue import Engine
 
 __all__ = ["Answer", "Job", "Scheduler"]
-
-_ACTIVE_S = 1.0
-"""A client whose last request is no older shares the compute thread with the others."""
-
-_LEAST_SHARE = 0.2
-"""Share of the thread that a client may always have, however many others there are."""
-
-_BURST_S = 0.01
-"""Time on the thread that a client may take at once, after a rest."""
-
-_SLACK_S = 1e-6
-"""Nobody rests for less: times are floats."""
 
 _NEWEST_SHARE = 0.2
 """Weight of the newest request in the running mean of the time that one takes."""
@@ -77,19 +66,6 @@ class Job:
         return deadline_ms is not None and now_s > self.arrived_s + deadline_ms / 1e3
 
 
-@dataclass(kw_only=True, slots=True)
-class _Account:
-    """What a client has left of its share of the thread."""
-
-    now_s: float
-    left_s: float = _BURST_S
-
-    def fill(self, share: float, now_s: float) -> None:
-        """Time goes by."""
-        self.left_s = min(_BURST_S, self.left_s + share * max(0.0, now_s - self.now_s))
-        self.now_s = now_s
-
-
 Answer = InferReply | StepReply | BaseException | None
 """What became of a request; ``None``: it goes on in a later batch."""
 
@@ -114,8 +90,7 @@ class Scheduler:
         self._front: object = None  # whose turn it is
         self._num_in_turn = 0
         self._mean_s = 0.0
-        self._last_s: dict[object, float] = {}  # by turn, the longest silent first
-        self._accounts: dict[object, _Account] = {}  # of those who had more than one request lately
+        self._shares = Shares()  # by turn
 
     @property
     def num_waiting(self) -> int:
@@ -128,8 +103,7 @@ class Scheduler:
         """
         given_up = self._make_room(job) if self.num_waiting >= self._max_waiting else None
         self._queues.setdefault(job.turn, deque()).append(job)
-        self._last_s.pop(job.turn, None)
-        self._last_s[job.turn] = job.arrived_s
+        self._shares.sent(job.turn, weight=job.weight, now_s=job.arrived_s)
         return given_up
 
     def _make_room(self, job: Job) -> Job:
@@ -185,55 +159,36 @@ class Scheduler:
 
     def _resting(self, now_s: float) -> dict[object, float]:
         """Who has had his share and has more than one request waiting, and for how long he rests."""
-        found = {}
-        for turn, account in self._accounts.items():
-            account.fill(share := self._share(turn), now_s)
-            if self._is_over(turn):
-                found[turn] = -account.left_s / share
-        return found
-
-    def _is_over(self, turn: object) -> bool:
-        return (
-            turn in self._accounts and self._accounts[turn].left_s < -_SLACK_S and len(self._queues.get(turn, ())) > 1
-        )
-
-    def _share(self, turn: object) -> float:
-        weights = dict.fromkeys(self._last_s, 1) | {other: queue[0].weight for other, queue in self._queues.items()}
-        return max(_LEAST_SHARE, weights.get(turn, 1) / max(1, sum(weights.values())))
+        many = [turn for turn, waiting in self._queues.items() if len(waiting) > 1]
+        return {turn: rest_s for turn in many if (rest_s := self._shares.rest_s(turn, now_s=now_s)) > 0}
 
     def is_shared(self, now_s: float) -> bool:
         """Whether more than one client has sent something lately, or waits."""
-        while self._last_s and now_s - self._last_s[oldest := next(iter(self._last_s))] > _ACTIVE_S:
-            del self._last_s[oldest]
-        return len(self._last_s.keys() | self._queues.keys()) > 1
+        return self._shares.about(now_s, self._queues.keys()) > 1
 
     def put_back(self, job: Job) -> None:
         """One that was taken is to go on before what its owner has sent since; its turn comes after the others'."""
         self._queues.setdefault(job.turn, deque()).appendleft(job)
 
-    @property
-    def oldest_s(self) -> float:
+    def oldest_s(self, now_s: float) -> float:
         """When the one that waits longest arrived, of those who need not rest; raises :class:`ValueError` where none waits."""
-        able = [waiting[0].arrived_s for turn, waiting in self._queues.items() if not self._is_over(turn)]
+        resting = self._resting(now_s)
+        able = [waiting[0].arrived_s for turn, waiting in self._queues.items() if turn not in resting]
         return min(able or [waiting[0].arrived_s for waiting in self._queues.values()])
 
     def forget(self, owner: object) -> int:
         """Drops the waiting requests of a connection that is gone; returns how many."""
         before = self.num_waiting
-        self._accounts.pop(owner, None)
-        self._last_s.pop(owner, None)  # of a client with a name another connection may be there
+        self._shares.forget(owner)  # of a client with a name another connection may be there
         kept = {whose: deque(job for job in jobs if job.owner is not owner) for whose, jobs in self._queues.items()}
         self._queues = {whose: jobs for whose, jobs in kept.items() if jobs}
         return before - self.num_waiting
 
-    def took(self, seconds: float, jobs: Sequence[Job] = (), *, now_s: float = 0.0) -> None:
+    def took(self, seconds: float, jobs: Sequence[Job], *, now_s: float) -> None:
         """Notes how long a batch kept the compute thread."""
         seconds /= max(1, len(jobs))
         for job in jobs:
-            if job.turn in self._queues or job.turn in self._accounts:  # others have nothing to be limited
-                self._accounts.setdefault(job.turn, _Account(now_s=now_s)).left_s -= seconds
-        for turn in [turn for turn, account in self._accounts.items() if now_s - account.now_s > _ACTIVE_S]:
-            del self._accounts[turn]
+            self._shares.took(job.turn, seconds, now_s=now_s)
         self._mean_s = seconds if self._mean_s == 0 else self._mean_s + _NEWEST_SHARE * (seconds - self._mean_s)
 
     @property

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from serverlight.codec import CodecConfig
 from serverlight.errors import ConfigError
 from serverlight.evaluation.drift import Crossing, CutModel, Drift, FreeRun, by_position, free_running, teacher_forced
+from serverlight.evaluation.tasks.tokens import token_ids
 from serverlight.huggingface import find_folder
 
 __all__ = [
@@ -133,8 +133,8 @@ def drift_of(
         ModelError: there is no such model, or it cannot be loaded.
     """
     model = CutModel.load(spec, cut)
-    tokenizer = Tokenizer.from_file(str(find_folder(spec, ["tokenizer.json"]) / "tokenizer.json"))
-    ids = [tokenizer.encode(read_text(path)).ids for path in (map(pathlib.Path, files) if files else [None])]
+    folder = find_folder(spec, ["tokenizer.json"])
+    ids = token_ids(folder, [read_text(path) for path in (map(pathlib.Path, files) if files else [None])])
     texts = Texts.draw(ids, tokens=tokens, num_windows=windows, num_prompts=texts_written)
     rows = measure_drift(model, texts, rates=rates, chunks=chunks, num_tokens=tokens - PROMPT_TOKENS, say=say)
     return {

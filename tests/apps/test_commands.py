@@ -20,7 +20,7 @@ Cli = Callable[..., Any]
 
 COMMANDS = [
     "demo", "serve", "token", "run", "generate", "edge", "chaos", "link", "cuts", "profile", "calibrate", "search",
-    "simulate", "eval", "inspect", "bench",
+    "simulate", "eval", "inspect", "report", "bench",
 ]  # fmt: skip
 
 

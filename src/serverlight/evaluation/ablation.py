@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from serverlight.codec import Codec, CodecConfig, decode, inspect, tables
 from serverlight.codec.activity import nearest_activity
-from serverlight.codec.backends import cpu_model, cpu_writer
 from serverlight.codec.backends.reference_quantiser import choose_raw_bits, split_raw
 from serverlight.codec.coded import kind_of
 from serverlight.codec.layout import grid_of, natural_layout
@@ -121,6 +120,8 @@ def at_another_length(features: Sequence[Feature], sparsity: float, length: Call
 
 def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: bool = True) -> float:
     """Bits of parameters and symbols under the probability model; a pair without a symbol counts as the escape symbol."""
+    from serverlight.codec.backends import cpu_model, cpu_writer  # they bring Numba
+
     layout = natural_layout(x.shape)
     grid, one_sided = grid_of(x.shape, layout), bool((x >= 0).all())
     kind = kind_of(layout, one_sided)

@@ -24,12 +24,12 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Words in the first columns, figures in the others."""
+    """Words in some columns, figures in the others."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    left: int = 1
-    """How many columns hold words."""
+    words: Sequence[int] = (0,)
+    """Columns of words."""
 
     title: str = ""
     marked: frozenset[tuple[int, int]] = field(default_factory=frozenset)

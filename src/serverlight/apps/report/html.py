@@ -9,7 +9,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from serverlight.apps.report.blocks import Block, Code, Page, Picture, Section, Table, Text
+from serverlight.apps.report.blocks import Block, Code, Page, Picture, Section, Table
 
 __all__ = ["as_html"]
 
@@ -66,7 +66,7 @@ def _cells(table: Table, row: int) -> Iterator[str]:
 
 
 def _class(column: int, table: Table) -> str:
-    return "" if column < table.left else " class=number"
+    return "" if column in table.words else " class=number"
 
 
 def _picture(picture: Picture, folder: pathlib.Path) -> str:

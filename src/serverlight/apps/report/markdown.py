@@ -31,7 +31,7 @@ def _table(table: Table) -> Iterator[str]:
     if table.title:
         yield from (f"### {table.title}", "")
     yield _row(list(map(_cell, table.columns)))
-    yield _row(["---" if i < table.left else "---:" for i in range(len(table.columns))])
+    yield _row(["---" if i in table.words else "---:" for i in range(len(table.columns))])
     for i, row in enumerate(table.rows):
         yield _row([f"**{_cell(text)}**" if (i, j) in table.marked else _cell(text) for j, text in enumerate(row)])
 

@@ -16,7 +16,7 @@ from serverlight.errors import ConfigError
 if TYPE_CHECKING:
     from serverlight.apps.report.records import Record
     from serverlight.apps.report.runner import Entry
-    from serverlight.apps.report.settings import Settings
+    from serverlight.apps.report.settings import Settings, Subject
 
 __all__ = ["report"]
 
@@ -42,8 +42,8 @@ def report(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Models to load, profile and simulate, each MODEL or MODEL=DATA with labelled images or a text. Default: ResNet-56 "
-            "where the data folder has it, else `demo-vision`; and `demo-lm`.",
+            help="Models to load, profile and simulate, each MODEL or MODEL=DATA with labelled images or a text. Default: "
+            "ResNet-56 where the data folder has it, else `demo-vision`; and `demo-lm`.",
         ),
     ] = None,
     stages: Annotated[
@@ -76,7 +76,7 @@ def report(
             "data", f"no folder {str(data)!r}; name the one with the tasks' models and data, or leave it out"
         )
     folder = data and data.resolve()
-    subjects = tuple(map(Subject.read, models.split(",") if models else _default_models(folder)))
+    subjects = tuple(map(Subject.parse, models.split(","))) if models else _default_models(folder)
     settings = Settings(out=out.resolve(), data=folder, subjects=subjects, budget=QUICK if quick else FULL)
     chosen = _chosen(stages, [stage.name for stage in STAGES])
     if show:
@@ -88,9 +88,14 @@ def report(
     _tell(records, settings, out, json)
 
 
-def _default_models(data: pathlib.Path | None) -> list[str]:
+def _default_models(data: pathlib.Path | None) -> tuple[Subject, ...]:
+    from serverlight.apps.report.settings import Subject
+
     has_resnet = data is not None and (data / RESNET).is_file() and (data / IMAGES).is_file()
-    return [f"{data}/{RESNET}={data}/{IMAGES}" if has_resnet else "demo-vision", "demo-lm"]
+    larger = (
+        Subject.read(str(data / RESNET), str(data / IMAGES)) if data and has_resnet else Subject.read("demo-vision")
+    )
+    return larger, Subject.read("demo-lm")
 
 
 def _chosen(text: str | None, names: Sequence[str]) -> list[str]:

@@ -17,10 +17,10 @@ def main(module: str, name: str, arguments: str, target: str) -> None:
     """Exits with 2 and a line that begins with ``error:`` for what the package refuses or misses, as the commands do."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        import torch
-
-        torch.set_num_threads(1)
-        found = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+        function = getattr(importlib.import_module(module), name)
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)
+        found = function(**json.loads(arguments))
     except (ServerlightError, ModuleNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -105,23 +105,28 @@ class Subject:
         return pathlib.PurePath(self.spec).name.removesuffix(".safetensors")
 
     @classmethod
-    def read(cls, text: str) -> Self:
+    def parse(cls, text: str) -> Self:
         """``MODEL`` or ``MODEL=DATA``; raises :class:`ConfigError` where nothing is named."""
         spec, _, data = text.strip().partition("=")
         if not spec:
             raise ConfigError(
                 "models", f"cannot read {text!r}; give MODEL or MODEL=DATA, several with commas between them"
             )
+        return cls.read(spec, data or None)
+
+    @classmethod
+    def read(cls, spec: str, data: str | None = None) -> Self:
+        """Finds out what it is."""
         from serverlight.huggingface import SETTINGS_FILES, find_folder, read_config
         from serverlight.models.loader import is_language_model
 
         try:
             if not is_language_model(spec):
-                return cls(spec=spec, data=data or None, kind="images")
+                return cls(spec=spec, data=data, kind="images")
             config = read_config(spec, find_folder(spec, SETTINGS_FILES))
-            return cls(spec=spec, data=data or None, kind="language", layers=config.num_hidden_layers)
+            return cls(spec=spec, data=data, kind="language", layers=config.num_hidden_layers)
         except ServerlightError as error:
-            return cls(spec=spec, data=data or None, problem=str(error))
+            return cls(spec=spec, data=data, problem=str(error))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

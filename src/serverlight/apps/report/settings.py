@@ -142,6 +142,11 @@ class Settings:
     subjects: tuple[Subject, ...]
     budget: Budget
 
+    def __post_init__(self) -> None:
+        names = [subject.name for subject in self.subjects]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError("models", f"two are called {twice[0]!r}; rename one of them")
+
     @property
     def jobs(self) -> int:
         """Parts that run at a time where no time is measured."""

@@ -6,6 +6,7 @@ its own tables would give, as said beside it.
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -79,7 +80,8 @@ def without_its_shifts(frame: bytes) -> bytes:
 def numbers_of(frame: bytes) -> Ints:
     """The signed numbers of steps of a frame, in the tensor's shape."""
     values = decode(without_its_shifts(frame), "numpy").astype(np.float64)
-    return np.rint(values / float(inspect(frame).config["step"])).astype(np.int64)
+    numbers: Ints = np.rint(values / float(inspect(frame).config["step"])).astype(np.int64)
+    return numbers
 
 
 # -- one refinement less --------------------------------------------------------------------------------------
@@ -221,17 +223,14 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
     "no filter: plain rounding": (rounded,),
     "no shifts, no mean fill": (no_shifts,),
     "8 equal groups for sizes of numbers": tuple(
-        (lambda x, s, d=delta: equal_groups(x, s, d)) for delta in (0.04, 0.09, 0.13, 0.26)
+        functools.partial(equal_groups, distortion=delta) for delta in (0.04, 0.09, 0.13, 0.26)
     ),
-    **{
-        f"step not tied: delta {delta:g}": (lambda x, s, d=delta: whole(x, s, distortion=d),)
-        for delta in (0.1, 0.2, 0.8)
-    },
+    **{f"step not tied: delta {delta:g}": (functools.partial(whole, distortion=delta),) for delta in (0.1, 0.2, 0.8)},
     "no entropy coder": (fixed_lengths,),
     "no contexts": (no_contexts,),
     "second of a pair not conditioned on the first": (single_symbols,),
     "no corrections of the parameters": (no_corrections,),
-    **{f"negative elements worth {worth:g}": (lambda x, s, w=worth: whole(x, s, asymmetry=w),) for worth in (0.7, 1.4)},
+    **{f"negative elements worth {worth:g}": (functools.partial(whole, asymmetry=worth),) for worth in (0.7, 1.4)},
     "a frame for each token or plane": (own_frames,),
 }
 """By name; the best of several is taken."""

@@ -82,7 +82,7 @@ class Texts:
                 "texts",
                 f"{needed} pieces of {tokens} tokens wanted, {len(every)} are there; ask for fewer or shorter ones",
             )
-        windows, prompts, search = every[order[:needed]].split([num_windows, num_prompts, SEARCH_WINDOWS])
+        windows, prompts, search = torch.split(every[order[:needed]], [num_windows, num_prompts, SEARCH_WINDOWS])
         return cls(windows=windows, prompts=prompts[:, :PROMPT_TOKENS], search=search[:, :SEARCH_TOKENS])
 
 

@@ -119,7 +119,8 @@ def plot_metadata(lines: Mapping[str, Line], path: str) -> None:
     figure = Figure(figsize=(7.5, 3.9), layout="constrained", facecolor="white")
     axes = figure.subplots()
     for colour, mark, (name, points) in zip(_colours(len(lines)), "os^v", lines.items(), strict=False):
-        axes.scatter(*zip(*points, strict=True), s=26, marker=mark, color=colour, label=name, alpha=0.85)
+        x, y = zip(*points, strict=True)
+        axes.scatter(x, y, s=26, marker=mark, color=colour, label=name, alpha=0.85)
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

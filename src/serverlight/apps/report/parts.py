@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from serverlight.apps.report.settings import Settings
 
 __all__ = ["Command", "Function", "Part", "Stage", "Work"]
 
@@ -83,11 +85,11 @@ class Stage:
 
     name: str
     title: str
-    parts: Callable[[Any], Sequence[Part]]
+    parts: Callable[[Settings], Iterable[Part]]
     """From the settings; asked when the stage's turn comes, since it may need files of earlier ones."""
 
     is_timed: bool = False
     """Whether it measures time: then its parts have the machine to themselves."""
 
-    budget: Callable[[Any], str] = field(default=lambda settings: "")
+    budget: Callable[[Settings], str] = field(default=lambda settings: "")
     """From the settings: what it is limited to, in words."""

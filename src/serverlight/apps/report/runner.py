@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from serverlight import __version__
 from serverlight.apps.report.keys import ROOT, code_digest, digest_of, key_of, machine
 from serverlight.apps.report.parts import Part, Stage
-from serverlight.apps.report.records import Record, Shelf
+from serverlight.apps.report.records import Record, Shelf, Status
 from serverlight.apps.report.settings import Settings
 from serverlight.environment import describe_environment
 
@@ -127,7 +127,7 @@ def _run(entry: Entry, settings: Settings, shelf: Shelf) -> Record:
     told = settings.told(work.told)
     if done.returncode:
         reason = settings.told(_last_line(done.stderr)) or f"it ended with code {done.returncode}"
-        status = "not run" if done.returncode == REFUSED else "failed"
+        status: Status = "not run" if done.returncode == REFUSED else "failed"
         return Record(stage=names[0], part=names[1], status=status, reason=reason.removeprefix("error: "), told=told)
     environment = describe_environment()
     shelf.keep(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from serverlight.apps.report import runner
 from serverlight.apps.report.parts import Command, Function, Part, Stage
@@ -36,9 +37,9 @@ CLOZE = "tinystories_cloze_dev"
 def rates(settings: Settings) -> Iterator[Part]:
     """Every task of the codec's comparison."""
     for name in _task_names(settings):
-        words = ("bench", "codec", "--tasks", name, "--no-speed", "--limit", str(settings.budget.samples))
-        words += ("--quick",) if settings.budget.coarse else ()
-        work = Command(words=words + _data(settings), modules=(f"{COMMANDS}.bench_codec",), resumes=True)
+        words = ["bench", "codec", "--tasks", name, "--no-speed", "--limit", str(settings.budget.samples)]
+        words += ["--codecs", settings.budget.codecs] + (["--quick"] if settings.budget.coarse else [])
+        work = Command(words=(*words, *_data(settings)), modules=(f"{COMMANDS}.bench_codec",), resumes=True)
         yield _of_task(settings, name, work, minutes=0.7 if settings.budget.coarse else 3)
 
 
@@ -62,7 +63,7 @@ def frames(settings: Settings) -> Iterator[Part]:
 def device(settings: Settings) -> Iterator[Part]:
     """Time, memory and energy of the codec."""
     budget, module = settings.budget, "serverlight.apps.report.device_cost"
-    works = {
+    works: dict[str, tuple[dict[str, Any], float]] = {
         "times": ({"seconds": budget.speed_s, "coarse": budget.coarse}, 0.5 if budget.coarse else 2.5),
         "memory": ({"tokens": MEMORY_TOKENS[1::2] if budget.coarse else MEMORY_TOKENS}, 0.3),
         "energy": ({}, 0.2),
@@ -94,10 +95,10 @@ def load(settings: Settings) -> Iterator[Part]:
     pace = ("--clients", clients, "--duration", str(budget.turn_s), "--warmup", str(budget.turn_s / 5), "--rounds", "1")
     for subject in settings.subjects:
         if subject.kind == "language":
-            own = ("--lm", subject.spec, "--vision", "none", "--tokens", str(budget.tokens))
-            own += ("--text", subject.data) if subject.data else ()
+            own = ["--lm", subject.spec, "--vision", "none", "--tokens", str(budget.tokens)]
+            own += ["--text", subject.data] if subject.data else []
         else:
-            own = ("--vision", subject.spec, "--lm", "none", *(("--data", subject.data) if subject.data else ()))
+            own = ["--vision", subject.spec, "--lm", "none", *(("--data", subject.data) if subject.data else ())]
         work = Command(words=("bench", "runtime", *own, *pace), modules=(f"{COMMANDS}.bench_runtime", SERVE))
         turns = 3 * len(budget.clients) + 2
         yield _of_subject(subject, work, minutes=0.5 + turns * 1.5 * budget.turn_s / 60)
@@ -145,9 +146,9 @@ def fleet(settings: Settings) -> Iterator[Part]:
     for entry in runner.look([PROFILE], settings, Shelf(settings.out)):
         record = entry.record
         file = settings.out / (record.file if record and record.status == "done" else "profile")
-        words = ("simulate", str(file), "--devices", str(budget.devices), "--hours", str(budget.hours))
-        words += ("--p95", f"{P95_MS:g}", "--bits", f"{BITS:g}", "--arrivals", "poisson")
-        work = Command(words=words, modules=(f"{COMMANDS}.simulate",))
+        words = ["simulate", str(file), "--devices", str(budget.devices), "--hours", str(budget.hours)]
+        words += ["--p95", f"{P95_MS:g}", "--bits", f"{BITS:g}", "--arrivals", "poisson"]
+        work = Command(words=tuple(words), modules=(f"{COMMANDS}.simulate",))
         missing = "" if file.is_file() else f"needs profile/{entry.part.name}, which comes first"
         yield Part(
             name=entry.part.name, work=work, minutes=0.3 if settings.is_quick else 2, files=(file,), missing=missing

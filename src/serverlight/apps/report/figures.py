@@ -50,7 +50,7 @@ def plot_quality(panels: Mapping[str, Mapping[str, Mapping[str, Line]]], max_los
         axes.set_xticks(BITS, [f"{tick:g}" for tick in BITS])
         axes.xaxis.set_minor_formatter(NullFormatter())
         _finish(axes, model, "bits per element", "percentage points against uncut")
-        axes.legend(fontsize=7, frameon=False, loc="lower right")
+        axes.legend(fontsize=7, frameon=False, loc="lower right", handlelength=3.2)
     figure.savefig(path, dpi=130)
 
 
@@ -103,9 +103,9 @@ def plot_bars(values: Mapping[str, float], x: str, path: str) -> None:
 
 def plot_memory(panels: Mapping[str, Mapping[str, Line]], path: str) -> None:
     """What the device holds against the tokens of a sequence: a panel for each model, a line for each cut."""
-    figure = Figure(figsize=(max(2, len(panels)) * 5.2, 3.7), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(5.6 * len(panels), 3.7), layout="constrained", facecolor="white")
     for i, (model, lines) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, max(2, len(panels)), i + 1)
+        axes = figure.add_subplot(1, len(panels), i + 1)
         for colour, (cut, line) in zip(_colours(len(lines)), lines.items(), strict=True):
             axes.plot(*zip(*line, strict=True), color=colour, label=cut)
         axes.set_ylim(bottom=0)

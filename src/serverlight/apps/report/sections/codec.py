@@ -35,7 +35,7 @@ def ablations(found: Found) -> Section:
     if reports:
         means = {f"{stage}: {name}": mean for stage, name in _variants() if (mean := _mean(reports, name)) is not None}
         title = "Bits an element that a variant takes more at equal divergence, the mean over the tasks"
-        blocks.append(found.draw("ablation.svg", lambda path: figures.plot_bars(means, title, path), title))
+        blocks.append(found.draw("ablation.svg", lambda path: figures.plot_bars(means, "bits an element", path), title))
         rows = [
             ["", "messages", *(f"{report['messages']:,}" for report in reports.values())],
             ["", "profile serverlight, bits", *(_own(report) for report in reports.values())],

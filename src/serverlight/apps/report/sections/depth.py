@@ -60,7 +60,7 @@ def figure_three(found: Found) -> Section:
                 f"{model}: plans that no other beats (left), and the time of a request against the depth of the cut (right)",
             )
         )
-        blocks += [Text(text=f"**{model}.** {' '.join(reasons(result))}"), _depths(model, result)]
+        blocks += [Text(text=f"**{model}.** {' '.join(_told(result))}"), _depths(model, result)]
     return Section(
         name="figure-3", title="Figure 3: time against the depth of the cut", blocks=[*blocks, *_latency(found)]
     )
@@ -109,6 +109,11 @@ def _search(profile: dict[str, Any], quality: dict[str, Any]) -> Searched:
         )  # fmt: skip
     except ServerlightError as error:
         return Searched(problem=str(error))
+
+
+def _told(result: SearchResult) -> Iterator[str]:
+    """Why that plan; without the legend of the columns of ``serverlight search``."""
+    yield from (line for line in reasons(result) if not line.startswith("Device: "))
 
 
 def _depths(model: str, result: SearchResult) -> Table:

@@ -80,7 +80,7 @@ def plot_uplink(rows: Sequence[tuple[str, float, float, str]], path: str) -> Non
     axes.set_xlim(1, 2.2 * most)
     axes.axvline(10, color=GREY, linestyle=":", linewidth=1)
     _finish(axes, "", "fewer bytes than fp16 (logarithmic; dotted: the 10x of the paper)", "")
-    axes.legend(fontsize=8, frameon=False, loc="upper right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
 
 

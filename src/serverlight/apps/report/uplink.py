@@ -80,9 +80,14 @@ class Where:
         )  # fmt: skip
 
     @property
+    def place(self) -> str:
+        """Cut and position."""
+        return f"{self.cut} ({self.position})" if self.position else self.cut
+
+    @property
     def label(self) -> str:
-        """Model, cut and place."""
-        return f"{self.model}, {self.cut}{f' ({self.position})' if self.position else ''}"
+        """Model, cut and position."""
+        return f"{self.model}, {self.place}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,8 +16,8 @@ __all__ = ["ablations", "device_cost", "metadata"]
 OURS = "serverlight (cpu)"
 ELEMENT_BYTES = 4
 
-PAYLOAD = frozenset({"symbols", "values", "codes", "signs", "positions", "escapes", "raw"})
-"""Parts of a frame that grow with its elements; the others are metadata."""
+METADATA = frozenset({"header", "checksum", "model", "shifts", "segments", "groups"})
+"""Parts of a frame that do not grow with each of its elements."""
 
 
 def ablations(found: Found) -> Section:
@@ -70,8 +70,9 @@ def metadata(found: Found) -> Section:
     tasks = found.done("frames")
     blocks: list[Block] = [
         Text(
-            text="Header, probability model, shifts, ranges of groups and checksum: bytes of a frame that do not grow with its "
-            "elements. All bytes above and below count them. Sparse frames of small features have the largest share."
+            text="Header, probability model, shifts, lengths of segments, ranges of groups and checksum: bytes of a frame that do "
+            "not grow with each of its elements. All other tables count them. Sparse frames of small features have the largest "
+            "share."
         ),
         *found.gaps("frames"),
     ]
@@ -168,7 +169,7 @@ def _energy(energy: Mapping[str, Any]) -> Text:
 
 def _split(parts: Mapping[str, int]) -> tuple[int, int]:
     """Bytes of metadata, and of all."""
-    return sum(size for part, size in parts.items() if part not in PAYLOAD), sum(parts.values())
+    return sum(size for part, size in parts.items() if part in METADATA), sum(parts.values())
 
 
 def _points(tasks: Mapping[str, Any]) -> dict[str, figures.Line]:

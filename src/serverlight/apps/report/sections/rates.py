@@ -90,8 +90,7 @@ def _panels(places: Sequence[Where], documents: Mapping[str, Any]) -> dict[str, 
     panels = dict[str, dict[str, dict[str, figures.Line]]]()
     for where in places:
         rows = documents[where.task]["rows"]
-        cut = f"{where.cut}{f' ({where.position})' if where.position else ''}"
-        panels.setdefault(where.model, {})[cut] = {
+        panels.setdefault(where.model, {})[where.place] = {
             codec: sorted((r["bits_per_element"], r["quality_delta_pp"]) for r in rows if r["codec"] == codec)
             for codec in (OURS, PAPERS)
         }
@@ -101,20 +100,13 @@ def _panels(places: Sequence[Where], documents: Mapping[str, Any]) -> dict[str, 
 def _main(places: Sequence[Where], verdicts: Sequence[Verdict]) -> Table:
     rows, marked = [], set[tuple[int, int]]()
     for i, (where, found) in enumerate(zip(places, verdicts, strict=True)):
-        rows.append(
-            [where.model, where.cut, where.position, *_facts(where), *_side(found.ours), *_rival(found), found.words]
-        )
-        marked.add((i, 6 if OURS in found.winners else 9))
+        rows.append([where.model, where.place, *_facts(where), *_ours_and_rival(found), found.words])
+        marked.add((i, 5 if OURS in found.winners else 7))
     columns = (
-        "model", "cut", "place", "uncut", "samples", "raw input", "serverlight", "loss pp", "95 %", "best rival", "rival",
-        "who wins",
+        "model", "cut", "uncut", "samples", "raw input", "serverlight", "against uncut, pp", "best rival", "", "who wins",
     )  # fmt: skip
     return Table(
-        title="Early, middle and late cuts",
-        columns=columns,
-        rows=rows,
-        words=(0, 1, 2, 10, 11),
-        marked=frozenset(marked),
+        title="Early, middle and late cuts", columns=columns, rows=rows, words=(0, 1, 8, 9), marked=frozenset(marked)
     )
 
 
@@ -123,14 +115,9 @@ def _facts(where: Where) -> list[str]:
     return [f"{where.base:.1f} %", f"{where.messages:,}", "-" if raw is None else f"{raw:.3g}x"]
 
 
-def _side(best: Best | None) -> list[str]:
-    if best is None:
-        return ["-", "-", "-"]
-    return [f"{best.reduction:.1f}x", f"{best.delta_pp:+.1f}", interval(*best.interval_pp)]
-
-
-def _rival(found: Verdict) -> list[str]:
-    return ["-", "-"] if found.rival is None else [f"{found.rival.reduction:.1f}x", found.rival.codec]
+def _ours_and_rival(found: Verdict) -> list[str]:
+    ours = ["-", "-"] if found.ours is None else [f"{found.ours.reduction:.1f}x", _loss(found.ours)]
+    return [*ours, *(["-", "-"] if found.rival is None else [f"{found.rival.reduction:.1f}x", found.rival.codec])]
 
 
 def _matrix(places: Sequence[Where], verdicts: Sequence[Verdict]) -> Iterator[Block]:

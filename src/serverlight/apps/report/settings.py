@@ -62,7 +62,7 @@ class Budget:
 
     questionnaires: tuple[str, ...]
     devices: int
-    """Of the simulated fleet."""
+    """Of the simulated fleet of a model of images; of a language model a fiftieth."""
 
     hours: float
     """Simulated."""

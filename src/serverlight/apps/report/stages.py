@@ -26,6 +26,9 @@ P95_MS = 300.0
 BITS = 2.0
 """An element, of the fleet's frames."""
 
+TOKENS_OF_A_DEVICE = 50
+"""So many times fewer devices where each asks for a text instead of an image: a token is as much work for the simulation."""
+
 TASK_SPARSITIES = "0.2,0.5"
 MEMORY_TOKENS = (1, 16, 128, 512, 2048)
 STORIES = "stories260K_llama"
@@ -146,7 +149,9 @@ def fleet(settings: Settings) -> Iterator[Part]:
     for entry in runner.look([PROFILE], settings, Shelf(settings.out)):
         record = entry.record
         file = settings.out / (record.file if record and record.status == "done" else "profile")
-        words = ["simulate", str(file), "--devices", str(budget.devices), "--hours", str(budget.hours)]
+        is_text = entry.part.name in {subject.name for subject in settings.of_kind("language")}
+        devices = budget.devices // (TOKENS_OF_A_DEVICE if is_text else 1)
+        words = ["simulate", str(file), "--devices", str(devices), "--hours", str(budget.hours)]
         words += ["--p95", f"{P95_MS:g}", "--bits", f"{BITS:g}", "--arrivals", "poisson"]
         work = Command(words=tuple(words), modules=(f"{COMMANDS}.simulate",))
         missing = "" if file.is_file() else f"needs profile/{entry.part.name}, which comes first"

@@ -41,7 +41,7 @@ from serverlight.runtime.window import Window
 
 __all__ = ["Runner", "ServerConfig", "ServerCore"]
 
-_IDLE_CHECK_S = 1.0
+_IDLE_CHECK_S, _LOOK_S = 1.0, 1e-3
 
 _NO_MEMORY_RETRY_MS = 100
 """When to come back with a request that there was no memory for."""
@@ -90,7 +90,9 @@ class ServerCore:
         self._window = Window(max_delay_s=self.config.max_batch_delay_ms / 1e3)
         self._running: list[Job] = []
         self._unprepared = deque[Job]()  # came since the last batch was taken
+        self._given_up = deque[Job]()  # for other clients' requests; they may have been prepared
         self._is_shared = False
+        self._is_idle = False  # the compute thread waits for a first request
         self._connections: set[Connection] = set()
         self._is_draining = self._is_stopped = False
         self._thread = threading.Thread(target=self._live, name="serverlight-compute", daemon=True)
@@ -202,11 +204,13 @@ class ServerCore:
                 least_bytes = job.session.least_bytes(job.request)
                 self._sessions.check(job.owner, least_bytes, self._scheduler.retry_after_ms)
             self._quotas.charge(job.client, payload_bytes(job.request), job.arrived_s)
-            given_up = self._scheduler.admit(job)
+            if (given_up := self._scheduler.admit(job)) is not None:
+                self._given_up.append(given_up)
             self._window.arrived(job.owner, job.arrived_s)
             retry_after_ms = self._scheduler.retry_after_ms
             self._unprepared.append(job)
-            self._changed.notify_all()
+            if self._is_idle or self._wait_s(job.arrived_s) == 0:
+                self._changed.notify_all()
         if given_up is not None:
             given_up.reply(Failure(request_id=given_up.request.request_id, error=ServerBusy(retry_after_ms)))
 
@@ -286,6 +290,8 @@ class ServerCore:
             with self._changed:
                 if self._is_stopped:
                     return []
+                while self._given_up:
+                    _forget(self._given_up.popleft())
                 now_s = time.monotonic()
                 if (wait_s := self._wait_s(now_s)) == 0:
                     self._unprepared.clear()
@@ -295,7 +301,10 @@ class ServerCore:
                     )
                     return self._running
                 if not self._unprepared:
-                    self._changed.wait(wait_s)
+                    self._is_idle = not self._scheduler.num_waiting
+                    # One request after the other would wake this thread for each; a look now and then costs less.
+                    self._changed.wait(wait_s if self._is_idle or wait_s is None else min(wait_s, _LOOK_S))
+                    self._is_idle = False
                     for connection in self._sessions.idle(time.monotonic()):
                         connection.expire()
                 job = self._unprepared.popleft() if self._unprepared else None
@@ -315,8 +324,7 @@ class ServerCore:
     def _run(self, now_s: float) -> Iterator[tuple[Job, Answer]]:
         late = [job for job in self._running if job.is_expired(now_s)]
         for job in late:
-            if job.session is not None:
-                job.session.give_up()
+            _forget(job)
             yield job, _too_late(job)
         left = dict.fromkeys(job for job in self._running if job not in late)
         try:
@@ -346,6 +354,12 @@ class ServerCore:
             text = "the reply to request %d at cut %s failed"
             _log.exception(text, job.request.request_id, job.cut, extra=log_fields(job))
             job.reply(_own_fault(job))
+
+
+def _forget(job: Job) -> None:
+    """Gives back what a request that is not to run has reserved."""
+    if job.session is not None and isinstance(job.request, Step | MoveCut):
+        job.session.give_up(job.request)
 
 
 def _failure(job: Job, error: BaseException) -> Failure:

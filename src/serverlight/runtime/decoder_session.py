@@ -88,7 +88,7 @@ class DecoderSession:
         if message.step != done + 1:
             raise ProtocolError(f"step {message.step} came, step {done + 1} was expected; send the steps in order")
         if self._turn is not None and self._turn.step is not message:
-            self.give_up()  # read before its turn, and given up for another client's while it waited
+            self.drop()  # read before its turn, and given up for another client's while it waited
         if self._turn is None:
             clock = Clock(arrived_s)
             if isinstance(message, MoveCut):
@@ -97,7 +97,12 @@ class DecoderSession:
             self._turn = self._read(message, reserve, clock)
         return self._turn
 
-    def give_up(self) -> None:
+    def give_up(self, message: Step | MoveCut) -> None:
+        """Drops the turn of a step, if it has one."""
+        if self._turn is not None and self._turn.step is message:
+            self.drop()
+
+    def drop(self) -> None:
         """Drops the turn, and with it what it has done so far and had reserved."""
         if (turn := self._turn) is not None:
             self.cache.restore(turn.saved)
@@ -109,7 +114,7 @@ class DecoderSession:
         try:
             answer = self._answer(turn, output)
         except BaseException:
-            self.give_up()
+            self.drop()
             raise
         self._turn = None
         return self._note(turn.step.step, answer, turn.clock)
@@ -150,8 +155,11 @@ class DecoderSession:
             return _Answer(scores=tuple(turn.scores))
         if turn.step.more:
             return _Answer()
-        logits = output[0, -1].float().cpu().numpy()
-        choice = choose_token(logits, self._sampling, self.cache.num_tokens, self._seen)
+        logits = output[0, -1]
+        # Each call gives up the interpreter's lock, also where there is nothing to do.
+        logits = logits if logits.dtype == torch.float32 else logits.float()
+        logits = logits if logits.device.type == "cpu" else logits.cpu()
+        choice = choose_token(logits.numpy(), self._sampling, self.cache.num_tokens, self._seen)
         if self._sampling.weighs_repetition:
             self._seen.add(choice.token_id)
         return _Answer(choice=choice)
@@ -239,7 +247,7 @@ class Turn:
         try:
             self._outputs.append(self._run(piece))
         except BaseException:
-            self._session.give_up()
+            self._session.drop()
             raise
         self.clock.lap("tail")
         self._num_done += piece.shape[1]

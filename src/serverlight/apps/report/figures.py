@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 __all__ = ["Line", "plot_bars", "plot_memory", "plot_metadata", "plot_quality", "plot_uplink"]
 
@@ -123,7 +123,9 @@ def plot_metadata(lines: Mapping[str, Line], path: str) -> None:
         axes.scatter(x, y, s=26, marker=mark, color=colour, label=name, alpha=0.85)
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     _finish(axes, "", "bytes of a frame (logarithmic)", "percent of them metadata")
     axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)

@@ -46,4 +46,4 @@ def _cell(text: str) -> str:
     >>> _cell("a|b <c>")
     'a\\\\|b &lt;c>'
     """
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -90,16 +90,18 @@ def memory(found: Found) -> Section:
 def _searches(found: Found) -> dict[str, Searched]:
     qualities = found.done("quality")
     return {
-        model: _search(fields, qualities[model])
+        model: _search(model, fields, qualities[model])
         for model, fields in found.done("profile").items()
         if model in qualities
     }
 
 
-def _search(profile: dict[str, Any], quality: dict[str, Any]) -> Searched:
+def _search(model: str, profile: dict[str, Any], quality: dict[str, Any]) -> Searched:
+    named = {"model": model}  # it may have been a path
     try:
-        server = Profile.from_dict(profile)
-        table = QualityTable.from_dict({name: value for name, value in quality.items() if name != "data"})
+        server = Profile.from_dict({**profile, **named})
+        fields = {name: value for name, value in quality.items() if name != "data"}
+        table = QualityTable.from_dict({**fields, **named})
         device = server.scaled(speed=DEVICE_SPEED, name=f"a device {DEVICE_SPEED:g} times as fast")
         return Searched(
             result=optimise(

@@ -62,14 +62,14 @@ class Budget:
 
     questionnaires: tuple[str, ...]
     devices: int
-    """Of the simulated fleet of a model of images; of a language model a fiftieth."""
+    """Of the simulated fleet of a model of images; of a language model a five hundredth."""
 
     hours: float
     """Simulated."""
 
 
 FULL = Budget(
-    tasks=None, codecs="all", samples=200, coarse=False, ablation_tasks=None, ablation_samples=None, speed_s=0.3,
+    tasks=None, codecs="all", samples=120, coarse=True, ablation_tasks=None, ablation_samples=None, speed_s=0.3,
     clients=(1, 2, 4, 8, 16, 32), turn_s=2.0, tokens=64, quality_samples=200, quality_texts=24, drift_tokens=512,
     drift_windows=6, drift_texts=4, drift_rates=(1, 2, 4), drift_chunks=(1, 16, 128), questions=60,
     questionnaires=("hellaswag", "piqa", "arc_easy", "boolq"), devices=100_000, hours=0.1,

@@ -103,10 +103,10 @@ def _main(places: Sequence[Where], verdicts: Sequence[Verdict]) -> Table:
         rows.append([where.model, where.place, *_facts(where), *_ours_and_rival(found), found.words])
         marked.add((i, 5 if OURS in found.winners else 7))
     columns = (
-        "model", "cut", "uncut", "samples", "raw input", "serverlight", "against uncut, pp", "best rival", "", "who wins",
+        "model", "cut", "uncut", "samples", "raw input", "serverlight", "against uncut, pp", "best rival", "who wins",
     )  # fmt: skip
     return Table(
-        title="Early, middle and late cuts", columns=columns, rows=rows, words=(0, 1, 8, 9), marked=frozenset(marked)
+        title="Early, middle and late cuts", columns=columns, rows=rows, words=(0, 1, 7, 8), marked=frozenset(marked)
     )
 
 
@@ -117,7 +117,7 @@ def _facts(where: Where) -> list[str]:
 
 def _ours_and_rival(found: Verdict) -> list[str]:
     ours = ["-", "-"] if found.ours is None else [f"{found.ours.reduction:.1f}x", _loss(found.ours)]
-    return [*ours, *(["-", "-"] if found.rival is None else [f"{found.rival.reduction:.1f}x", found.rival.codec])]
+    return [*ours, "-" if found.rival is None else f"{found.rival.reduction:.1f}x, {found.rival.codec}"]
 
 
 def _matrix(places: Sequence[Where], verdicts: Sequence[Verdict]) -> Iterator[Block]:

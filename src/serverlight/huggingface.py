@@ -25,6 +25,7 @@ try:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
         MODEL_MAPPING_NAMES,
     )
 except ModuleNotFoundError as exc:
@@ -44,6 +45,7 @@ __all__ = [
     "find_folder",
     "generate_output",
     "generation_config",
+    "is_detector",
     "is_generative",
     "load_image_processor",
     "load_tokenizer",
@@ -203,6 +205,11 @@ def model_class(name: str) -> Any:
     return getattr(transformers, name, None)
 
 
+def is_detector(class_name: str) -> bool:
+    """Whether a class finds objects in images, and so is one of ``AutoModelForObjectDetection``."""
+    return class_name in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values()
+
+
 def is_generative(class_name: str, model_type: str) -> bool:
     """Whether a class generates text token by token: a causal language model, or the decoder that it wraps."""
     if class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
@@ -242,8 +249,9 @@ def load_image_processor(spec: str) -> Any:
     if not (folder / PROCESSOR_FILE).is_file():
         raise ModelError(f"{spec!r} has no {PROCESSOR_FILE}; save the model's image processor beside it")
     try:
+        auto: Any = transformers.AutoImageProcessor  # without types
         with quiet():
-            return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            return auto.from_pretrained(folder, local_files_only=True, backend="pil")
     except (ImportError, KeyError, OSError, TypeError, ValueError) as exc:
         raise ModelError(f"cannot read {PROCESSOR_FILE} of {spec!r}: {exc}; save the image processor again") from exc
 

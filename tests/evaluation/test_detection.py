@@ -73,7 +73,7 @@ def save_detector(name: str, folder: pathlib.Path) -> str:
     model, processor = DETECTORS[name][0]()
     model.eval().requires_grad_(False)
     for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.1)  # so that answers depend on the image
+        parameter.add_(torch.randn_like(parameter), alpha=0.5)  # so that answers depend on the image
     model.save_pretrained(folder / name)
     processor.save_pretrained(folder / name)
     return str(folder / name)
@@ -139,7 +139,7 @@ def test_cut_beside_uncut(detector: tuple[str, pathlib.Path, str]) -> None:
         for score in row.scores:
             assert score.difference.value == pytest.approx(score.cut - score.uncut)
             assert score.difference.low <= score.difference.value <= score.difference.high
-    assert 0.5 < gentle.score.uncut < 1  # its own boxes are what is to be found, but for one
+    assert 0.3 < gentle.score.uncut < 1  # its own boxes are what is to be found, but for one
     assert gentle.score.cut == pytest.approx(gentle.score.uncut, abs=0.1)
     assert harsh.score.cut < gentle.score.cut - 0.1
     assert harsh.bytes_per_sample < gentle.bytes_per_sample / 10

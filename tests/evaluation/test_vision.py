@@ -53,7 +53,7 @@ def test_rows_come_in_the_order_asked(rows: tuple[PairedRow, ...]) -> None:
         ("layer3.0", HARSH),
         ("layer1.3", FP16),
     ]
-    assert {row.num_images for row in rows} == {24}
+    assert {row.num_samples for row in rows} == {24}
 
 
 def test_plain_halves_change_nothing(rows: tuple[PairedRow, ...]) -> None:

@@ -90,12 +90,12 @@ def category_of_class(names: Mapping[int, str], categories: Mapping[int, str]) -
     Names tell where every category has its class; else places, where there are as many classes as categories; else a class is
     its category's id, as in the detectors of COCO that have 91 classes. Raises :class:`ConfigError` where none of it can be.
 
-    >>> category_of_class({0: "N/A", 1: "cat", 2: "dog"}, {17: "cat"})
+    >>> category_of_class({0: "N/A", 1: "cat", 2: "N/A"}, {17: "cat"})
     {1: 17}
     >>> category_of_class({0: "sofa", 1: "tvmonitor"}, {63: "couch", 72: "tv"})
     {0: 63, 1: 72}
     """
-    by_name = {name: index for index, name in reversed(names.items())}
+    by_name = {name: index for index, name in names.items()}
     if all(name in by_name for name in categories.values()):
         return {by_name[name]: number for number, name in categories.items()}
     if len(names) == len(categories):

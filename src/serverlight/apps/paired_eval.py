@@ -138,28 +138,28 @@ def _head(model: LoadedModel, data: str, **count: int) -> dict[str, Any]:
 
 def _print_rows(measured: _Measured, within_pp: float) -> None:
     first = measured.rows[0]
-    columns = ["cut", "profile", "settings", "bits/element", f"bytes/{measured.sample}", "x fp16", "metric", "uncut", "cut",
+    columns = ["cut", "codec", "bits/element", f"bytes/{measured.sample}", "x fp16", "metric", "uncut", "cut",
                "pp", "95 %", f"within {within_pp:g} pp"]  # fmt: skip
     has_answers = first.agreement is not None
     cells = [
-        [*(_cost_cells(row) if i == 0 else [""] * 6), *_score_cells(score, within_pp), *_agreement(row, i)]
+        [*(_cost_cells(row) if i == 0 else [""] * 5), *_score_cells(score, within_pp), *_agreement(row, i)]
         for row in measured.rows
         for i, score in enumerate(row.scores)
     ]
-    print_table([*columns, "agreement"] if has_answers else columns, cells, left=3)
+    print_table([*columns, "same"] if has_answers else columns, cells, left=2)
+    same = " same is the share of answers that are the uncut model's, right or wrong." if has_answers else ""
     print_lines(
-        f"{first.num_samples} {measured.sample}s. Bytes are those of the frames, headers included; x fp16 says how many times as "
-        "many plain halves take. pp is the difference from the uncut model on the same samples, with its 95 % interval: no more "
-        f"than {within_pp:g} pp is lost where all of it says so (yes), more where none of it does (no), and more samples are "
-        "needed to tell (open)."
+        f"{first.num_samples} {measured.sample}s; figures of quality are percentages. Bytes are those of the frames, headers "
+        "included; x fp16 says how many times as many plain halves take. pp is the difference from the uncut model on the same "
+        f"samples, with its 95 % interval: no more than {within_pp:g} pp is lost where all of it says so (yes), more where none "
+        f"of it does (no), and more samples are needed to tell (open).{same}"
     )
 
 
 def _cost_cells(row: PairedRow) -> list[str]:
     return [
         row.cut,
-        row.config.profile,
-        settings_text(row.config),
+        f"{row.config.profile} {settings_text(row.config)}".rstrip(),
         f"{row.bits_per_element:.3f}",
         format_bytes(row.bytes_per_sample),
         f"{row.ratio_vs_fp16:.1f}",
@@ -182,4 +182,4 @@ def _agreement(row: PairedRow, place: int) -> Sequence[str]:
     """A cell where the model chooses an answer, and there only in the first line of a row."""
     if row.agreement is None:
         return []
-    return [f"{100 * row.agreement:.2f} %" if place == 0 else ""]
+    return [f"{100 * row.agreement:.2f}" if place == 0 else ""]

@@ -206,7 +206,7 @@ def _category_matches(found: Sequence[Mapping[str, Any] | None]) -> CategoryMatc
     return CategoryMatches(
         images=images[order],
         hits=(matched & ~ignored)[:, order],
-        misses=(~matched & ~ignored)[:, order],
+        misses=~matched[:, order],  # whatever lies on a crowd is matched with it
         num_objects=num_objects,
     )
 

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from serverlight.apps.bench_plots import plot_drift
-from serverlight.apps.commands.evaluate import settings_text
+from serverlight.apps.codec_grid import settings_text
 from serverlight.apps.report.blocks import Block, Section, Table, Text
 from serverlight.apps.report.found import Found, interval, number
 from serverlight.codec import CodecConfig

@@ -65,10 +65,10 @@ def frames(settings: Settings) -> Iterator[Part]:
 
 def device(settings: Settings) -> Iterator[Part]:
     """Time, memory and energy of the codec."""
-    budget, module = settings.budget, "serverlight.apps.report.device_cost"
+    module = "serverlight.apps.report.device_cost"
     works: dict[str, tuple[dict[str, Any], float]] = {
-        "times": ({"seconds": budget.speed_s, "coarse": budget.coarse}, 0.5 if budget.coarse else 2.5),
-        "memory": ({"tokens": MEMORY_TOKENS[1::2] if budget.coarse else MEMORY_TOKENS}, 0.3),
+        "times": ({"seconds": settings.budget.speed_s, "coarse": settings.is_quick}, 0.5 if settings.is_quick else 2.5),
+        "memory": ({"tokens": MEMORY_TOKENS[1::2] if settings.is_quick else MEMORY_TOKENS}, 0.3),
         "energy": ({}, 0.2),
     }
     for name, (arguments, minutes) in works.items():

@@ -19,6 +19,7 @@ from serverlight.plan import Plan  # noqa: E402
 from serverlight.runtime import conversion, grpc_transport  # noqa: E402
 from serverlight.runtime.decoder_client import DecoderClient  # noqa: E402
 from serverlight.runtime.decoder_session import DecoderSession  # noqa: E402
+from serverlight.runtime.decoders import DecoderWorker  # noqa: E402
 from serverlight.runtime.exits import Caps  # noqa: E402
 from serverlight.runtime.grpc_transport import GrpcTransport  # noqa: E402
 from serverlight.runtime.messages import Hello, MoveCut, OpenSession, Step, StepReply  # noqa: E402
@@ -147,6 +148,7 @@ def test_server_lost_within_the_prompt(server: Server, parts: Parts, monkeypatch
         return begin(self, message, *args, **options)
 
     monkeypatch.setattr(DecoderSession, "begin", fail_once)
+    monkeypatch.setattr(DecoderWorker, "prepare", lambda *_: None)  # reading ahead would fail in its place, unheard
     made = parts.client(server.address).generate(PROMPT, max_new_tokens=5, chunk_tokens=3)
     assert made.token_ids == parts.loopback().generate(PROMPT, max_new_tokens=5, chunk_tokens=3)
     assert made.num_recoveries == 1

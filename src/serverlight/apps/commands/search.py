@@ -108,7 +108,7 @@ def search(
 
 def _check_alone(load: LoadOptions, **given: object) -> None:
     """Raises :class:`ConfigError` for what is for one kind of devices only."""
-    if load.devices != LoadOptions.devices:
+    if load.devices != LoadOptions().devices:
         raise ConfigError("devices", "stand in the fleet's file, as `count` of each kind; leave the option away")
     for field, value in given.items():
         if value:

@@ -129,8 +129,8 @@ def _held_ms(expected_ms: Weights) -> Weights:
 def _gathered(expected_ms: Weights, weights: Weights) -> tuple[Weights, Weights]:
     """Times that differ by less than half of the usual noise as one, with the weight of all of them."""
     bins = (np.log(expected_ms) / (_NOISE / 2)).astype(np.int64).ravel()
-    sums = np.bincount(bins, weights.ravel())
-    means = np.bincount(bins, (weights * expected_ms).ravel())
+    sums = np.asarray(np.bincount(bins, weights.ravel()), np.float64)
+    means = np.asarray(np.bincount(bins, (weights * expected_ms).ravel()), np.float64)
     some = sums > 0
     return means[some] / sums[some], sums[some]
 

@@ -219,7 +219,8 @@ class DecoderSession:
             raise ProtocolError(f"token {max(token_ids)} of {self.part.vocab_size}; is it the same tokenizer?")
         counted = self.part.front.new_cache()
         counted.skip(self.cache.num_tokens)
-        return self.part.front(torch.tensor([token_ids]), counted).cpu()  # where hidden states of frames are, too
+        hidden: Tensor = self.part.front(torch.tensor([token_ids]), counted)
+        return hidden.cpu()  # where hidden states of frames are, too
 
 
 class Turn:

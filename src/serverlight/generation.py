@@ -312,7 +312,9 @@ class DecoderLoopback:
         hidden = received()
         if self._middle is None:
             return hidden, num_bytes
-        returned = torch.cat([self._middle(part, caches.middle) for part in torch.split(hidden, PIECE_TOKENS, dim=1)], dim=1)
+        returned = torch.cat(
+            [self._middle(part, caches.middle) for part in torch.split(hidden, PIECE_TOKENS, dim=1)], dim=1
+        )
         return decode(self._codec.encode(returned)), num_bytes
 
     def _new_caches(self) -> _Caches:

@@ -159,9 +159,10 @@ class _Parts:
         message_ms = self.message_server_ms + self.message_rest_ms + (device + server) / 2 * latency_ms
         return dataclasses.replace(
             self,
-            head_ms=self.head_ms + (0.0 if candidate.is_file else device * before.head_rest_ms),
-            encode_ms=self.encode_ms + (0.0 if candidate.is_file else device * scene.device.codec.encode_rest_ms),
-            decode_ms=self.decode_ms + server * scene.server.codec.decode_rest_ms,
+            head_ms=self.head_ms + (0.0 if candidate.is_raw else device * before.head_rest_ms),
+            encode_ms=self.encode_ms + (0.0 if candidate.is_raw else device * scene.device.codec.encode_rest_ms),
+            decode_ms=self.decode_ms
+            + server * (behind.head_rest_ms if candidate.sends_ids else scene.server.codec.decode_rest_ms),
             tail=dataclasses.replace(self.tail, fixed_ms=self.tail.fixed_ms + server * behind.tail_rest_ms),
             message_server_ms=message_server_ms,
             message_rest_ms=max(0.0, message_ms - message_server_ms),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,10 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
+
+TESTS = str(pathlib.Path(__file__).parents[1])
+if TESTS not in sys.path:
+    sys.path.append(TESTS)
 
 from decoder_models import ARCHITECTURES, build  # noqa: E402
 from serverlight.codec import Codec, CodecConfig  # noqa: E402

@@ -24,9 +24,9 @@ WRONG = {
     "unknown cut in demo": (["demo", "--cut", "layr3.0"], "did you mean 'layer3.0'"),
     "too many cuts": (["demo", "--cut", "a", "--cut", "b", "--cut", "c", "--cut", "d"], "at most 3 cuts"),
     "outermost cut in demo": (["demo", "--cut", "input"], "shown anyway"),
-    "no cut": (
-        ["run", "demo-vision", "--server", "localhost:1"],
-        "run `serverlight search demo-vision`, or give --cut NAME",
+    "token ids of images": (
+        ["run", "demo-vision", "--server", "localhost:1", "--cut", "input", "--token-ids"],
+        "token_ids: are for language models",
     ),
     "cut and plan": (["serve", "demo-vision", "--cut", "layer2", "--plan", "x.json"], "one of them"),
     "cut of another model": (["serve", "demo-vision", "demo-lm", "--cut", "demo=layer2"], "MODEL=NAME"),

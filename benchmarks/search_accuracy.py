@@ -130,12 +130,12 @@ def measure_plan(
     assert chosen.codec is not None
     server.set(link)
     measured = subject.measure(
-        server.address, chosen.cut, chosen.codec, is_file=chosen.is_file, requests=args.requests, quantile=args.quantile
+        server.address, chosen.cut, chosen.codec, is_raw=chosen.is_raw, requests=args.requests, quantile=args.quantile
     )
     return {
         "model": subject.name,
         "cut": chosen.cut,
-        "codec": "file" if chosen.is_file else chosen.codec.to_dict(),
+        "codec": "raw" if chosen.is_raw else chosen.codec.to_dict(),
         "link": str(link),
         "is_measured": chosen.is_measured,
         "predicted": {
@@ -151,14 +151,14 @@ def measure_plan(
 
 
 def true_losses(subject: Subject, predictions: Sequence[Prediction]) -> list[float | None]:
-    """On samples that were not calibrated on; a file has none."""
+    """On samples that were not calibrated on; raw input has none."""
     wanted: dict[str, list[Any]] = {}
     for p in predictions:
-        if not p.candidate.is_file and p.candidate.cut is not None:
+        if not p.candidate.is_raw and p.candidate.cut is not None:
             wanted.setdefault(p.candidate.cut, []).append(p.candidate.codec)
     found = {cut: subject.evaluate(cut, list(dict.fromkeys(configs))) for cut, configs in wanted.items()}
     return [
-        None if p.candidate.is_file or p.candidate.cut is None else found[p.candidate.cut][p.candidate.codec]  # type: ignore[index]
+        None if p.candidate.is_raw or p.candidate.cut is None else found[p.candidate.cut][p.candidate.codec]  # type: ignore[index]
         for p in predictions
     ]
 

@@ -119,7 +119,7 @@ def measure_grid(
         for number in range(args.rounds):
             for key in seen:
                 seen[key].append(
-                    subject.measure(server.address, *key, is_file=False, requests=args.requests, quantile=args.quantile)
+                    subject.measure(server.address, *key, is_raw=False, requests=args.requests, quantile=args.quantile)
                 )
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     return {

@@ -22,7 +22,7 @@ from serverlight.link import LinkConfig, LinkProxy
 from serverlight.models import load_model
 from serverlight.models.images import encode_jpeg
 from serverlight.partition import partition
-from serverlight.plan import Plan
+from serverlight.plan import TOKEN_IDS, Plan
 from serverlight.runtime.client import connect
 from serverlight.runtime.decoder_client import DecoderClient
 from serverlight.search.calibrate import calibrate_table
@@ -64,7 +64,7 @@ class Subject(Protocol):
         """Losses in percentage points on other samples, in full."""
 
     def measure(
-        self, address: str, cut: str, codec: CodecConfig, *, is_file: bool, requests: int, quantile: float = 0.5
+        self, address: str, cut: str, codec: CodecConfig, *, is_raw: bool, requests: int, quantile: float = 0.5
     ) -> Measured:
         """Over a link."""
 
@@ -102,7 +102,7 @@ class Images:
         return calibrate_table(self._model, samples, cuts=cuts, configs=configs, budget=budget, parts=self._parts)
 
     def measure(
-        self, address: str, cut: str, codec: CodecConfig, *, is_file: bool, requests: int, quantile: float = 0.5
+        self, address: str, cut: str, codec: CodecConfig, *, is_raw: bool, requests: int, quantile: float = 0.5
     ) -> Measured:
         """Over a link."""
         assert self._model.preprocess is not None
@@ -113,7 +113,7 @@ class Images:
         with connect(address, plan=plan, model=self._parts) as client:
             for i, x in enumerate(inputs):
                 started_s = time.perf_counter()
-                result = client.infer_image(self._files[i]) if is_file else client.infer_detailed(x)
+                result = client.infer_image(self._files[i]) if is_raw else client.infer_detailed(x)
                 took_ms, now_ms = (time.perf_counter() - started_s) * 1e3, result.server.process_cpu_ms
                 if i >= 3 and before_ms is not None:
                     times_ms.append(took_ms)
@@ -151,10 +151,11 @@ class Texts:
         return {row.codec: row.loss_pp for row in table.rows}
 
     def measure(
-        self, address: str, cut: str, codec: CodecConfig, *, is_file: bool, requests: int, quantile: float = 0.5
+        self, address: str, cut: str, codec: CodecConfig, *, is_raw: bool, requests: int, quantile: float = 0.5
     ) -> Measured:
         """Over a link."""
-        plan = Plan(model=self._head.name, revision=self._head.revision, cut=cut, codec=codec)
+        sends = TOKEN_IDS if is_raw else None
+        plan = Plan(model=self._head.name, revision=self._head.revision, cut=cut, codec=codec, sends=sends)
         client = DecoderClient([address], plan=plan, head=self._head)
         times_ms, firsts_ms, sizes, servers_ms = list[float](), list[float](), list[float](), list[float]()
         for number, text in enumerate(self._test):

@@ -86,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from serverlight.generation import LoadedDecoder
 
         dtype = getattr(torch, options.dtype) if options.dtype else None
-        tail = LoadedDecoder.tail(options.model, "layers.0", dtype=dtype)
-        server = Server(tail, json.loads(sys.stdin.readline()))
+        whole = LoadedDecoder.whole(options.model, dtype=dtype)  # devices may send token ids
+        server = Server(whole, json.loads(sys.stdin.readline()))
     else:
         from serverlight.partition import partition
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
+import lzma
 import pathlib
 from collections.abc import Sequence
 
@@ -14,10 +15,18 @@ import numpy.typing as npt
 import torch
 
 from serverlight.evaluation.tasks.llama import Llama
-from serverlight.evaluation.tasks.task import Feature, Quality, RawInput, bootstrap_interval, kl_divergence
+from serverlight.evaluation.tasks.task import (
+    Feature,
+    LossyInput,
+    Quality,
+    RawInput,
+    bootstrap,
+    kl_divergence,
+    percentiles,
+)
 from serverlight.evaluation.tasks.tokens import raw_tokens, token_ids
 
-__all__ = ["WindowTask", "load_windows"]
+__all__ = ["WindowTask", "load_windows", "spread_windows"]
 
 BATCH = 50
 Ids = npt.NDArray[np.int64]
@@ -37,12 +46,27 @@ def load_windows(path: pathlib.Path, folder: pathlib.Path, *, length: int, count
     return np.array(rows[:count], np.int64).reshape(-1, length + 1)
 
 
+def spread_windows(path: pathlib.Path, folder: pathlib.Path, *, length: int, count: int) -> Ids:
+    """Windows from all over a long text, ``count`` at most: (windows, length + 1).
+
+    Args:
+        path: plain text, compressed by xz.
+        folder: where the tokenizer is.
+        length: tokens that go in; one more is there to be predicted.
+        count: windows wanted.
+    """
+    (ids,) = token_ids(folder, [lzma.decompress(path.read_bytes()).decode()])
+    num_windows = len(ids) // (length + 1)
+    windows = np.array(ids[: num_windows * (length + 1)], np.int64).reshape(-1, length + 1)
+    return windows[np.linspace(0, num_windows, min(count, num_windows), endpoint=False).astype(np.int64)]
+
+
 class WindowTask:
     """A Llama cut after some of its layers, on windows of text."""
 
-    def __init__(self, *, name: str, title: str, model: Llama, layers: int, windows: Ids) -> None:
+    def __init__(self, *, name: str, title: str, model: Llama, layers: int, windows: Ids, position: str = "") -> None:
         """Takes ``title`` as the model's name in tables; cuts after ``layers`` layers."""
-        self.name, self.model, self.cut = name, title, f"model.layers.{layers - 1}"
+        self.name, self.model, self.cut, self.position = name, title, f"model.layers.{layers - 1}", position
         self._llama, self._num_head_layers, self._windows = model, layers, windows
 
     @property
@@ -53,7 +77,11 @@ class WindowTask:
     @property
     def raw_input(self) -> RawInput:
         """The token ids."""
-        return raw_tokens(self._windows[:, :-1].size)
+        return raw_tokens([self._windows.shape[1] - 1] * len(self._windows))
+
+    def as_jpeg(self, quality: int) -> LossyInput | None:
+        """None: texts are no images."""
+        return None
 
     def features(self) -> Sequence[Feature]:
         """One message (1, T, D) for each window."""
@@ -64,10 +92,13 @@ class WindowTask:
         logits, base = self._logits(received), self._base_logits[: len(received)]
         right = self._is_right(logits)
         gains = 100 * (right.mean(1) - self._is_right(base).mean(1))
+        deltas = bootstrap(len(gains), lambda chosen: gains[chosen].mean(1))
         return Quality(
             metric=100 * float(right.mean()),
             delta_pp=float(gains.mean()),
-            interval_pp=bootstrap_interval(len(gains), lambda chosen: gains[chosen].mean(1)),
+            interval_pp=percentiles(deltas),
+            deltas_pp=deltas,
+            num_samples=len(gains),
             kl=float(kl_divergence(logits, base).mean()),
         )
 

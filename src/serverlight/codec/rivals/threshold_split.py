@@ -111,7 +111,9 @@ class ThresholdSplit(Rival):
         low, high = np.ascontiguousarray(ranges.T, np.float32)
         ends = np.arange(1, len(rows) + 1, dtype=np.int64) * rows.shape[1]
         codes = np.zeros(rows.size, np.int32)
-        widths = quantise_groups(rows.reshape(-1), ends, low, high, self.distortion, self.levels == "ends", codes)
+        widths = quantise_groups(
+            rows.reshape(-1), ends, low, high, float(self.distortion), self.levels == "ends", codes
+        )
         return ranges, widths.astype(np.int32), codes.reshape(rows.shape)
 
     def _read_codes(self, body: bytes, at: int, widths: Integers, length: int) -> Integers:

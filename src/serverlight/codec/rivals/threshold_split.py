@@ -79,7 +79,7 @@ class ThresholdSplit(Rival):
             pack_bits(widths, WIDTH_BITS), ranges.tobytes(),
         ))  # fmt: skip
         parts = [codes[widths == width].reshape(-1) for width in _present(widths)]
-        if self.coding == "rans":
+        if self.coding == "rans" and parts:
             return code(front, parts)
         return front + b"".join(map(pack_bits, parts, _present(widths)))
 
@@ -128,10 +128,10 @@ class ThresholdSplit(Rival):
 
     def _places(self, codes: Integers, widths: Integers) -> Float32:
         """Where in its row's range each code lies, from 0 to 1."""
-        cells = (1 << widths).astype(np.float32)[:, None]
+        cells, values = (1 << widths).astype(np.float32)[:, None], codes.astype(np.float32)
         if self.levels == "ends":
-            return codes.astype(np.float32) / np.maximum(cells - 1, 1)
-        return (codes + np.float32(0.5)) / cells
+            return values / np.maximum(cells - 1, 1)
+        return (values + np.float32(0.5)) / cells
 
 
 def _present(widths: Integers) -> list[int]:

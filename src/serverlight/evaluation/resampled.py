@@ -59,4 +59,4 @@ def cheapest_bits(settings: Sequence[Draws], max_loss_pp: float) -> Floats:
     keeps = deltas >= -max_loss_pp - TINY_PP
     least = np.where(keeps, bits, np.inf).min(0)
     spare = np.take_along_axis(bits, deltas.argmax(0)[None], 0)[0]
-    return np.where(keeps.any(0), least, spare)
+    return np.asarray(np.where(keeps.any(0), least, spare))

@@ -37,8 +37,9 @@ class LowRank(Rival):
 
     def _pack(self, x: Float32) -> bytes:
         left, right, values = scaled_factors(as_tokens(x), self.rank)
-        factors = np.concatenate([left, right * _inverse(values)])
-        return np.clip(factors, -LARGEST_HALF, LARGEST_HALF).astype("<f2").tobytes()
+        factors = np.clip(np.concatenate([left, right * _inverse(values)]), -LARGEST_HALF, LARGEST_HALF)
+        packed: bytes = factors.astype("<f2").tobytes()
+        return packed
 
     def _unpack(self, body: bytes, shape: tuple[int, ...]) -> Float32:
         num_tokens, channels = token_shape(shape)

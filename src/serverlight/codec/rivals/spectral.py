@@ -58,14 +58,13 @@ class Spectrum(Rival):
         """The block's coefficients (planes, rows, columns) of a feature."""
         planes = x.reshape(_planes(x.shape))
         along_rows, along_columns = self._waves(planes.shape)
-        block: Float32 = along_rows @ planes @ along_columns.T
-        return block
+        return np.asarray(along_rows @ planes @ along_columns.T, np.float32)
 
     def _restored(self, block: Float32, shape: tuple[int, ...]) -> Float32:
         """The feature that has these coefficients and no others."""
         along_rows, along_columns = self._waves(_planes(shape))
-        feature: Float32 = along_rows.T @ block.reshape(self._block_shape(shape)) @ along_columns
-        return feature.reshape(shape)
+        feature = along_rows.T @ block.reshape(self._block_shape(shape)) @ along_columns
+        return np.asarray(feature, np.float32).reshape(shape)
 
     def _waves(self, planes: tuple[int, int, int]) -> tuple[Float32, Float32]:
         return waves(planes[1])[: _count(self.rows, planes[1])], waves(planes[2])[: _count(self.columns, planes[2])]
@@ -101,7 +100,7 @@ class EntropyCodedSpectrum(Spectrum):
 def quantise(values: Float32, step: np.float32) -> Integers:
     """Multiples of the step that are nearest, in one row; zeros for a step of zero."""
     inverse = np.float32(1 / step if step > 0 else 0)
-    return np.rint(values.reshape(-1) * inverse).astype(np.int32)
+    return np.asarray(np.rint(values.reshape(-1) * inverse), np.int32)
 
 
 def dequantise(codes: Integers, step: np.float32) -> Float32:

@@ -130,8 +130,8 @@ class ThresholdSplit(Rival):
         """Where in its row's range each code lies, from 0 to 1."""
         cells, values = (1 << widths).astype(np.float32)[:, None], codes.astype(np.float32)
         if self.levels == "ends":
-            return values / np.maximum(cells - 1, 1)
-        return (values + np.float32(0.5)) / cells
+            return np.asarray(values / np.maximum(cells - 1, 1), np.float32)
+        return np.asarray((values + 0.5) / cells, np.float32)
 
 
 def _present(widths: Integers) -> list[int]:

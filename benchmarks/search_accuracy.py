@@ -6,8 +6,8 @@
 Each plan has a cut, codec settings and a link drawn by lot, such that it is predicted to lose at most 5 percentage points. Latency
 is the median of some requests (of a language model: of decode steps), server time the processor time of the server's whole
 process, bytes are those of the messages. Quality is measured on samples that the table was not made of, in one process, which
-gives the same bits as sockets do. A profile and a table of qualities are made first, unless the folder of --work has the table;
-the profile is this machine's, from the cache.
+gives the same bits as sockets do. A table of qualities is made first, unless the folder of --work has it, then a new profile of
+this machine.
 """
 
 from __future__ import annotations

@@ -220,15 +220,18 @@ NAMES = ("demo-vision", "demo-lm", "resnet56", "stories260K")
 
 
 def prepare(subject: Subject, folder: pathlib.Path | None, budget: float | None) -> tuple[Profile, QualityTable]:
-    """Profile and qualities of this machine, from the folder where they lie there already."""
-    profile = profile_model(subject.spec)
+    """Profile and qualities of this machine, the latter from the folder where they lie there already.
+
+    The profile is measured last, since a machine's speed changes with the hour.
+    """
+    cuts = [cut.name for cut in profile_model(subject.spec).cuts if cut.name != "output"]
     path = None if folder is None else folder / f"{subject.name}.quality.json"
     if path is not None and path.exists():
-        return profile, QualityTable.load(path)
-    table = subject.calibrate([cut.name for cut in profile.cuts if cut.name != "output"], None, budget)
+        return profile_model(subject.spec, fresh=True), QualityTable.load(path)
+    table = subject.calibrate(cuts, None, budget)
     if path is not None:
         table.save(path)
-    return profile, table
+    return profile_model(subject.spec, fresh=True), table
 
 
 class Linked:

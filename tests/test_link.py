@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serverlight.errors import AddressInUse, ConfigError
-from serverlight.link import LinkConfig, LinkProxy
+from serverlight.link import LinkConfig, LinkProxy, precise
 
 FAST = LinkConfig()
 
@@ -246,3 +246,31 @@ def test_proxy_address_in_use(echo: str) -> None:
     """A proxy that cannot have its own port says so, and leaves nothing running."""
     with pytest.raises(AddressInUse, match="cannot listen"):
         LinkProxy(echo, FAST, port=int(echo.split(":")[1])).start()
+
+
+# -- the loop ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_fd", [0, 1024])
+def test_loop_wakes_for_timers_and_for_others(max_fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop with precise timers hears another thread while it waits for a far timer, and keeps the order of its timers."""
+    monkeypatch.setattr(precise, "_MAX_FD", max_fd)  # above it, it waits as other loops do
+    loop, seen = precise.new_precise_loop(), list[str]()
+    loop.call_later(3600, seen.append, "far")
+    loop.call_later(0.02, seen.append, "second")
+    loop.call_later(0.01, seen.append, "first")
+    threading.Timer(0.05, lambda: loop.call_soon_threadsafe(loop.stop)).start()
+    loop.run_forever()
+    loop.close()
+    assert seen == ["first", "second"]
+
+
+def test_to_connect_takes_a_round_trip() -> None:
+    """A server hears of a connection as late as if it had shaken hands over the link."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        with LinkProxy(f"{host}:{port}", LinkConfig(delay_ms=100)) as proxy:
+            proxy_host, _, proxy_port = proxy.address.rpartition(":")
+            began_s = time.perf_counter()
+            with socket.create_connection((proxy_host, int(proxy_port))), server.accept()[0]:
+                assert time.perf_counter() - began_s >= 0.2

@@ -173,7 +173,7 @@ def test_steps_are_read_before_their_turn(tail: LoadedDecoder) -> None:
     early.worker.prepare(given_up := early.job(2))
     reserved = early.reserved[2]
     assert given_up.session is not None
-    given_up.session.give_up()
+    given_up.session.give_up(given_up.request)
     assert early.reserved[2] < reserved
 
 
@@ -192,9 +192,12 @@ def test_prompt_that_is_given_up(tail: LoadedDecoder) -> None:
     sessions.start()
     alone.start()
     before = sessions.reserved[0]
-    assert sessions.run(sessions.job(0, 2 * CHUNK)) == {0: None}
+    prompt = sessions.job(0, 2 * CHUNK)
+    assert sessions.run(prompt) == {0: None}
     assert sessions.reserved[0] > before
-    sessions.sessions[0].give_up()
+    sessions.sessions[0].give_up(dataclasses.replace(prompt.request))  # another that is like it
+    assert sessions.reserved[0] > before
+    sessions.sessions[0].give_up(prompt.request)
     assert sessions.reserved[0] == before
     alone.job(0, 2 * CHUNK)  # draws as many random numbers
     assert sessions.finish(sessions.job(0)).token_id == alone.finish(alone.job(0)).token_id

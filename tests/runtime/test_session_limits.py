@@ -30,6 +30,7 @@ from serverlight.runtime.security import Security  # noqa: E402
 from serverlight.runtime.server import Server  # noqa: E402
 from serverlight.runtime.sessions import SessionTable  # noqa: E402
 from serverlight.runtime.tokens import add_client  # noqa: E402
+from serverlight.runtime.transport import InProcessTransport  # noqa: E402
 from serverlight.sampling import Sampling  # noqa: E402
 
 CUT = "layers.2"
@@ -109,15 +110,45 @@ def test_step_that_was_given_up_never_was(tail: Any, head: Any, plan: Plan, fram
     assert [num_bytes // reserved[-1] for num_bytes in reserved] == [len(PROMPT) // 3, 0, 1]
 
 
+class Held:
+    """A session that has a hundred bytes for each step, and notes what it gave up."""
+
+    def __init__(self) -> None:
+        self.given_up: list[Any] = []
+
+    def least_bytes(self, message: Any) -> int:
+        return 100 * message.step
+
+    def give_up(self, message: Any) -> None:
+        self.given_up.append(message)
+
+
+def test_step_that_gives_way_gives_back(
+    make_core: Any, open_stream: Any, runner: Any, frame: bytes, until: Any
+) -> None:
+    """What a waiting step had reserved is there again as soon as the step gives way to another client's."""
+    core, session = make_core(max_waiting=2), Held()
+    runner.open_session = lambda plan, opened: session
+    flood, other = (open_stream(InProcessTransport(core, client=name)) for name in ("flood", "other"))
+    for stream in (flood, other):
+        stream.greet()
+    flood.say(OpenSession(sampling=Sampling()))
+    runner.may_run.clear()
+    other.say_infer(1)
+    assert runner.has_begun.acquire(timeout=20)
+    steps = [Step(step=number, frames=(frame,)) for number in (1, 2)]
+    for step in steps:
+        flood.say(step)
+    other.say_infer(2)
+    refused = flood.inbox.next()
+    assert (refused.request_id, type(refused.error)) == (2, ServerBusy)
+    assert session.given_up == []  # it is the compute thread's, which is held
+    runner.may_run.set()
+    until(lambda: session.given_up == [steps[1]])
+
+
 def test_no_room_is_told_on_arrival(make_core: Any, connect_to: Any, runner: Any, frame: bytes) -> None:
     """A step for which there is no room is refused while the compute thread is held by another's."""
-
-    class Held:
-        def least_bytes(self, message: Any) -> int:
-            return 100 * message.step
-
-        def give_up(self) -> None:
-            pass
 
     def hold(job: Job) -> None:
         job.reserve(100)

@@ -79,3 +79,23 @@ def test_messages_cost_by_the_kilobyte_and_by_the_stream() -> None:
 def test_without_streams_of_their_own_nothing_opens() -> None:
     """Single-shot requests share a stream."""
     assert message_cost([exchange(), exchange(uplink_bytes=5000.0)]).opening_ms == 0
+
+
+def test_a_rest_is_told_apart() -> None:
+    """What takes longer after a rest does not move the curves; between the cuts of the rehearsal it goes by the place."""
+    busy = [exchange("cut0"), exchange("cut4")]
+    rested = [
+        exchange("cut0", is_rested=True, head_ms=3.0, tail_ms=5.0, encode_ms=1.2, decode_ms=0.5, message_ms=1.5),
+        exchange("cut4", is_rested=True, head_ms=5.0, tail_ms=3.0, encode_ms=1.4, decode_ms=0.9, message_cpu_ms=0.7),
+    ]
+    found = as_rehearsed(CUTS, [*busy, *rested])
+    assert [cut.head_rest_ms for cut in found] == pytest.approx([0.0, 0.5, 1.0, 1.5, 2.0])
+    assert [cut.tail_rest_ms for cut in found] == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.0])
+    assert [(cut.head, cut.tail) for cut in found] == [(cut.head, cut.tail) for cut in as_rehearsed(CUTS, busy)]
+    codec = CodecCost(encode=MS, decode=MS)
+    both, alone = codec_as_rehearsed(codec, CUTS, [*busy, *rested]), codec_as_rehearsed(codec, CUTS, busy)
+    assert (both.encode, both.decode, alone.encode_rest_ms) == (alone.encode, alone.decode, 0.0)
+    assert (both.encode_rest_ms, both.decode_rest_ms) == (pytest.approx(0.3), 0.0)
+    messages = message_cost([*busy, *rested])
+    assert messages.latency.ms() == pytest.approx(message_cost(busy).latency.ms())
+    assert (messages.latency_rest_ms, messages.server_rest_ms) == (pytest.approx(0.25), pytest.approx(0.1))

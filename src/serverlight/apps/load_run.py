@@ -11,6 +11,7 @@ from typing import Any
 from serverlight.apps.demo.children import Child, Family
 from serverlight.apps.load_cells import Cell, Load
 from serverlight.evaluation.load import LoadRow, Pace, Turn, load_row, run_turn
+from serverlight.evaluation.load.figures import IN_PROCESS, OURS, SERIAL
 from serverlight.evaluation.load.in_process import run_batches
 from serverlight.link import LinkConfig, LinkProxy
 
@@ -59,7 +60,8 @@ def measure_load(
     cores: Cores,
     on_turn: Callable[[Cell], None],
 ) -> list[LoadRow]:
-    """A row for each cell. All cells have a turn in each round, so that a slow minute of the machine falls on all.
+    """A row for each cell. All cells have a turn in each round, so that a slow minute of the machine falls on all; those that
+    are set against each other have theirs one after the other, in one order and then in the other.
 
     Raises :class:`~serverlight.errors.PeerUnavailable`, with its last words, when a server process fails.
     """
@@ -75,10 +77,19 @@ def measure_load(
             }
         addresses = {servers[child]: message["address"] for child, message in (family.hear() for _ in servers)}
         for number in range(rounds):
-            for i, cell in enumerate(load.cells):
-                on_turn(cell)
-                turns[i].append(_take_turn(cell, addresses, pace, number, links, cores))
+            for i in _order(load.cells, number):
+                on_turn(load.cells[i])
+                turns[i].append(_take_turn(load.cells[i], addresses, pace, number, links, cores))
     return [_row(cell, turns[i], pace) for i, cell in enumerate(load.cells)]
+
+
+def _order(cells: Sequence[Cell], number: int) -> list[int]:
+    """In which the cells have their turns in a round."""
+    rivals = [i for i, cell in enumerate(cells) if cell.system in (SERIAL, IN_PROCESS)]
+    scripts = [cells[i].scripts for i in rivals]
+    compared = [*rivals, *(i for i, cell in enumerate(cells) if cell.system == OURS and cell.scripts in scripts)]
+    alone = [i for i in range(len(cells)) if i not in compared]
+    return alone + (compared if number % 2 else compared[::-1])
 
 
 def _start(family: Family, load: Load, name: str, own: Sequence[str], dtype: str) -> Child:

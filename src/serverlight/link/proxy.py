@@ -15,6 +15,7 @@ from typing import Self
 
 from serverlight.errors import AddressInUse, ConfigError
 from serverlight.link.config import LinkConfig
+from serverlight.link.precise import new_precise_loop
 
 __all__ = ["LinkProxy", "Meddle"]
 
@@ -70,7 +71,7 @@ class LinkProxy:
 
     def start(self) -> Self:
         """Starts to listen; raises :class:`AddressInUse` when the proxy's own address cannot be had."""
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_precise_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="serverlight-link", daemon=True)
         self._thread.start()
         opening = asyncio.start_server(self._on_connection, self._host, self._port)
@@ -149,6 +150,8 @@ class LinkProxy:
         return _leave_alone, _leave_alone
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The client's own handshake ends here, and takes no time; a real one would take as long as there and back.
+        await asyncio.sleep(self._up.delay_s + self._down.delay_s)
         target_reader, target_writer = await asyncio.open_connection(self._target_host, self._target_port)
         self._writers.add(target_writer)
         meddle_up, meddle_down = self._meddle()
@@ -176,6 +179,11 @@ class _Direction:
     def __init__(self, link: LinkConfig, seed: int) -> None:
         self.link, self.num_bytes = link, 0
         self._free_s, self._random = 0.0, random.Random(seed)
+
+    @property
+    def delay_s(self) -> float:
+        """Of a byte that has the link to itself."""
+        return self.link.deliver_at(0.0, 0.0, 0)[1]
 
     async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meddle: Meddle) -> None:
         """Forwards until the reader's end, each piece when its time has come; raises OSError when either side breaks."""

@@ -90,6 +90,7 @@ class ServerCore:
         self._window = Window(max_delay_s=self.config.max_batch_delay_ms / 1e3)
         self._running: list[Job] = []
         self._unprepared = deque[Job]()  # came since the last batch was taken
+        self._given_up = deque[Job]()  # for other clients' requests; they may have been prepared
         self._is_shared = False
         self._connections: set[Connection] = set()
         self._is_draining = self._is_stopped = False
@@ -202,7 +203,8 @@ class ServerCore:
                 least_bytes = job.session.least_bytes(job.request)
                 self._sessions.check(job.owner, least_bytes, self._scheduler.retry_after_ms)
             self._quotas.charge(job.client, payload_bytes(job.request), job.arrived_s)
-            given_up = self._scheduler.admit(job)
+            if (given_up := self._scheduler.admit(job)) is not None:
+                self._given_up.append(given_up)
             self._window.arrived(job.owner, job.arrived_s)
             retry_after_ms = self._scheduler.retry_after_ms
             self._unprepared.append(job)
@@ -286,6 +288,8 @@ class ServerCore:
             with self._changed:
                 if self._is_stopped:
                     return []
+                while self._given_up:
+                    _forget(self._given_up.popleft())
                 now_s = time.monotonic()
                 if (wait_s := self._wait_s(now_s)) == 0:
                     self._unprepared.clear()
@@ -315,8 +319,7 @@ class ServerCore:
     def _run(self, now_s: float) -> Iterator[tuple[Job, Answer]]:
         late = [job for job in self._running if job.is_expired(now_s)]
         for job in late:
-            if job.session is not None:
-                job.session.give_up()
+            _forget(job)
             yield job, _too_late(job)
         left = dict.fromkeys(job for job in self._running if job not in late)
         try:
@@ -346,6 +349,12 @@ class ServerCore:
             text = "the reply to request %d at cut %s failed"
             _log.exception(text, job.request.request_id, job.cut, extra=log_fields(job))
             job.reply(_own_fault(job))
+
+
+def _forget(job: Job) -> None:
+    """Gives back what a request that is not to run has reserved."""
+    if job.session is not None and isinstance(job.request, Step | MoveCut):
+        job.session.give_up(job.request)
 
 
 def _failure(job: Job, error: BaseException) -> Failure:

@@ -88,7 +88,7 @@ class DecoderSession:
         if message.step != done + 1:
             raise ProtocolError(f"step {message.step} came, step {done + 1} was expected; send the steps in order")
         if self._turn is not None and self._turn.step is not message:
-            self.give_up()  # read before its turn, and given up for another client's while it waited
+            self.drop()  # read before its turn, and given up for another client's while it waited
         if self._turn is None:
             clock = Clock(arrived_s)
             if isinstance(message, MoveCut):
@@ -97,7 +97,12 @@ class DecoderSession:
             self._turn = self._read(message, reserve, clock)
         return self._turn
 
-    def give_up(self) -> None:
+    def give_up(self, message: Step | MoveCut) -> None:
+        """Drops the turn of a step, if it has one."""
+        if self._turn is not None and self._turn.step is message:
+            self.drop()
+
+    def drop(self) -> None:
         """Drops the turn, and with it what it has done so far and had reserved."""
         if (turn := self._turn) is not None:
             self.cache.restore(turn.saved)
@@ -109,7 +114,7 @@ class DecoderSession:
         try:
             answer = self._answer(turn, output)
         except BaseException:
-            self.give_up()
+            self.drop()
             raise
         self._turn = None
         return self._note(turn.step.step, answer, turn.clock)
@@ -239,7 +244,7 @@ class Turn:
         try:
             self._outputs.append(self._run(piece))
         except BaseException:
-            self._session.give_up()
+            self._session.drop()
             raise
         self.clock.lap("tail")
         self._num_done += piece.shape[1]

@@ -18,8 +18,8 @@ class Session(Protocol):
     def least_bytes(self, message: Step | MoveCut) -> int:
         """What the sequence will hold at least when the message has run; 0 where it is not to be refused. Any thread."""
 
-    def give_up(self) -> None:
-        """What was begun and is not finished never was."""
+    def give_up(self, message: Step | MoveCut) -> None:
+        """What was begun of this message and is not finished never was; of another one it stays."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -15,7 +16,7 @@ from serverlight.runtime.decoder_client import DecoderClient
 from serverlight.runtime.messages import Timing
 from serverlight.search.fitting import Point
 from serverlight.search.language_parts import LanguageParts
-from serverlight.search.rehearsal import Exchange, Notes
+from serverlight.search.rehearsal import REST_S, Exchange, Notes
 from serverlight.search.stopwatch import timed, work_clock
 
 __all__ = ["PROMPTS", "rehearse_language"]
@@ -37,25 +38,36 @@ def rehearse_language(
     for cut in cuts:
         found += _at_cut(parts, address, cut, LANGUAGE_CODEC, lengths)
         advance()
-    large = _at_cut(parts, address, cuts[-1], CodecConfig(profile="fp16"), lengths[1:])
+    large = _at_cut(parts, address, cuts[-1], CodecConfig(profile="fp16"), lengths[1:], with_rests=False)
     found += (done for done in large if done.opens)
     advance()
     return tuple(found)
 
 
 def _at_cut(
-    parts: LanguageParts, address: str, cut: str, codec: CodecConfig, lengths: Sequence[int]
+    parts: LanguageParts,
+    address: str,
+    cut: str,
+    codec: CodecConfig,
+    lengths: Sequence[int],
+    *,
+    with_rests: bool = True,
 ) -> Iterator[Exchange]:
     plan = Plan(model=parts.head.name, revision=parts.head.revision, cut=cut, codec=codec)
     device = _Device(DecoderClient([address], plan=plan, head=parts.head), parts.head.part)
-    steps = Notes()
+    steps, rested = Notes(), Notes()
     for tokens in lengths:
         prompts = Notes()
         device.write(tokens, Notes(), Notes())  # the first is not like others
         for _ in range(TEXTS):
             device.write(tokens, prompts, steps)
+            if with_rests and tokens == lengths[1]:
+                device.write(tokens, Notes(), rested, rest_s=REST_S)  # in turn, so that what disturbs meets both alike
         yield prompts.exchange(cut, Point(tokens=tokens), opens=True)
-    yield steps.exchange(cut, Point(context=statistics.mean(lengths) + STEPS / 2))
+    usual = Point(context=statistics.mean(lengths) + STEPS / 2)
+    yield steps.exchange(cut, usual)
+    if with_rests:
+        yield rested.exchange(cut, usual, is_rested=True)
 
 
 class _Device:
@@ -67,8 +79,8 @@ class _Device:
         self._clock = work_clock()
         self._before: Timing | None = None
 
-    def write(self, tokens: int, prompts: Notes, steps: Notes) -> None:
-        """One text; its first token goes to the notes on prompts, the others to those on steps."""
+    def write(self, tokens: int, prompts: Notes, steps: Notes, *, rest_s: float = 0.0) -> None:
+        """One text; its first token goes to the notes on prompts, the others, with a rest before each, to those on steps."""
         cache = self._head.new_cache(last=layer_of(self._client.plan.cut))
         piece = torch.zeros(1, tokens, dtype=torch.int64)
 
@@ -76,10 +88,15 @@ class _Device:
         def run() -> object:
             return self._head(piece, cache)
 
+        began_s = time.perf_counter()
         for number, token in enumerate(self._client.stream([1] * tokens, max_new_tokens=STEPS)):
             cost = token.cost
+            # The first one's own does not tell what it took to connect.
+            opened_ms = (time.perf_counter() - began_s) * 1e3 - cost.head_ms - cost.encode_ms
+            time.sleep(rest_s)
             (steps if number else prompts).note(
-                cost.server, self._before, wait_ms=cost.wait_ms, encode_ms=cost.encode_ms,
+                cost.server, self._before, wait_ms=cost.wait_ms if number else opened_ms, encode_ms=cost.encode_ms,
                 uplink_bytes=cost.uplink_bytes, head_ms=timed(self._clock, run),
             )  # fmt: skip
+            time.sleep(rest_s)
             self._before, piece = cost.server, torch.zeros(1, 1, dtype=torch.int64)

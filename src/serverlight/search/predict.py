@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from serverlight.generation import CHUNK_TOKENS
 from serverlight.search import message_sizes
 from serverlight.search.prediction import MIB, Candidate, Prediction, Scene
-from serverlight.search.profile import Curve, CutCost, Profile
+from serverlight.search.profile import Curve, CutCost, Profile, rested
 from serverlight.search.queueing import BatchTime, Load, closed_loop, open_loop
 
 __all__ = ["predict", "token_budget"]
 
 _KILO = 1e3
 _OUTPUT_ELEMENT_BYTES = 4
+
+_OPENING_ROUND_TRIPS = 2.5
+"""TCP's handshake, the server's settings of HTTP/2 on their way, and Hello and Welcome."""
 
 
 def predict(candidate: Candidate, scene: Scene) -> Prediction:
@@ -26,6 +29,7 @@ def predict(candidate: Candidate, scene: Scene) -> Prediction:
     if candidate.then is not None:
         return _predict_exit(candidate, scene)
     parts = _Parts.of(candidate, scene)
+    parts = parts.after(_gaps(parts, _load(parts, scene), scene), candidate, scene)
     load = _load(parts, scene)
     first_ms = None
     if scene.is_text:
@@ -145,6 +149,24 @@ class _Parts:
             downlink_bytes=down_bytes,
         )
 
+    def after(self, gaps: _Gaps, candidate: Candidate, scene: Scene) -> _Parts:
+        """The same where device and server rest so long between two pieces of work."""
+        assert candidate.cut is not None
+        device, server = rested(gaps.device_ms), rested(gaps.server_ms)
+        before, behind = scene.device.cut(candidate.cut), scene.server.cut(candidate.cut)
+        latency_ms, server_ms = _message_rest_ms(scene)
+        message_server_ms = self.message_server_ms + server * server_ms
+        message_ms = self.message_server_ms + self.message_rest_ms + (device + server) / 2 * latency_ms
+        return dataclasses.replace(
+            self,
+            head_ms=self.head_ms + (0.0 if candidate.is_file else device * before.head_rest_ms),
+            encode_ms=self.encode_ms + (0.0 if candidate.is_file else device * scene.device.codec.encode_rest_ms),
+            decode_ms=self.decode_ms + server * scene.server.codec.decode_rest_ms,
+            tail=dataclasses.replace(self.tail, fixed_ms=self.tail.fixed_ms + server * behind.tail_rest_ms),
+            message_server_ms=message_server_ms,
+            message_rest_ms=max(0.0, message_ms - message_server_ms),
+        )
+
     @property
     def batch(self) -> BatchTime:
         """What keeps the server: frames and messages one by one, the tail for all at once."""
@@ -167,6 +189,12 @@ def _message_bytes(payload_bytes: int, scene: Scene) -> tuple[int, int]:
     return message_sizes.infer_request_bytes(payload_bytes), message_sizes.infer_reply_bytes(output_bytes)
 
 
+def _message_rest_ms(scene: Scene) -> tuple[float, float]:
+    """What :func:`_message_ms` is longer by after long rests."""
+    latency_ms = [profile.message.latency_rest_ms for profile in (scene.device, scene.server)]
+    return sum(latency_ms) / 2, scene.server.message.server_rest_ms
+
+
 def _message_ms(num_bytes: int, scene: Scene) -> tuple[float, float]:
     """There and back, half of it at each side's speed; and the server's processor time of it."""
     kilobytes = num_bytes / _KILO
@@ -185,8 +213,27 @@ def _load(parts: _Parts, scene: Scene) -> Load:
     return load if device_keeps_up else dataclasses.replace(load, wait_ms=math.inf)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Gaps:
+    """How long each side has nothing to do between two pieces of work."""
+
+    device_ms: float
+    server_ms: float
+
+
+def _gaps(parts: _Parts, load: Load, scene: Scene) -> _Gaps:
+    """Under a load that was found without regard for them."""
+    cycle_ms = scene.workload.devices * _KILO / load.throughput_per_s
+    return _Gaps(
+        device_ms=cycle_ms - parts.head_ms - parts.encode_ms,
+        server_ms=(1 - load.utilisation) * load.batch_size * _KILO / load.throughput_per_s,
+    )
+
+
 def _first_token_ms(candidate: Candidate, parts: _Parts, scene: Scene) -> float:
-    """The prompt in chunks, each on its way while the device computes the next and the server the one before."""
+    """A stream is opened; then the prompt in chunks, each on its way while the device computes the next and the server the one
+    before.
+    """
     assert candidate.cut is not None
     before, behind = scene.device.cut(candidate.cut), scene.server.cut(candidate.cut)
     device_ms = link_ms = server_ms = 0.0
@@ -199,7 +246,9 @@ def _first_token_ms(candidate: Candidate, parts: _Parts, scene: Scene) -> float:
         server_ms = max(link_ms + scene.one_way_ms, server_ms) + scene.server.codec.decode.ms(tokens=kilo_elements)
         server_ms += behind.tail.ms(tokens=tokens, context=start)
     message_ms = parts.message_server_ms + parts.message_rest_ms
-    return server_ms + message_ms + scene.one_way_ms + parts.downlink_ms
+    opening_ms = (scene.device.message.opening_ms + scene.server.message.opening_ms) / 2
+    opening_ms += _OPENING_ROUND_TRIPS * 2 * scene.one_way_ms
+    return opening_ms + server_ms + message_ms + scene.one_way_ms + parts.downlink_ms
 
 
 def _memory_bytes(candidate: Candidate, scene: Scene) -> int:

@@ -12,11 +12,25 @@ from typing import Any, Literal, Self
 from serverlight.errors import ConfigError
 from serverlight.json_files import load_json, save_json
 
-__all__ = ["CodecCost", "Curve", "CutCost", "Kind", "MessageCost", "Profile", "Side"]
+__all__ = ["CodecCost", "Curve", "CutCost", "Kind", "MessageCost", "Profile", "Side", "rested"]
 
 Kind = Literal["single-shot", "language-model"]
 
 Side = Literal["device", "server"]
+
+REST_SCALE_MS = 15.0
+"""After a rest of so long, work takes longer by 63 % of what it does after a long one; measured with rests of 1 to 45 ms."""
+
+
+def rested(gap_ms: float) -> float:
+    """How much of the cost of a rest is to be paid after so long a gap, from 0 to 1.
+
+    While a processor waits, others use its caches, it sleeps deeper, and its clock falls.
+
+    >>> rested(0.0), round(rested(REST_SCALE_MS), 2), rested(1e6)
+    (0.0, 0.63, 1.0)
+    """
+    return -math.expm1(-max(0.0, gap_ms) / REST_SCALE_MS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +121,11 @@ class CutCost:
 
     tail_kv_bytes: int = 0
 
+    head_rest_ms: float = 0.0
+    """What the head takes longer after a long rest, see :func:`rested`."""
+
+    tail_rest_ms: float = 0.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecCost:
@@ -114,6 +133,10 @@ class CodecCost:
 
     encode: Curve
     decode: Curve
+    encode_rest_ms: float = 0.0
+    """What it takes longer after a long rest, see :func:`rested`."""
+
+    decode_rest_ms: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +153,23 @@ class MessageCost:
     """The server's processor time for them."""
 
     opening_ms: float = 0.0
-    """What the first request of a sequence takes longer: a stream is opened for it, and a session."""
+    """What the first request of a sequence takes longer: a connection and a stream are opened for it, and a session."""
+
+    latency_rest_ms: float = 0.0
+    """What a message takes longer where device and server have had a long rest, see :func:`rested`."""
+
+    server_rest_ms: float = 0.0
+    """What it takes longer of the server's processor."""
+
+    def times(self, factor: float) -> MessageCost:
+        """The same on machines that take ``factor`` times as long."""
+        return MessageCost(
+            latency=self.latency.times(factor),
+            server=self.server.times(factor),
+            opening_ms=self.opening_ms * factor,
+            latency_rest_ms=self.latency_rest_ms * factor,
+            server_rest_ms=self.server_rest_ms * factor,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,14 +230,22 @@ class Profile:
             self,
             machine={"name": name, "speed": speed, "described_from": dict(self.machine)},
             cuts=tuple(
-                dataclasses.replace(cut, head=cut.head.times(factor), tail=cut.tail.times(factor)) for cut in self.cuts
+                dataclasses.replace(
+                    cut,
+                    head=cut.head.times(factor),
+                    tail=cut.tail.times(factor),
+                    head_rest_ms=cut.head_rest_ms * factor,
+                    tail_rest_ms=cut.tail_rest_ms * factor,
+                )
+                for cut in self.cuts
             ),
-            codec=CodecCost(encode=self.codec.encode.times(factor), decode=self.codec.decode.times(factor)),
-            message=MessageCost(
-                latency=self.message.latency.times(factor),
-                server=self.message.server.times(factor),
-                opening_ms=self.message.opening_ms * factor,
+            codec=CodecCost(
+                encode=self.codec.encode.times(factor),
+                decode=self.codec.decode.times(factor),
+                encode_rest_ms=self.codec.encode_rest_ms * factor,
+                decode_rest_ms=self.codec.decode_rest_ms * factor,
             ),
+            message=self.message.times(factor),
             watts=watts,
         )
 
@@ -226,16 +273,21 @@ class Profile:
                 dataclasses.replace(
                     ours,
                     tail=theirs.tail,
+                    tail_rest_ms=theirs.tail_rest_ms,
                     tail_weight_bytes=theirs.tail_weight_bytes,
                     tail_kv_bytes=theirs.tail_kv_bytes,
                 )
                 for ours, theirs in zip(device.cuts, server.cuts, strict=True)
             ),
-            codec=CodecCost(encode=device.codec.encode, decode=server.codec.decode),
+            codec=dataclasses.replace(
+                device.codec, decode=server.codec.decode, decode_rest_ms=server.codec.decode_rest_ms
+            ),
             message=MessageCost(
                 latency=_mean(device.message.latency, server.message.latency),
                 server=server.message.server,
                 opening_ms=(device.message.opening_ms + server.message.opening_ms) / 2,
+                latency_rest_ms=(device.message.latency_rest_ms + server.message.latency_rest_ms) / 2,
+                server_rest_ms=server.message.server_rest_ms,
             ),
         )
 
@@ -258,7 +310,13 @@ class Profile:
                         CutCost(**{**cut, "head": Curve(**cut["head"]), "tail": Curve(**cut["tail"])})
                         for cut in fields["cuts"]
                     ),
-                    "codec": CodecCost(**{name: Curve(**curve) for name, curve in fields["codec"].items()}),
+                    "codec": CodecCost(
+                        **{
+                            **fields["codec"],
+                            "encode": Curve(**fields["codec"]["encode"]),
+                            "decode": Curve(**fields["codec"]["decode"]),
+                        }
+                    ),
                     "message": MessageCost(
                         **{
                             **fields["message"],

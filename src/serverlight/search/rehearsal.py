@@ -1,7 +1,8 @@
 """A device and a server on this machine, over loopback: what messages cost, and how much slower all is between two waits.
 
 A head in a loop of its own has everything in the processor's caches. After a wait for the server it has not, and so takes
-longer; the same holds for a tail after a wait for the next request. The rehearsal tells by how much.
+longer; the same holds for a tail after a wait for the next request. The rehearsal tells by how much: of each kind of
+request some come one after the other, and some after a rest like that of a device on a far link.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +29,7 @@ from serverlight.search.depth import between
 from serverlight.search.fitting import SIZE_TERMS, Point, fit_curve
 from serverlight.search.profile import CodecCost, Curve, CutCost, MessageCost
 from serverlight.search.single_shot import example_batch
-from serverlight.search.stopwatch import lower_quartile, timed, work_clock
+from serverlight.search.stopwatch import timed, work_clock
 
 __all__ = [
     "Exchange",
@@ -43,6 +45,9 @@ KILOBYTE = 1000
 BATCHES, ROUNDS = (1, 4), 24
 """Samples of a request, and requests of each size."""
 
+REST_S = 0.04
+"""A rest after which a longer one makes hardly a difference."""
+
 LARGE_BATCHES, LARGE_BYTES = (2, 8, 32), 4 * 2**20
 """Of requests that are to be large, and how large they may be."""
 
@@ -55,7 +60,7 @@ MOST_CHANGE = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exchange:
-    """One kind of request, in the lower quartile of many."""
+    """One kind of request, in the median of many: as long as users see it take, with what usually disturbs."""
 
     cut: str
     point: Point
@@ -75,7 +80,15 @@ class Exchange:
     """The server's processor time beside its work."""
 
     opens: bool = False
-    """Whether a stream and a session were opened for it."""
+    """Whether a connection, a stream and a session were opened for it."""
+
+    is_rested: bool = False
+    """Whether both sides had a rest before it."""
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it was of one sample or token."""
+        return self.point.rows == self.point.tokens == 1
 
 
 class Notes:
@@ -99,10 +112,10 @@ class Notes:
             cpu_ms = timing.process_cpu_ms - before.process_cpu_ms - timing.cpu_ms
             self._add(message_cpu_ms=max(LEAST_MS, cpu_ms))
 
-    def exchange(self, cut: str, point: Point, *, opens: bool = False) -> Exchange:
+    def exchange(self, cut: str, point: Point, *, opens: bool = False, is_rested: bool = False) -> Exchange:
         """What they have in common."""
-        seen = {name: lower_quartile(values) for name, values in self._seen.items()}
-        return Exchange(cut=cut, point=point, opens=opens, **seen)
+        seen = {name: statistics.median(values) for name, values in self._seen.items()}
+        return Exchange(cut=cut, point=point, opens=opens, is_rested=is_rested, **seen)
 
     def _add(self, **values: float) -> None:
         for name, value in values.items():
@@ -135,17 +148,23 @@ def _at_cut(
     clock, head = work_clock(), parts.split(plan.cut)[0]
     with connect(address, plan=plan, model=parts) as client:
         for batch in batches:
-            inputs, notes = example_batch(model, batch), Notes()
+            inputs, one_by_one, rested = example_batch(model, batch), Notes(), Notes()
+            kinds = [(one_by_one, 0.0), (rested, REST_S)] if batch == 1 else [(one_by_one, 0.0)]
             run = functools.partial(_run, head, *as_call(inputs))
             before = client.infer_detailed(inputs).server  # the first request of a kind is not like others
-            for _ in range(ROUNDS):
+            for notes, rest_s in ROUNDS * kinds:  # in turn, so that what disturbs meets them alike
+                time.sleep(rest_s)
+                head_ms = timed(clock, run)
+                time.sleep(rest_s)
                 done = client.infer_detailed(inputs)
                 notes.note(
                     done.server, before, wait_ms=done.wait_ms, encode_ms=done.encode_ms,
-                    uplink_bytes=done.uplink_bytes, head_ms=timed(clock, run),
+                    uplink_bytes=done.uplink_bytes, head_ms=head_ms,
                 )  # fmt: skip
                 before = done.server
-            yield notes.exchange(plan.cut, Point(rows=batch))
+            yield one_by_one.exchange(plan.cut, Point(rows=batch))
+            if batch == 1:
+                yield rested.exchange(plan.cut, Point(rows=batch), is_rested=True)
 
 
 @torch.inference_mode()
@@ -158,14 +177,19 @@ def _run(head: Head, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
 
 def message_cost(exchanges: Sequence[Exchange]) -> MessageCost:
     """Curves over the kilobytes of the request; what opening a stream takes is told apart by requests of one token."""
-    opening_ms, opening_cpu_ms = (_opening(exchanges, field) for field in ("message_ms", "message_cpu_ms"))
+    busy = [done for done in exchanges if not done.is_rested]
+    opening_ms, opening_cpu_ms = (_opening(busy, field) for field in ("message_ms", "message_cpu_ms"))
     latency, server = list[tuple[Point, float]](), list[tuple[Point, float]]()
-    for done in exchanges:
+    for done in busy:
         size = Point(rows=done.uplink_bytes / KILOBYTE)
         latency.append((size, max(LEAST_MS, done.message_ms - done.opens * opening_ms)))
         server.append((size, max(LEAST_MS, done.message_cpu_ms - done.opens * opening_cpu_ms)))
     return MessageCost(
-        latency=fit_curve(latency, SIZE_TERMS), server=fit_curve(server, SIZE_TERMS), opening_ms=opening_ms
+        latency=fit_curve(latency, SIZE_TERMS),
+        server=fit_curve(server, SIZE_TERMS),
+        opening_ms=opening_ms,
+        latency_rest_ms=_median(_after_rest(exchanges, "message_ms").values()),
+        server_rest_ms=_median(_after_rest(exchanges, "message_cpu_ms").values()),
     )
 
 
@@ -182,12 +206,18 @@ def as_rehearsed(cuts: Sequence[CutCost], exchanges: Sequence[Exchange]) -> tupl
     rehearsal it goes by their place.
     """
     places = {cut.name: place for place, cut in enumerate(cuts)}
-    singles = [done for done in exchanges if done.point.rows == done.point.tokens == 1]
+    singles = [done for done in exchanges if done.is_single and not done.is_rested]
     heads = {places[done.cut]: done.head_ms - _of(cuts[places[done.cut]].head, done.point) for done in singles}
     tails = {places[done.cut]: done.tail_ms - _of(cuts[places[done.cut]].tail, done.point) for done in singles}
+    head_rests = {places[cut]: ms for cut, ms in _after_rest(exchanges, "head_ms").items()}
+    tail_rests = {places[cut]: ms for cut, ms in _after_rest(exchanges, "tail_ms").items()}
     return tuple(
         dataclasses.replace(
-            cut, head=_raised(cut.head, between(heads, place)), tail=_raised(cut.tail, between(tails, place))
+            cut,
+            head=_raised(cut.head, between(heads, place)),
+            tail=_raised(cut.tail, between(tails, place)),
+            head_rest_ms=between(head_rests, place),
+            tail_rest_ms=between(tail_rests, place),
         )
         for place, cut in enumerate(cuts)
     )
@@ -197,12 +227,25 @@ def codec_as_rehearsed(codec: CodecCost, cuts: Sequence[CutCost], exchanges: Seq
     """The same for the codec."""
     elements = {cut.name: cut.elements for cut in cuts}
     pairs = [
-        (Point(rows=elements[done.cut] / 1e3), done) for done in exchanges if done.point.rows == done.point.tokens == 1
+        (Point(rows=elements[done.cut] / 1e3), done) for done in exchanges if done.is_single and not done.is_rested
     ]
     return CodecCost(
         encode=_raised(codec.encode, _median(done.encode_ms - _of(codec.encode, point) for point, done in pairs)),
         decode=_raised(codec.decode, _median(done.decode_ms - _of(codec.decode, point) for point, done in pairs)),
+        encode_rest_ms=_median(_after_rest(exchanges, "encode_ms").values()),
+        decode_rest_ms=_median(_after_rest(exchanges, "decode_ms").values()),
     )
+
+
+def _after_rest(exchanges: Sequence[Exchange], field: str) -> dict[str, float]:
+    """What a single sample or token takes longer after a rest, cut by cut; never less than nothing."""
+    singles = [done for done in exchanges if done.is_single and not done.opens]
+    busy = {done.cut: getattr(done, field) for done in singles if not done.is_rested}
+    return {
+        done.cut: max(0.0, getattr(done, field) - busy[done.cut])
+        for done in singles
+        if done.is_rested and done.cut in busy
+    }
 
 
 def _of(curve: Curve, point: Point) -> float:

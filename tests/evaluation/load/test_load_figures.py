@@ -160,6 +160,7 @@ def test_turn_without_answers_has_a_row() -> None:
 def test_checks_compare_equal_numbers_of_devices() -> None:
     """What is claimed is a ratio of our row to a rival's with as many devices; a rival without one is not judged."""
     ours = row_of(Turn(begin_s=0.0, end_s=1.0, samples=[sample(0.1, 0.1 + 0.1 * at) for at in range(8)]))
+    ours = dataclasses.replace(ours, turns_per_s=())
     rivals = [
         dataclasses.replace(ours, system=SERIAL, throughput_per_s=2.0, server_cpu_s_per_item=0.5),
         dataclasses.replace(ours, system=IN_PROCESS, throughput_per_s=10.0),
@@ -173,3 +174,11 @@ def test_checks_compare_equal_numbers_of_devices() -> None:
         (0.8, False),
         (cpu_ratios[1], None),
     ]
+
+
+def test_checks_compare_round_by_round() -> None:
+    """A machine that is twice as fast in one round makes neither of two better than the other; one odd round decides nothing."""
+    ours = row_of(Turn(begin_s=0.0, end_s=1.0, samples=[sample(0.1, 0.1 + 0.1 * at) for at in range(8)]))
+    ours = dataclasses.replace(ours, turns_per_s=(95.0, 190.0, 20.0), throughput_per_s=101.7)
+    bound = dataclasses.replace(ours, system=IN_PROCESS, turns_per_s=(100.0, 200.0, 200.0), throughput_per_s=166.7)
+    assert load_checks([ours, bound])[0].value == pytest.approx(0.95)

@@ -163,12 +163,15 @@ class LoadRow:
     first_token_ms_p50: float | None = None
     """Of texts, from sending the prompt."""
 
+    turns_per_s: tuple[float, ...] = ()
+    """Throughput of each turn; turns of one round, of whatever system, had the same machine."""
+
     note: str = ""
     """What one must know to read the row."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
-        return {**dataclasses.asdict(self), "cuts": list(self.cuts)}
+        return {**dataclasses.asdict(self), "cuts": list(self.cuts), "turns_per_s": list(self.turns_per_s)}
 
 
 # -- when requests are due --------------------------------------------------------------------------
@@ -279,6 +282,7 @@ def load_row(
         device_0_s_per_item=(statistics.mean(firsts_own_ms) + device_ms) / 1e3 if firsts_own_ms else None,
         device_ms_per_item=device_ms,
         first_token_ms_p50=statistics.median(firsts_ms) if firsts_ms else None,
+        turns_per_s=tuple(len(turn.answers) / turn.seconds for turn in turns if turn.seconds),
         note=note,
     )
 

@@ -209,7 +209,7 @@ def test_best() -> None:
 def test_tied(bits: float, share: tuple[float, float]) -> None:
     """What has 1 in its interval is a tie, and so is what is less than a step of the search apart; on either side."""
     row = table_row(comparison(OURS, 1.0, (1, 1)), comparison("other", bits, share, equal=1.0))
-    assert row.verdict == "tied"
+    assert (row.verdict, row.tied_with) == ("tied", ("other",))
     assert row.cell("other").is_tied
     assert row.best == ("other" if bits < 1 else OURS)
 
@@ -221,7 +221,7 @@ def test_beaten_and_why() -> None:
         comparison("tied", 1.0, (0.9, 1.1)),
         comparison("fourier-rans", 0.8, (1.1, 1.4), equal=0.9),
     )
-    assert (row.best, row.verdict) == ("fourier-rans", "beaten")
+    assert (row.best, row.verdict, row.tied_with) == ("fourier-rans", "beaten", ("tied",))
     assert row.reason == (
         "ours needs 1.25 (1.10 to 1.40) of the bits of fourier-rans, and 1.11 of them at equal divergence: "
         "its waves reach over whole planes, where neighbours are alike"

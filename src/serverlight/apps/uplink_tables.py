@@ -37,7 +37,7 @@ def _verdicts(rows: Sequence[UplinkRow], max_loss_pp: float, left_out: str) -> S
         rows=tuple(
             (
                 *_place(row), _reduction(row.cell(reference)), _loss(row.cell(reference)), row.best or NONE,
-                _reduction(row.cell(row.best or "")), row.verdict, row.reason,
+                _reduction(row.cell(row.best or "")), _verdict(row), row.reason,
             )
             for row in rows
         ),
@@ -80,6 +80,11 @@ def _wide(rows: Sequence[UplinkRow], *, title: str, show: Callable[[UplinkCell],
 
 def _place(row: UplinkRow) -> tuple[str, str]:
     return row.model, f"{row.position}: {row.cut}"
+
+
+def _verdict(row: UplinkRow) -> str:
+    """In words, with all that are tied."""
+    return f"tied with {', '.join(row.tied_with)}" if row.verdict == "tied" else row.verdict
 
 
 def _best(row: UplinkRow) -> str:

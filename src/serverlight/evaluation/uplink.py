@@ -96,6 +96,9 @@ class UplinkRow:
     verdict: Literal["best", "tied", "beaten"]
     """How the reference stands among the codecs of features."""
 
+    tied_with: tuple[str, ...]
+    """The codecs of features that the data cannot tell from the reference, the one with the fewest bits first."""
+
     reason: str
     """In words: the closest rival or the one that wins, and why; and whether sending the input takes less."""
 
@@ -135,6 +138,7 @@ def uplink_row(report: TaskReport) -> UplinkRow:
         cells=cells,
         best=ranked[0].codec if ranked else None,
         verdict=verdict,
+        tied_with=tuple(cell.codec for cell in tied),
         reason="; ".join(filter(None, (_against(closest, verdict, report), _against_inputs(cells)))),
     )
 

@@ -138,15 +138,16 @@ def test_server_lost(server: Server, parts: Parts, profile: str, at: int) -> Non
 
 def test_server_lost_within_the_prompt(server: Server, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no hidden state of the prompt was taken yet all come from the next server."""
-    went = iter([True, False])
+    seen = list[DecoderSession]()
     begin = DecoderSession.begin
 
-    def fail_once(self: DecoderSession, message: Any, *args: Any, **options: Any) -> Any:
-        if message.step == 2 and next(went, False):
+    def fail_first(self: DecoderSession, message: Any, *args: Any, **options: Any) -> Any:
+        seen.append(self)
+        if message.step == 2 and self is seen[0]:
             raise PeerUnavailable("gone")
         return begin(self, message, *args, **options)
 
-    monkeypatch.setattr(DecoderSession, "begin", fail_once)
+    monkeypatch.setattr(DecoderSession, "begin", fail_first)
     made = parts.client(server.address).generate(PROMPT, max_new_tokens=5, chunk_tokens=3)
     assert made.token_ids == parts.loopback().generate(PROMPT, max_new_tokens=5, chunk_tokens=3)
     assert made.num_recoveries == 1

@@ -41,7 +41,7 @@ from serverlight.runtime.window import Window
 
 __all__ = ["Runner", "ServerConfig", "ServerCore"]
 
-_IDLE_CHECK_S = 1.0
+_IDLE_CHECK_S, _LOOK_S = 1.0, 1e-3
 
 _NO_MEMORY_RETRY_MS = 100
 """When to come back with a request that there was no memory for."""
@@ -92,6 +92,7 @@ class ServerCore:
         self._unprepared = deque[Job]()  # came since the last batch was taken
         self._given_up = deque[Job]()  # for other clients' requests; they may have been prepared
         self._is_shared = False
+        self._is_idle = False  # the compute thread waits for a first request
         self._connections: set[Connection] = set()
         self._is_draining = self._is_stopped = False
         self._thread = threading.Thread(target=self._live, name="serverlight-compute", daemon=True)
@@ -208,7 +209,8 @@ class ServerCore:
             self._window.arrived(job.owner, job.arrived_s)
             retry_after_ms = self._scheduler.retry_after_ms
             self._unprepared.append(job)
-            self._changed.notify_all()
+            if self._is_idle or self._wait_s(job.arrived_s) == 0:
+                self._changed.notify_all()
         if given_up is not None:
             given_up.reply(Failure(request_id=given_up.request.request_id, error=ServerBusy(retry_after_ms)))
 
@@ -299,7 +301,10 @@ class ServerCore:
                     )
                     return self._running
                 if not self._unprepared:
-                    self._changed.wait(wait_s)
+                    self._is_idle = not self._scheduler.num_waiting
+                    # One request after the other would wake this thread for each; a look now and then costs less.
+                    self._changed.wait(wait_s if self._is_idle or wait_s is None else min(wait_s, _LOOK_S))
+                    self._is_idle = False
                     for connection in self._sessions.idle(time.monotonic()):
                         connection.expire()
                 job = self._unprepared.popleft() if self._unprepared else None

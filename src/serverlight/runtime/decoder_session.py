@@ -155,8 +155,11 @@ class DecoderSession:
             return _Answer(scores=tuple(turn.scores))
         if turn.step.more:
             return _Answer()
-        logits = output[0, -1].float().cpu().numpy()
-        choice = choose_token(logits, self._sampling, self.cache.num_tokens, self._seen)
+        logits = output[0, -1]
+        # Each call gives up the interpreter's lock, also where there is nothing to do.
+        logits = logits if logits.dtype == torch.float32 else logits.float()
+        logits = logits if logits.device.type == "cpu" else logits.cpu()
+        choice = choose_token(logits.numpy(), self._sampling, self.cache.num_tokens, self._seen)
         if self._sampling.weighs_repetition:
             self._seen.add(choice.token_id)
         return _Answer(choice=choice)

@@ -125,8 +125,9 @@ class DecoderWorker:
                 now = read_clocks()
                 for turn in turns:
                     turn.clock.lap("tail", shared_by=len(rows), now=now)
-                for (job, turn), output in zip(rows, torch.split(outputs, 1), strict=True):
-                    yield job, _result_of(functools.partial(turn.finish, output))
+                # All answers first: the first one that is handed out wakes the loop, which then takes turns with this thread.
+                parts = zip(rows, torch.split(outputs, 1), strict=True)
+                yield from [(job, _result_of(functools.partial(turn.finish, output))) for (job, turn), output in parts]
                 return
         for job, turn in rows:
             yield job, _result_of(functools.partial(turn.advance, 1))

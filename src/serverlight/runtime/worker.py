@@ -177,14 +177,17 @@ class Worker:
         now = read_clocks()
         for request in batch:
             request.clock.lap("tail", shared_by=len(batch), now=now)
-        for request, leaves in zip(batch, outputs, strict=True):
-            request.outputs.append(leaves)
-            request.num_done += request.num_next
-            if request.num_left:
-                self._begun[request.job] = request
-                yield request.job, None
-            else:
-                yield request.job, self._reply(request)
+        # All answers first: the first one that is handed out wakes the loop, which then takes turns with this thread.
+        yield from [(request.job, self._take(request, leaves)) for request, leaves in zip(batch, outputs, strict=True)]
+
+    def _take(self, request: _Ready, leaves: list[Tensor]) -> Answer:
+        """Notes what was run of a request; its answer where that was all."""
+        request.outputs.append(leaves)
+        request.num_done += request.num_next
+        if request.num_left:
+            self._begun[request.job] = request
+            return None
+        return self._reply(request)
 
     def _run_tail(self, batch: Sequence[_Ready]) -> list[list[Tensor]]:
         """The outputs of each request of a batch."""

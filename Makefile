@@ -6,7 +6,7 @@ STAMP := $(VENV)/.setup
 # Two processes that spin on the same cores slow each other down many times over; waiting passively costs nothing.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo test test-slow test-ray check bench docs vectors proto fuzz fuzz-messages fuzz-sessions clean
+.PHONY: setup demo test test-slow test-ray check bench reproduce docs vectors proto fuzz fuzz-messages fuzz-sessions clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -38,6 +38,13 @@ check: setup
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/cifar_rate_accuracy.py $(ARGS)
+
+# Models and data of the report; what is not there is said on its page.
+DATA ?= $(firstword $(SERVERLIGHT_SHARED) $(wildcard ../shared/data))
+
+reproduce: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench,eval]'
+	$(BIN)/serverlight report $(if $(DATA),--data $(DATA)) $(ARGS)
 
 docs: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

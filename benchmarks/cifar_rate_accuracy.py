@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from serverlight.codec import CodecConfig
-from serverlight.evaluation import VisionRow, describe_environment, evaluate_vision, load_images
+from serverlight.evaluation import PairedRow, describe_environment, evaluate_vision, load_images
 from serverlight.models import load_model
 
 NAME = "cifar_rate_accuracy"
@@ -97,8 +97,10 @@ def settings() -> Settings:
     return pairs
 
 
-def meets_target(row: VisionRow) -> bool:
-    loss_pp = round(-row.accuracy_delta_pp, 6)  # a loss of exactly 1 point may come out as 1.0000000000000009
+def meets_target(row: PairedRow) -> bool:
+    loss_pp = round(
+        -100 * row.score.difference.value, 6
+    )  # a loss of exactly 1 point may come out as 1.0000000000000009
     return row.ratio_vs_fp16 >= TARGET_RATIO and loss_pp <= MAX_LOSS_PP
 
 
@@ -107,7 +109,7 @@ def show_progress(done: int, total: int) -> None:
         print(f"\r{done / total:5.1%}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def as_markdown(report: dict[str, Any], rows: tuple[VisionRow, ...]) -> str:
+def as_markdown(report: dict[str, Any], rows: tuple[PairedRow, ...]) -> str:
     """The table, and what it was measured with."""
     environment = report["environment"]
     compressed = [row for row in rows if row.config.profile != "fp16"]
@@ -116,7 +118,7 @@ def as_markdown(report: dict[str, Any], rows: tuple[VisionRow, ...]) -> str:
         "",
         f"{environment['date']}, {environment['cpu']}, {environment['torch_threads']} thread, Python "
         f"{environment['python']}, torch {environment['versions']['torch']}; {report['images']} lossless test images, uncut "
-        f"accuracy {rows[0].uncut_accuracy:.1%}. Made by `python benchmarks/{NAME}.py` in {report['seconds']:.0f} s.",
+        f"accuracy {rows[0].score.uncut:.1%}. Made by `python benchmarks/{NAME}.py` in {report['seconds']:.0f} s.",
         "",
         f"{sum(map(meets_target, rows))} of {len(compressed)} pairs need at most a tenth of the bytes of plain halves and lose "
         f"at most {MAX_LOSS_PP:g} percentage point (marked *). The grid was laid after trying other settings on these very "
@@ -130,8 +132,8 @@ def as_markdown(report: dict[str, Any], rows: tuple[VisionRow, ...]) -> str:
     return "\n".join(lines)
 
 
-def as_line(row: VisionRow) -> str:
-    config = row.config
+def as_line(row: PairedRow) -> str:
+    config, difference = row.config, row.score.difference
     knobs = {
         "fp16": ("", "", ""),
         "slicer": (config.sparsity, config.num_groups, config.distortion),
@@ -141,12 +143,12 @@ def as_line(row: VisionRow) -> str:
         row.cut,
         config.profile,
         *map(str, knobs),
-        f"{row.bytes_per_image:.0f}",
+        f"{row.bytes_per_sample:.0f}",
         f"{row.bits_per_element:.2f}",
         f"{row.ratio_vs_fp16:.1f}",
-        f"{row.accuracy:.1%}",
-        f"{row.accuracy_delta_pp:+.1f}",
-        f"{row.accuracy_delta_low_pp:+.1f} to {row.accuracy_delta_high_pp:+.1f}",
+        f"{row.score.cut:.1%}",
+        f"{100 * difference.value:+.1f}",
+        f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
         f"{row.agreement:.1%}",
         "*" if meets_target(row) else "",
     )

@@ -13,85 +13,37 @@ every token. Writes JSON, a table and a figure under `benchmarks/results/`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
 import json
-import lzma
 import os
 import pathlib
 import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor
 
 from serverlight.apps.bench_plots import plot_drift
-from serverlight.codec import CodecConfig
 from serverlight.evaluation import describe_environment
-from serverlight.evaluation.drift import (
-    Crossing,
-    CutModel,
-    Drift,
-    FreeRun,
-    by_position,
-    free_running,
-    teacher_forced,
-)
-from serverlight.huggingface import find_folder
+from serverlight.evaluation.drift_runs import drift_of
 
 NAME = "lm_drift"
 HERE = pathlib.Path(__file__).parent
 HELD_OUT = ("text_corpora/chilit_valid_alice_pan.txt.xz", "text_corpora/fairytaleqa_valid.txt.xz")
 
-CHUNKS = (1, 16, 128)
-LEAST_BITS = {"serverlight": 1, "slicer": 2}
-"""SLICER's bitmap alone takes one bit."""
-
-SLICER_GRID = [(groups, distortion) for groups in (1, 2) for distortion in (0.03, 0.06, 0.12, 0.25)]
-SPARSITY_STEPS = 8
-"""Bisections; the last one moves the sparsity by less than half a hundredth."""
-
-SEARCH_WINDOWS, SEARCH_TOKENS, PROMPT_TOKENS, TEMPERATURE = 2, 384, 24, 1.0
-RAW_BYTES = 2
-"""Of a token id that goes to a full server."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One way across, measured."""
-
-    title: str
-    wanted_bits: float | None
-    crossing: Crossing
-    forced: Drift
-    free: dict[str, dict[str, Any]]
-    """By `greedy` and `drawn`; empty where frames have many tokens, since writing sends one at a time."""
-
 
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(1)
-    model = CutModel.load(args.model, args.cut)
-    texts = Texts.load(args, tokens=args.tokens, num_windows=args.windows, num_prompts=args.texts_written)
     started = time.perf_counter()
-    crossings = choose_crossings(model, texts.search, args.bits)
-    say(f"{len(crossings)} settings chosen after {time.perf_counter() - started:.0f} s")
-    count = iter(range(1, len(texts.windows) + 1))
-    forced = teacher_forced(
-        model, texts.windows, [crossing for _, _, crossing in crossings], lambda: say(f"text {next(count)} read")
-    )
-    free = write_freely(model, texts.prompts, [crossing for _, _, crossing in crossings], args.tokens - PROMPT_TOKENS)
-    rows = [
-        Row(title=title, wanted_bits=wanted, crossing=crossing, forced=drift, free=runs)
-        for (title, wanted, crossing), drift, runs in zip(crossings, forced, free, strict=True)
-    ]
-    report = make_report(args, model, texts, rows, time.perf_counter() - started)
+    found = drift_of(
+        args.model, args.cut, [str(args.data / name) for name in args.texts], tokens=args.tokens, windows=args.windows,
+        texts_written=args.texts_written, rates=args.bits, say=say,
+    )  # fmt: skip
+    seconds = round(time.perf_counter() - started, 1)
+    report = {"benchmark": NAME, "seconds": seconds, "environment": describe_environment(), **found}
     print(text := as_markdown(report))
     write(args.out, report, text)
 
@@ -117,174 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-# -- what is measured --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """Held-out token ids: to measure on, to begin with, and to choose settings by; none overlap."""
-
-    windows: Tensor
-    prompts: Tensor
-    search: Tensor
-
-    @classmethod
-    def load(cls, args: argparse.Namespace, *, tokens: int, num_windows: int, num_prompts: int) -> Texts:
-        """Draws so many texts of the held-out ones, always the same."""
-        tokenizer = Tokenizer.from_file(str(find_folder(args.model, ["tokenizer.json"]) / "tokenizer.json"))
-        ids = [tokenizer.encode(read_text(args.data / name)).ids for name in args.texts]
-        cut = [torch.tensor(text[: len(text) // tokens * tokens]).view(-1, tokens) for text in ids]
-        every = torch.cat(cut)
-        order = torch.from_numpy(np.random.default_rng(0).permutation(len(every)))
-        needed = num_windows + num_prompts + SEARCH_WINDOWS
-        if needed > len(every):
-            sys.exit(f"{needed} texts of {tokens} tokens wanted, {len(every)} are there; ask for fewer or shorter ones")
-        chosen = every[order[:needed]]
-        windows, prompts, search = chosen.split([num_windows, num_prompts, SEARCH_WINDOWS])
-        return cls(windows=windows, prompts=prompts[:, :PROMPT_TOKENS], search=search[:, :SEARCH_TOKENS])
-
-
-def read_text(path: pathlib.Path) -> str:
-    """A text as it is, compressed, or line by line in a field ``text``."""
-    if path.suffix == ".xz":
-        return lzma.decompress(path.read_bytes()).decode()
-    text = path.read_text()
-    return "\n".join(json.loads(line)["text"] for line in text.splitlines()) if path.suffix == ".jsonl" else text
-
-
-Chosen = list[tuple[str, float | None, Crossing]]
-
-
-def choose_crossings(model: CutModel, search: Tensor, rates: Sequence[float]) -> Chosen:
-    """Plain halves, then each profile at each rate in frames of each length."""
-    halves = CodecConfig(profile="fp16")
-    chosen: Chosen = [("fp16", None, Crossing(config=halves, chunk_tokens=chunk)) for chunk in (1, CHUNKS[-1])]
-    for profile, bits, chunk in itertools.product(LEAST_BITS, rates, CHUNKS):
-        crossing = best_at(model, search, profile, bits, chunk) if bits >= LEAST_BITS[profile] else None
-        say(f"{profile}, {bits:g} bits, frames of {chunk}: {crossing and crossing.config}")
-        if crossing is not None:
-            chosen.append((f"{profile}, {bits:g} bit{'s' if bits > 1 else ''}", bits, crossing))
-    return chosen + same_settings(chosen)
-
-
-def same_settings(chosen: Chosen) -> Chosen:
-    """The richest of our settings for frames of one token, in longer frames: what the length alone does."""
-    single = [c for _, _, c in chosen if c.config and c.config.profile == "serverlight" and c.chunk_tokens == 1]
-    return [
-        ("serverlight, same s", None, dataclasses.replace(crossing, chunk_tokens=chunk))
-        for crossing in single[-1:]
-        for chunk in CHUNKS[1:]
-    ]
-
-
-def best_at(model: CutModel, search: Tensor, profile: str, bits: float, chunk: int) -> Crossing | None:
-    """The crossing of about so many bits an element with the least divergence on the texts to search with, if there is one."""
-    bases = [CodecConfig(profile=profile)]
-    if profile == "slicer":
-        bases = [CodecConfig(profile=profile, num_groups=m, distortion=d) for m, d in SLICER_GRID]
-    states = model.states(search[:1])
-    fitted = [crossing for base in bases if (crossing := fit_sparsity(base, states, bits, chunk)) is not None]
-    if len(fitted) < 2:
-        return fitted[0] if fitted else None
-    losses = [drift.kl.mean() for drift in teacher_forced(model, search, fitted)]
-    return fitted[int(np.argmin(losses))]
-
-
-def fit_sparsity(base: CodecConfig, states: Tensor, bits: float, chunk: int) -> Crossing | None:
-    """Sparsity by bisection; none where even the sparsest needs a tenth more bits, or the densest a tenth fewer."""
-    low, high = 0.0, 0.999
-    for _ in range(SPARSITY_STEPS):
-        middle = (low + high) / 2
-        crossing = Crossing(config=dataclasses.replace(base, sparsity=round(middle, 4)), chunk_tokens=chunk)
-        rate = 8 * crossing.send(states)[1] / states.numel()
-        low, high = (low, middle) if rate < bits else (middle, high)
-    return crossing if abs(rate / bits - 1) < 0.1 else None
-
-
-def write_freely(
-    model: CutModel, prompts: Tensor, crossings: Sequence[Crossing], num_tokens: int
-) -> list[dict[str, dict[str, Any]]]:
-    """For each crossing of frames of one token, how its texts part from those of the uncut model."""
-    results: list[dict[str, dict[str, Any]]] = [{} for _ in crossings]
-    for mode, temperature in (("greedy", 0.0), ("drawn", TEMPERATURE)):
-        settings = {"num_tokens": num_tokens, "temperature": temperature}
-        uncut = free_running(model, prompts, Crossing(config=None), **settings)
-        for result, crossing in zip(results, crossings, strict=True):
-            if crossing.chunk_tokens == 1:
-                result[mode] = compare_texts(free_running(model, prompts, crossing, **settings), uncut)
-                say(f"{mode}: {crossing.config}")
-    return results
-
-
-def compare_texts(run: FreeRun, uncut: FreeRun) -> dict[str, Any]:
-    """When the texts part, how alike they are then, and the drift on the cut model's own text."""
-    same = run.tokens == uncut.tokens
-    identical = np.logical_and.accumulate(same, axis=1)
-    first = identical.sum(1)
-    after = ~identical
-    after[np.arange(len(first)), np.minimum(first, same.shape[1] - 1)] = False  # the difference itself
-    return {
-        "first_difference": [int(n) + 1 if n < same.shape[1] else None for n in first],
-        "agreement_after": float(same[after].mean()) if after.any() else None,
-        "kl": float(run.drift.kl.mean()),
-        "top1": float(run.drift.agrees.mean()),
-        "positions": buckets(run.drift),
-        "bits_per_element": run.drift.bits_per_element,
-        "bytes_per_token": run.drift.bytes_per_token,
-        "distinct_tokens": float(np.mean([len(set(text)) for text in run.tokens.tolist()])),
-    }
-
-
-def buckets(drift: Drift) -> list[dict[str, Any]]:
-    """Positions in powers of two, up to the last."""
-    last = drift.kl.shape[1]
-    edges = [2**i for i in range(last.bit_length()) if 2**i <= last]
-    if len(edges) > 1 and last + 1 - edges[-1] < edges[-1] // 2:
-        edges.pop()  # a stump of a bucket goes to the one before
-    return [dataclasses.asdict(bucket) for bucket in by_position(drift, [*edges, last + 1])]
-
-
 # -- what is written ----------------------------------------------------------------------------------------------
-
-
-def make_report(
-    args: argparse.Namespace, model: CutModel, texts: Texts, rows: Sequence[Row], seconds: float
-) -> dict[str, Any]:
-    raw = {
-        "title": "full server, token ids", "chunk_tokens": 1, "config": None, "wanted_bits": None, "kl": 0.0, "top1": 1.0,
-        "bytes_per_token": RAW_BYTES, "bits_per_element": 8 * RAW_BYTES / model.head.hidden_size,
-    }  # fmt: skip
-    return {
-        "benchmark": NAME,
-        "model": {"name": pathlib.Path(model.name).name, "revision": model.revision, "cut": model.cut},
-        "hidden_size": model.head.hidden_size,
-        "settings": {
-            "windows": len(texts.windows), "tokens": args.tokens, "texts_written": len(texts.prompts),
-            "prompt_tokens": PROMPT_TOKENS, "temperature": TEMPERATURE, "texts": list(args.texts),
-        },
-        "seconds": round(seconds, 1),
-        "environment": describe_environment(),
-        "rows": [raw, *map(as_dict, rows)],
-    }  # fmt: skip
-
-
-def as_dict(row: Row) -> dict[str, Any]:
-    config = row.crossing.config
-    whole = dataclasses.asdict(by_position(row.forced, [1, row.forced.kl.shape[1] + 1])[0])
-    return {
-        "title": row.title,
-        "chunk_tokens": row.crossing.chunk_tokens,
-        "config": config.to_dict() if config else None,
-        "wanted_bits": row.wanted_bits,
-        "bits_per_element": row.forced.bits_per_element,
-        "bytes_per_token": row.forced.bytes_per_token,
-        "kl": whole["kl"],
-        "kl_interval": whole["kl_interval"],
-        "top1": whole["agreement"],
-        "top1_interval": whole["agreement_interval"],
-        "positions": buckets(row.forced),
-        **row.free,
-    }
 
 
 READ = (

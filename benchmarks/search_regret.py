@@ -69,7 +69,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     subject, link = load_subject(args.model, args.samples), LinkConfig.parse(args.link)
-    profile = profile_model(subject.spec)
+    profile = profile_model(subject.spec, fresh=True)
     configs = spread(candidate_configs(profile.kind), args.settings)
     cuts = spread([cut.name for cut in profile.cuts if cut.name not in CUTS_LEFT_OUT], args.cuts)
     truth = measure_grid(subject, cuts, configs, link, args)

@@ -22,7 +22,7 @@ from serverlight.runtime.messages import (
 from serverlight.sampling import Sampling
 
 JSON_VALUES: list[Any] = [None, True, 0, -1, 1e308, 10**30, "", "x", "layers.9", LATER, [], [0], {}, {"a": 1}]
-PLAN_FIELDS = ["model", "revision", "cut", "codec", "basis", "return_cut", "more"]
+PLAN_FIELDS = ["model", "revision", "cut", "codec", "basis", "return_cut", "sends", "more"]
 CODEC_FIELDS = ["profile", "sparsity", "asymmetry", "num_groups", "distortion", "positions", "checksum", "more"]
 
 
@@ -102,8 +102,13 @@ class Speaker:
     def step(self, choices: Choices) -> ClientMessage:
         """Tokens of a sequence, or more or fewer of them."""
         byte = choices.byte()
-        frames = tuple(self._frame(choices) for _ in range(choices.byte() & 7 if byte & 8 else 1))
-        return Step(step=self._number(choices, byte), frames=frames, more=bool(byte & 1), quiet=bool(byte & 2))
+        frames, ids = tuple[bytes, ...](), tuple[int, ...]()
+        if byte & 4:
+            ids = tuple(choices.number() for _ in range(choices.byte() & 15))
+        if byte & 8 or not byte & 4:
+            frames = tuple(self._frame(choices) for _ in range(choices.byte() & 7 if byte & 8 else 1))
+        number = self._number(choices, byte)
+        return Step(step=number, frames=frames, token_ids=ids, more=bool(byte & 1), quiet=bool(byte & 2))
 
     def move(self, choices: Choices) -> ClientMessage:
         """A layer that the server is to take over."""

@@ -20,7 +20,7 @@ from serverlight.models import LoadedModel
 from serverlight.models.images import encode_png
 from serverlight.models.preprocess import Normalize
 from serverlight.partition import partition
-from serverlight.plan import Plan
+from serverlight.plan import TOKEN_IDS, Plan
 from serverlight.runtime.catalogue import Catalogue, Engine, Offer
 from serverlight.runtime.core import ServerConfig, ServerCore
 from serverlight.runtime.decoders import DecoderWorker
@@ -174,10 +174,13 @@ def _language(folder: pathlib.Path) -> Engine:
         num_key_value_heads=1, max_position_embeddings=4 * MOST_TOKENS,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    tail = LoadedDecoder.tail(str(folder), "layers.1", dtype=torch.float32)
-    cuts = ("layers.2", "layers.1")
-    runner = DecoderWorker(tail, cuts, max_tokens=MOST_TOKENS, max_kv_bytes=CONFIG.max_kv_bytes, prefill_tokens=4)
-    return Engine(plans={cut: Plan(model="tiny", revision=tail.revision, cut=cut) for cut in cuts}, runner=runner)
+    part = LoadedDecoder.whole(str(folder), dtype=torch.float32)
+    plan = Plan(model="tiny", revision=part.revision, cut="layers.2", sends=TOKEN_IDS)
+    plans = {cut: dataclasses.replace(plan, cut=cut) for cut in ("layers.2", "layers.1", "layers.0")}
+    runner = DecoderWorker(
+        part, list(plans), max_tokens=MOST_TOKENS, max_kv_bytes=CONFIG.max_kv_bytes, prefill_tokens=4
+    )
+    return Engine(plans=plans, runner=runner)
 
 
 def _vision() -> Engine:

@@ -57,7 +57,13 @@ ONLY_IN = {  # package -> the files that may import it
     "transformers": {"huggingface.py"},
     "huggingface_hub": {"huggingface.py"},
     "PIL": {"models/images.py"},
-    "matplotlib": {"apps/plots.py", "apps/bench_plots.py", "apps/search_plots.py", "apps/fleet_plots.py"},
+    "matplotlib": {
+        "apps/plots.py",
+        "apps/bench_plots.py",
+        "apps/search_plots.py",
+        "apps/fleet_plots.py",
+        "apps/report/figures.py",
+    },
     "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py", "simulation/kernels.py"},
     "triton": {"codec/backends/gpu_kernels.py", "codec/backends/gpu_writer_kernels.py"},
     "fastapi": {"apps/openai_api.py"},
@@ -71,6 +77,7 @@ ONLY_IN = {  # package -> the files that may import it
     "psutil": set(),
     "lm_eval": {"evaluation/lm_eval.py"},
     "datasets": set(),
+    "pycocotools": {"evaluation/coco.py"},
     "pandas": set(),
     "pynvml": {"search/energy.py"},
 }

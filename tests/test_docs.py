@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -122,21 +123,41 @@ def test_readme_table_of_texts_is_the_measured_one() -> None:
     assert document["hardware"]["cpu"] in part
 
 
-def test_evaluation_table_is_the_measured_one() -> None:
-    """Each row of the table of harness tasks has the figures of the file that its command wrote."""
-    document = json.loads((REPO / "docs" / "figures" / "lm_eval_stories260k.json").read_text())
-    text = (REPO / "docs" / "evaluation.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| layers.")]
-    measured = [(row, score) for row in document["rows"] for score in row["scores"]]
-    assert len(rows) == len(measured)
-    for line, (row, score) in zip(rows, measured, strict=True):
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
+def measured(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((REPO / "docs" / "figures" / f"{name}.json").read_text())
+    assert document["date"] in (REPO / "docs" / "evaluation.md").read_text()
+    return document
+
+
+def cells_of(start: str) -> list[list[str]]:
+    """Cells of all table rows of the page on evaluation that begin so."""
+    lines = (REPO / "docs" / "evaluation.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(f"| {start}")]
+
+
+def test_tables_of_harness_tasks_are_the_measured_ones() -> None:
+    """Each row of the tables of harness tasks has the figures of the files that its command wrote."""
+    rows = [row for name in ("lm_eval_stories260k", "lm_eval_demo_lm") for row in measured(name)["rows"]]
+    scores = [(row, score) for row in rows for score in row["scores"]]
+    for cells, (row, score) in zip(cells_of("layers."), scores, strict=True):
         difference = score["difference"]
         assert cells[:3] == [row["cut"], f"{row['config']['sparsity']:g}", f"{row['bits_per_element']:.2f}"]
         assert cells[3:5] == [f"{row['uplink_bytes_per_token']:.1f}", score["metric"]]
         assert cells[7] == f"{100 * difference['value']:+.0f} ± {100 * difference['stderr']:.1f}"
         assert cells[8] == f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
-    assert document["date"] in text
+
+
+@pytest.mark.parametrize(("name", "start"), [("eval_mobilenet", "blocks."), ("eval_minilm", "encoder.layer.")])
+def test_tables_beside_the_uncut_model_are_the_measured_ones(name: str, start: str) -> None:
+    """So do the rows of images and of sentences."""
+    scores = [(row, score) for row in measured(name)["rows"] for score in row["scores"]]
+    for cells, (row, score) in zip(cells_of(start), scores, strict=True):
+        difference = score["difference"]
+        assert cells[:3] == [row["cut"], f"{row['config']['sparsity']:g}", f"{row['bits_per_element']:.2f}"]
+        assert cells[3:5] == [f"{row['bytes_per_sample']:,.0f}", score["metric"]]
+        assert cells[5:7] == [f"{100 * score['uncut']:.2f}", f"{100 * score['cut']:.2f}"]
+        assert cells[7] == f"{100 * difference['value']:+.2f}"
+        assert cells[8] == f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}"
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from serverlight.codec import CodecConfig
 from serverlight.errors import ConfigError, PlanMismatch
-from serverlight.plan import Plan
+from serverlight.plan import TOKEN_IDS, Plan
 
 PLAN = Plan(model="demo-vision", revision="0f3a", cut="layer2", codec=CodecConfig(profile="slicer", sparsity=0.8))
 
@@ -43,6 +43,21 @@ def test_difference_is_named(field: str) -> None:
 def test_codec_settings_may_differ() -> None:
     """A frame describes itself, so a device may change its settings."""
     PLAN.check_compatible(dataclasses.replace(PLAN, codec=CodecConfig(profile="slicer", sparsity=0.1)))
+
+
+def test_token_ids_need_the_embeddings() -> None:
+    """A plan that sends token ids is written and read, agrees with a server that takes them, and with no other."""
+    ids = dataclasses.replace(PLAN, cut="layers.0", sends=TOKEN_IDS)
+    assert Plan.from_json(ids.to_json()) == ids
+    assert "sends" not in PLAN.to_dict()
+    ids.check_compatible(ids)
+    dataclasses.replace(ids, sends=None).check_compatible(ids)
+    with pytest.raises(PlanMismatch) as caught:
+        ids.check_compatible(dataclasses.replace(ids, sends=None))
+    assert caught.value.field == "sends"
+    for wrong in ({"sends": "letters"}, {"return_cut": "layers.2"}):
+        with pytest.raises(ConfigError, match=r"^sends: "):
+            dataclasses.replace(ids, **wrong)
 
 
 def test_where_a_model_lies_does_not_matter() -> None:

@@ -7,6 +7,7 @@ import inspect
 import serverlight as sl
 
 PUBLIC = [
+    "AdaptiveClient",
     "Basis",
     "Client",
     "Codec",
@@ -15,12 +16,14 @@ PUBLIC = [
     "Credentials",
     "CutPoint",
     "FrameInfo",
+    "Frontier",
     "LinkConfig",
     "LoadedModel",
     "Loopback",
     "Objective",
     "Partition",
     "Plan",
+    "Rules",
     "SearchResult",
     "Security",
     "Server",

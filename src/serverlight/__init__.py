@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from serverlight.calibration import calibrate
     from serverlight.codec import Basis, Codec, CodecConfig, FrameInfo, calibrate_basis, decode, inspect
     from serverlight.errors import ServerlightError
+    from serverlight.frontier import Frontier
     from serverlight.link import LinkConfig
     from serverlight.loopback import Loopback
     from serverlight.models import LoadedModel, load_model
     from serverlight.partition import CutPoint, Partition, partition
     from serverlight.partition.weights import load_head, load_part, load_tail
     from serverlight.plan import Plan
-    from serverlight.runtime import Client, Credentials, Security, Server, connect
+    from serverlight.runtime import AdaptiveClient, Client, Credentials, Rules, Security, Server, connect
     from serverlight.search.constraints import Constraints, Objective, Workload
     from serverlight.search.optimise import SearchResult
     from serverlight.search.pipeline import search
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {  # public name -> the module it lives in
+    "AdaptiveClient": "serverlight.runtime",
     "Basis": "serverlight.codec",
     "Client": "serverlight.runtime",
     "Codec": "serverlight.codec",
@@ -35,12 +37,14 @@ _HOMES = {  # public name -> the module it lives in
     "Credentials": "serverlight.runtime",
     "CutPoint": "serverlight.partition",
     "FrameInfo": "serverlight.codec",
+    "Frontier": "serverlight.frontier",
     "LinkConfig": "serverlight.link",
     "LoadedModel": "serverlight.models",
     "Loopback": "serverlight.loopback",
     "Objective": "serverlight.search.constraints",
     "Partition": "serverlight.partition",
     "Plan": "serverlight.plan",
+    "Rules": "serverlight.runtime",
     "SearchResult": "serverlight.search.optimise",
     "Security": "serverlight.runtime",
     "Server": "serverlight.runtime",
@@ -61,6 +65,7 @@ _HOMES = {  # public name -> the module it lives in
 }
 
 __all__ = [
+    "AdaptiveClient",
     "Basis",
     "Client",
     "Codec",
@@ -69,12 +74,14 @@ __all__ = [
     "Credentials",
     "CutPoint",
     "FrameInfo",
+    "Frontier",
     "LinkConfig",
     "LoadedModel",
     "Loopback",
     "Objective",
     "Partition",
     "Plan",
+    "Rules",
     "SearchResult",
     "Security",
     "Server",

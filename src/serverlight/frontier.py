@@ -25,7 +25,8 @@ class Choice:
 
     way: Way
     plan: Plan | None
-    """Cut and codec; none where the device does it all. A full server's plan has the cut ``input`` (``layers.0``)."""
+    """Cut and codec; none where the device does it all. A full server's plan has the cut ``input`` (``layers.0``, where it may
+    send token ids)."""
 
     head_ms: float
     """Device: running the head, and encoding."""

@@ -11,11 +11,12 @@ import torch
 
 from serverlight.codec import Codec, CodecConfig, decode
 from serverlight.errors import ConfigError, ContextExceeded, CutNotFound, PlanMismatch
+from serverlight.huggingface import SETTINGS_FILES, find_folder, read_config
 from serverlight.models.checkpoint import checkpoint_digest
 from serverlight.partition.decoder import DecoderHead, DecoderMiddle, DecoderPart, DecoderTail
 from serverlight.partition.kv_cache import KVCache
-from serverlight.partition.weights import load_head, load_part, load_tail
-from serverlight.plan import Plan
+from serverlight.partition.weights import load_head, load_part, load_tail, load_whole
+from serverlight.plan import TOKEN_IDS, Plan, id_bytes
 from serverlight.sampling import Choice, Sampling, Score, choose_token, score_tokens
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "check_same_model",
     "chunks",
     "layer_of",
+    "num_layers_of",
     "score_hidden",
     "scored_chunks",
 ]
@@ -76,6 +78,11 @@ class LoadedDecoder:
         return cls(name=spec, revision=checkpoint_digest(spec), part=part)
 
     @classmethod
+    def whole(cls, spec: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
+        """The server's part for all cuts, which takes token ids too; errors are those of :func:`load_whole`."""
+        return cls(name=spec, revision=checkpoint_digest(spec), part=load_whole(spec, dtype=dtype))
+
+    @classmethod
     def middle(cls, spec: str, cut: str, return_cut: str, *, dtype: torch.dtype | None = None) -> LoadedDecoder:
         """The server's part between two cuts, for a device with both ends; errors are those of :func:`load_part`."""
         part = load_part(spec, layer_of(cut), layer_of(return_cut), dtype=dtype)
@@ -92,6 +99,12 @@ def layer_of(cut: str) -> int:
     if prefix != "layers" or not (number.isascii() and number.isdigit()) or len(number) > 4:
         raise CutNotFound(cut, ("layers.N",))
     return int(number)
+
+
+def num_layers_of(spec: str) -> int:
+    """How many layers a language model has, from its settings alone; errors are those of :func:`load_head`."""
+    config = read_config(spec, find_folder(spec, SETTINGS_FILES))
+    return int(config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def chunks(token_ids: list[int], size: int = CHUNK_TOKENS) -> Iterator[tuple[torch.Tensor, bool]]:
@@ -175,7 +188,9 @@ def check_length(part: DecoderPart, token_ids: list[int], max_new_tokens: int) -
 
 def check_same_model(plan: Plan, model: LoadedDecoder) -> None:
     """Raises :class:`PlanMismatch` where a part is not of the plan's model; where it is cut does not matter."""
-    plan.check_compatible(Plan(model=model.name, revision=model.revision, cut=plan.cut, return_cut=plan.return_cut))
+    plan.check_compatible(
+        Plan(model=model.name, revision=model.revision, cut=plan.cut, return_cut=plan.return_cut, sends=plan.sends)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,6 +223,7 @@ class DecoderLoopback:
         self._head, self._middle, self._tail = head.part, middle.part if middle else None, tail.part
         self._layers = layer_of(plan.cut), layer_of(plan.return_cut or plan.cut)
         self._codec = Codec(plan.codec)
+        self._sends_ids = plan.sends == TOKEN_IDS and self._layers[0] == 0
 
     @property
     def head(self) -> DecoderHead:
@@ -292,11 +308,13 @@ class DecoderLoopback:
     @torch.inference_mode()
     def _send(self, piece: torch.Tensor, caches: _Caches) -> tuple[torch.Tensor, int]:
         """What the tail gets of some tokens, and how many bytes went up."""
-        frame = self._codec.encode(self._head(piece, caches.head))
-        hidden, num_bytes = decode(frame), len(frame)
+        received, num_bytes = self._carry(piece, caches)
+        hidden = received()
         if self._middle is None:
             return hidden, num_bytes
-        returned = torch.cat([self._middle(part, caches.middle) for part in hidden.split(PIECE_TOKENS, dim=1)], dim=1)
+        returned = torch.cat(
+            [self._middle(part, caches.middle) for part in torch.split(hidden, PIECE_TOKENS, dim=1)], dim=1
+        )
         return decode(self._codec.encode(returned)), num_bytes
 
     def _new_caches(self) -> _Caches:
@@ -309,12 +327,21 @@ class DecoderLoopback:
 
     @torch.inference_mode()
     def _cross(self, piece: torch.Tensor, caches: _Caches, num_logits: int | None = None) -> _Crossed:
-        frame = self._codec.encode(self._head(piece, caches.head))
-        num_bytes, started_s = len(frame), time.perf_counter()
+        received, num_bytes = self._carry(piece, caches)
+        started_s = time.perf_counter()
+        hidden = received()
         if self._middle is not None:
-            frame = self._codec.encode(self._middle(decode(frame), caches.middle))
-        logits = self._tail(decode(frame), caches.tail, num_logits=num_logits)
+            hidden = decode(self._codec.encode(self._middle(hidden, caches.middle)))
+        logits = self._tail(hidden, caches.tail, num_logits=num_logits)
         return _Crossed(logits, num_bytes, time.perf_counter() - started_s)
+
+    def _carry(self, piece: torch.Tensor, caches: _Caches) -> tuple[Callable[[], torch.Tensor], int]:
+        """What is received of some tokens, to be read there, and how many bytes go up."""
+        hidden = self._head(piece, caches.head)
+        if self._sends_ids:  # the server's embeddings make the same of them
+            return lambda: hidden, id_bytes(piece[0].tolist())
+        frame = self._codec.encode(hidden)
+        return lambda: decode(frame), len(frame)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,6 +25,7 @@ try:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
         MODEL_MAPPING_NAMES,
     )
 except ModuleNotFoundError as exc:
@@ -44,7 +45,9 @@ __all__ = [
     "find_folder",
     "generate_output",
     "generation_config",
+    "is_detector",
     "is_generative",
+    "load_image_processor",
     "load_tokenizer",
     "load_weights",
     "model_class",
@@ -61,7 +64,8 @@ __all__ = [
 ]
 
 INDEX_FILE = "model.safetensors.index.json"
-SETTINGS_FILES = ["config.json", "preprocessor_config.json"]
+PROCESSOR_FILE = "preprocessor_config.json"
+SETTINGS_FILES = ["config.json", PROCESSOR_FILE]
 _loading = threading.RLock()
 
 SHIPPED = {"demo-lm": pathlib.Path(__file__).parent / "models" / "data" / "demo_lm"}
@@ -145,6 +149,8 @@ def load_weights(
                 folder, config=config, dtype=dtype or "auto", use_safetensors=True, local_files_only=True,
                 output_loading_info=True,
             )  # fmt: skip
+    except ImportError as exc:  # a backbone from a package of its own
+        raise ModelError(f"{spec!r} needs a package that is not installed: {exc}; install it") from exc
     except (SafetensorError, OSError, RuntimeError, ValueError) as exc:
         raise ModelError(f"cannot load the weights of {spec!r}: {exc}; save it again with save_pretrained") from exc
     if missing := sorted(info["missing_keys"]):
@@ -199,6 +205,11 @@ def model_class(name: str) -> Any:
     return getattr(transformers, name, None)
 
 
+def is_detector(class_name: str) -> bool:
+    """Whether a class finds objects in images, and so is one of ``AutoModelForObjectDetection``."""
+    return class_name in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values()
+
+
 def is_generative(class_name: str, model_type: str) -> bool:
     """Whether a class generates text token by token: a causal language model, or the decoder that it wraps."""
     if class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
@@ -222,6 +233,27 @@ def causal_lm_class(spec: str, config: Any) -> Any:
             f"{spec!r} is no causal language model ({name}); load_model takes vision models and text encoders"
         )
     return found
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def load_image_processor(spec: str) -> Any:
+    """What makes a model's inputs of images, and of a detector's outputs boxes, as it lies beside the model.
+
+    The one that works with Pillow, wherever torchvision is installed too: resized pixels are then the same everywhere.
+
+    Raises :class:`ModelError` where there is none, and where it cannot be read.
+    """
+    folder = find_folder(spec, SETTINGS_FILES)
+    if not (folder / PROCESSOR_FILE).is_file():
+        raise ModelError(f"{spec!r} has no {PROCESSOR_FILE}; save the model's image processor beside it")
+    try:
+        auto: Any = transformers.AutoImageProcessor  # without types
+        with quiet():
+            return auto.from_pretrained(folder, local_files_only=True, backend="pil")
+    except (ImportError, KeyError, OSError, TypeError, ValueError) as exc:
+        raise ModelError(f"cannot read {PROCESSOR_FILE} of {spec!r}: {exc}; save the image processor again") from exc
 
 
 # -- tokenizers ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import hashlib
 import json
 import pathlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,14 @@ from serverlight.codec.basis import Basis
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import ConfigError, PlanMismatch
 
-__all__ = ["Plan", "model_key", "same_revision"]
+__all__ = ["TOKEN_IDS", "Plan", "id_bytes", "model_key", "same_revision"]
 
 DIGEST = re.compile("[0-9a-f]{16}")
 
-OPTIONAL = {"basis", "return_cut"}
+TOKEN_IDS = "token-ids"
+"""What a plan sends whose server has the embeddings of a language model."""
+
+OPTIONAL = {"basis", "return_cut", "sends"}
 """Fields that a plan need not have."""
 
 
@@ -49,6 +53,9 @@ class Plan:
     return_cut: str | None = None
     """Second cut of a language model, where hidden states come back to the device, which then has both ends of the model."""
 
+    sends: str | None = None
+    """``token-ids``: where a language model is cut at ``layers.0``, the ids of its tokens go up and no frames, without loss."""
+
     def __post_init__(self) -> None:
         for name in ("model", "revision", "cut"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
@@ -57,11 +64,15 @@ class Plan:
             raise ConfigError("codec", f"must be a CodecConfig, got {type(self.codec).__name__}")
         if self.return_cut is not None and not (isinstance(self.return_cut, str) and self.return_cut):
             raise ConfigError("return_cut", f"must be the name of a cut or nothing, got {self.return_cut!r}")
+        if self.sends not in (None, TOKEN_IDS) or (self.sends and self.return_cut):
+            raise ConfigError(
+                "sends", f"must be {TOKEN_IDS!r} or nothing, and nothing with a second cut; got {self.sends!r}"
+            )
         if self.basis is not None and not (isinstance(self.basis, str) and DIGEST.fullmatch(self.basis)):
             raise ConfigError("basis", f"must be a digest of 16 hex digits or nothing, got {self.basis!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON; basis and second cut only if there is one."""
+        """All fields, ready for JSON; those that a plan need not have only if there is something in them."""
         fields = dataclasses.asdict(self)
         for name in OPTIONAL:
             if fields[name] is None:
@@ -117,7 +128,7 @@ class Plan:
         """Raises :class:`PlanMismatch` for the first field in which the two sides must agree but do not.
 
         The codec's settings may differ: a frame describes itself, so the device may change them as its link moves. A basis
-        must be there on the other side if this one has it.
+        must be there on the other side if this one has it, and so must the embeddings if this one sends token ids.
         """
         for name in ("model", "revision", "cut", "return_cut"):
             ours, other = getattr(self, name), getattr(theirs, name)
@@ -128,6 +139,8 @@ class Plan:
                 raise PlanMismatch(name, ours, other)
         if self.basis is not None and self.basis != theirs.basis:
             raise PlanMismatch("basis", self.basis, theirs.basis)
+        if self.sends is not None and self.sends != theirs.sends:
+            raise PlanMismatch("sends", self.sends, theirs.sends)
 
     def check_basis(self, basis: Basis | None) -> None:
         """Raises :class:`ConfigError` unless ``basis`` is the one that the plan names, or none if it names none."""
@@ -136,6 +149,15 @@ class Plan:
             raise ConfigError(
                 "basis", f"the plan names {self.basis}, given was {digest}; load the file beside the plan"
             )
+
+
+def id_bytes(token_ids: Iterable[int]) -> int:
+    """What the ids of tokens take on the wire: seven bits a byte.
+
+    >>> id_bytes([127, 128, 16_384])
+    6
+    """
+    return sum(max(1, -(-token_id.bit_length() // 7)) for token_id in token_ids)
 
 
 def same_revision(ours: str, theirs: str) -> bool:

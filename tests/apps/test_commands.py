@@ -20,7 +20,7 @@ Cli = Callable[..., Any]
 
 COMMANDS = [
     "demo", "serve", "token", "run", "generate", "edge", "chaos", "link", "cuts", "profile", "calibrate", "search",
-    "simulate", "eval", "inspect", "bench",
+    "simulate", "eval", "inspect", "report", "bench",
 ]  # fmt: skip
 
 
@@ -89,7 +89,8 @@ def test_eval_measures_every_combination(cli: Cli, tmp_path: pathlib.Path) -> No
     assert document["images"] == 8
     half, tenth = document["rows"][0], document["rows"][2]
     assert (half["config"]["sparsity"], tenth["config"]["sparsity"]) == (0.5, 0.9)
-    assert tenth["bytes_per_image"] < half["bytes_per_image"]
+    assert tenth["bytes_per_sample"] < half["bytes_per_sample"]
+    assert [score["metric"] for score in half["scores"]] == ["top-1", "top-5"]
     assert outcome.out.count("layer3.0") == 4
 
 

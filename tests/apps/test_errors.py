@@ -24,9 +24,9 @@ WRONG = {
     "unknown cut in demo": (["demo", "--cut", "layr3.0"], "did you mean 'layer3.0'"),
     "too many cuts": (["demo", "--cut", "a", "--cut", "b", "--cut", "c", "--cut", "d"], "at most 3 cuts"),
     "outermost cut in demo": (["demo", "--cut", "input"], "shown anyway"),
-    "no cut": (
-        ["run", "demo-vision", "--server", "localhost:1"],
-        "run `serverlight search demo-vision`, or give --cut NAME",
+    "token ids of images": (
+        ["run", "demo-vision", "--server", "localhost:1", "--cut", "input", "--token-ids"],
+        "token_ids: are for language models",
     ),
     "cut and plan": (["serve", "demo-vision", "--cut", "layer2", "--plan", "x.json"], "one of them"),
     "cut of another model": (["serve", "demo-vision", "demo-lm", "--cut", "demo=layer2"], "MODEL=NAME"),
@@ -82,6 +82,15 @@ WRONG = {
         ["run", "demo-vision", "--server", "localhost:1", "--cut", "layer2", "--profile", "zip"],
         "zip",
     ),
+    "two kinds of eval": (
+        ["eval", "x", "--sts", "a.csv", "--coco", "b.json", "--cut", "c"],
+        "coco: does not go with --sts",
+    ),
+    "images for sentences": (["eval", "x", "--sts", "a", "--data", "b", "--cut", "c"], "data: is for classifiers"),
+    "no images for coco": (["eval", "x", "--coco", "b.json", "--cut", "c"], "--images DIR"),
+    "images alone": (["eval", "--images", "x", "--cut", "layer3.0"], "give --coco FILE as well"),
+    "negative tolerance": (["eval", "--cut", "layer3.0", "--within", "-1"], "must not be negative"),
+    "no pairs": (["eval", "x", "--sts", "nowhere.csv", "--cut", "c"], "cannot read 'nowhere.csv'"),
     "no data": (["eval", "--cut", "layer3.0", "--data", "nowhere.npz"], "no file or folder 'nowhere.npz'"),
     "no frame file": (["inspect", "nowhere.sl"], "check the path"),
     "no folder for JSON": (["cuts", "--json", "nowhere/cuts.json"], "create it first"),

@@ -40,6 +40,33 @@ def test_a_server_writes_what_one_process_writes(cli: Cli, start_server: StartSe
     assert 0 < document["uplink_bytes_per_token"] < document["prompt_uplink_bytes"]
 
 
+def test_token_ids_from_the_command_line(
+    cli: Cli, start_server: StartServer, folder: str, tmp_path: pathlib.Path
+) -> None:
+    """--token-ids, or a plan that says so, writes the uncut text over a server of all cuts, and sends a byte or two a token."""
+    _, ready = start_server(model=folder)
+    assert ready["cuts"] == [f"layers.{i}" for i in range(5)]
+    words = ["generate", folder, PROMPT, "-n", "24", "--greedy", "--cut", "layers.0", "--token-ids"]
+    outcome = cli(*words, "--server", ready["address"], "--json", "-")
+    assert (outcome.code, outcome.err) == (0, "")
+    document = json.loads(outcome.out)
+    assert document["plan"]["sends"] == "token-ids"
+    assert document["uplink_bytes_per_token"] < 64
+    assert document["text"] == cli(*words, "--local").out.removesuffix("\n")
+    (tmp_path / "plan.json").write_text(json.dumps(document["plan"]))
+    by_plan = ["generate", folder, PROMPT, "-n", "24", "--greedy", "--plan", str(tmp_path / "plan.json")]
+    assert cli(*by_plan, "--server", ready["address"]).out == cli(*words, "--local").out
+
+
+def test_without_a_search_it_is_cut_in_the_middle(cli: Cli, folder: str) -> None:
+    """Where no cut is given and none was searched for, a line says where it is cut and how to find a better one."""
+    plain, auto = (cli("generate", folder, PROMPT, "-n", "8", "--local", *words) for words in ([], ["--cut", "auto"]))
+    assert (plain.code, auto.code) == (0, 0)
+    assert plain.out == auto.out == cli("generate", folder, PROMPT, "-n", "8", "--local", "--cut", "layers.2").out
+    assert f"no search of {folder} was made here, so it is cut at layers.2" in plain.err
+    assert f"`serverlight search {folder}`" in plain.err
+
+
 def test_a_second_cut_from_the_command_line(cli: Cli, start_server: StartServer, folder: str) -> None:
     """With a second cut on both sides the text is that of the loopback."""
     _, ready = start_server("--cut", "layers.1", "--return-cut", "layers.3", model=folder)
@@ -81,6 +108,7 @@ WRONG = {
     "an empty stop": (["--local", "--stop", ""], "stop"),
     "no such cut": (["--local", "--cut", "layers.9"], "layers: must be 0 to 4"),
     "too long": (["--local", "-n", "1000"], "context"),
+    "token ids elsewhere": (["--local", "--token-ids"], "token_ids: go to a server that runs all layers"),
 }
 
 

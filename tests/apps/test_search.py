@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import tomllib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,14 @@ if TESTS not in sys.path:
     sys.path.append(TESTS)
 
 from made_up import NAMES, plain_table, text_profile, vision_profile  # noqa: E402
+from serverlight.apps.demo.modes import make_modes  # noqa: E402
+from serverlight.apps.demo.shown import Shown, what_to_show  # noqa: E402
+from serverlight.apps.kept_search import keep  # noqa: E402
 from serverlight.frontier import Frontier  # noqa: E402
+from serverlight.link import LinkConfig  # noqa: E402
 from serverlight.plan import Plan  # noqa: E402
+from serverlight.search.constraints import Constraints  # noqa: E402
+from serverlight.search.optimise import optimise  # noqa: E402
 
 Cli = Callable[..., Any]
 
@@ -159,6 +166,158 @@ def test_other_commands_cut_where_the_search_chose(
     outcome = cli("run", "demo-vision", "--server", ready["address"], "--limit", "3", "--json", "-")
     plan = json.loads(outcome.out)["plan"]
     assert (plan["cut"], plan["codec"]["sparsity"]) == ("layer2", 0.75)
+
+
+def test_without_a_search_the_middle_is_cut(cli: Cli, start_server: Callable[..., Any]) -> None:
+    """A device that nobody searched for takes the built-in cut with its settings, and says so in one line."""
+    _, ready = start_server()
+    for words in ([], ["--cut", "auto"]):
+        outcome = cli("run", "demo-vision", "--server", ready["address"], "--limit", "2", "--json", "-", *words)
+        assert outcome.code == 0
+        plan = json.loads(outcome.out)["plan"]
+        assert (plan["cut"], plan["codec"]["profile"], plan["codec"]["sparsity"]) == ("layer2", "serverlight", 0.9)
+        assert outcome.err.count("\n") == 1
+        assert "no search of demo-vision was made here" in outcome.err
+        assert "`serverlight search demo-vision`" in outcome.err
+
+
+def test_demo_shows_what_the_search_chose(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """The cut and settings of the last search; without one, or where that did not cut, those that are built in, with the reason."""
+    monkeypatch.setenv("SERVERLIGHT_CACHE", str(tmp_path))
+    assert what_to_show("made-up", []).source == what_to_show("made-up", ["auto"]).source == "built-in"
+    assert what_to_show("made-up", ["stem", "block1"]) == Shown(
+        source="given", reason="cut as asked for", cuts=["stem", "block1"]
+    )
+    chosen = optimise(
+        device=vision_profile(0.5),
+        server=vision_profile(4.0),
+        table=plain_table(vision_profile()),
+        constraints=Constraints(latency_ms=90, device_memory_mib=3, max_quality_loss=1.0),
+        link=LinkConfig.parse("2mbit,10ms"),
+    )
+    keep("made-up", chosen)
+    assert chosen.plan is not None
+    shown = what_to_show("made-up", [])
+    assert (shown.source, shown.cuts, shown.codec) == ("search", ["block1"], chosen.plan.codec)
+    modes = make_modes("made-up", "0", shown.cuts, first="input", last="output", chosen=shown.codec)
+    assert [mode.plan.codec for mode in modes if mode.mode == "serverlight" and mode.plan] == [chosen.plan.codec]
+    alone = optimise(device=vision_profile(0.5), server=vision_profile(4.0), table=plain_table(vision_profile()))
+    keep("made-up", alone)
+    assert "the search chose all on the device" in what_to_show("made-up", []).reason
+
+
+# -- fleets -----------------------------------------------------------------------------------------
+
+FLEET = """
+budget = 0.5
+
+[[devices]]
+name = "camera"
+count = 4
+rate = 2.0
+speed = 0.5
+link = "4mbit,20ms"
+device_memory = "3MiB"
+max_loss = "2pp"
+
+[[devices]]
+name = "phone"
+"""
+
+
+def test_fleet_gets_a_plan_each(cli: Cli, files: dict[str, list[str]], tmp_path: pathlib.Path) -> None:
+    """A row for each kind, the server's load within the budget; the same from JSON; plans as files that can be read."""
+    path = tmp_path / "fleet.toml"
+    path.write_text(FLEET)
+    outcome = cli(*files["image"], "--fleet", str(path), "--max-loss", "1pp")
+    assert outcome.code == 0, outcome.err
+    assert "camera" in outcome.out
+    assert "phone" in outcome.out
+    assert "5 devices keep the server busy" in outcome.out
+    same = tmp_path / "fleet.json"
+    same.write_text(json.dumps(tomllib.loads(FLEET)))
+    words = [*files["image"], "--fleet", str(same), "--max-loss", "1pp"]
+    outcome = cli(*words, "--json", "-", "--save", str(tmp_path / "plans"))
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
+    assert 0 < document["server_load"] <= document["budget"] == 0.5
+    camera, phone = document["devices"]
+    assert (camera["name"], camera["count"], camera["requests_per_s"]) == ("camera", 4, 2.0)
+    assert (phone["name"], phone["count"], phone["requests_per_s"]) == ("phone", 1, 1.0)
+    assert camera["constraints"]["max_quality_loss"] == 2.0
+    assert phone["constraints"]["max_quality_loss"] == 1.0
+    assert camera["chosen"]["device_memory_bytes"] <= 3 * 2**20
+    assert (camera["link"]["rate_bits_per_s"], phone["link"]["rate_bits_per_s"]) == (4e6, 2e6)
+    assert sum(kind["server_load"] for kind in document["devices"]) == pytest.approx(document["server_load"])
+    for kind in document["devices"]:
+        path = tmp_path / "plans" / f"{kind['name']}.json"
+        assert path.exists() == (kind["plan"] is not None)
+        if kind["plan"] is not None:
+            assert Plan.load(path).to_dict() == kind["plan"]
+    assert camera["plan"] is not None
+
+
+def test_fleet_without_room_is_exit_code_3(cli: Cli, files: dict[str, list[str]], tmp_path: pathlib.Path) -> None:
+    """A kind that no plan suits is named with its cap and the nearest plans; a budget that is too small is named, too."""
+    path = tmp_path / "fleet.toml"
+    path.write_text(FLEET + 'latency = "1ms"\n')
+    outcome = cli(*files["image"], "--fleet", str(path))
+    assert outcome.code == 3
+    assert outcome.err.startswith("error: latency_ms: of 'phone' no plan keeps all caps")
+    assert "the nearest" in outcome.out
+    path.write_text(FLEET.replace("rate = 2.0", "rate = 5000.0"))
+    outcome = cli(*files["image"], "--fleet", str(path))
+    assert outcome.code == 3
+    assert outcome.err.startswith("error: budget: all devices together need")
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("budget = ", "fleet"),
+        ("colour = 1", "fleet"),
+        ("budget = 0.5", "devices"),
+        ("devices = [1]", "devices"),
+        ("budget = 1.5\n[[devices]]\nname = 'a'", "budget"),
+        ("budget = true\n[[devices]]\nname = 'a'", "budget"),
+        ("[[devices]]\ncount = 2", "name"),
+        ("[[devices]]\nname = '../a'", "name"),
+        ("[[devices]]\nname = 'a'\n[[devices]]\nname = 'A'", "name"),
+        ("[[devices]]\nname = 'a'\nbeauty = 2", "beauty"),
+        ("[[devices]]\nname = 'a'\ncount = 2.5", "count"),
+        ("[[devices]]\nname = 'a'\ncount = 0", "count"),
+        ("[[devices]]\nname = 'a'\nrate = -1", "rate"),
+        ("[[devices]]\nname = 'a'\nspeed = 'fast'", "speed"),
+        ("[[devices]]\nname = 'a'\nlink = '2furlongs'", "link"),
+        ("[[devices]]\nname = 'a'\nlink = 2", "link"),
+        ("[[devices]]\nname = 'a'\nprofile = 'nowhere.json'", "profile"),
+        ("[[devices]]\nname = 'a'\nlatency = '-5ms'", "latency"),
+        ("[[devices]]\nname = 'a'\nlatency = 5", "latency"),
+        ("[[devices]]\nname = 'a'\nfirst_token = '1s'", "first_token_ms"),
+    ],
+)
+def test_nonsense_in_a_fleet_is_exit_code_2(
+    cli: Cli, files: dict[str, list[str]], tmp_path: pathlib.Path, text: str, field: str
+) -> None:
+    """The message begins with the field, and nothing is printed beside it."""
+    path = tmp_path / "fleet.toml"
+    path.write_text(text)
+    outcome = cli(*files["image"], "--fleet", str(path))
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {field}: "), outcome.err
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize("words", [["--plot", "a.png"], ["--frontier", "f.json"], ["--explain"], ["--devices", "3"]])
+def test_what_is_for_one_kind_only(
+    cli: Cli, files: dict[str, list[str]], tmp_path: pathlib.Path, words: list[str]
+) -> None:
+    """Options without a meaning for a fleet are refused by name."""
+    (tmp_path / "fleet.toml").write_text(FLEET)
+    outcome = cli(*files["image"], "--fleet", str(tmp_path / "fleet.toml"), *words)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {words[0].removeprefix('--')}: ")
 
 
 def test_what_stays_on_the_device_is_not_cut(cli: Cli, files: dict[str, list[str]]) -> None:

@@ -61,6 +61,59 @@ def test_folder_and_zip(folder: pathlib.Path) -> None:
     assert load_images(str(folder), channels=1).images.shape == (3, 8, 10, 1)
 
 
+@pytest.fixture
+def classes(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Two folders of a class each, as ImageNet has them, with files that do not count beside them."""
+    for name, images in {"n01": IMAGES[:2], "n02": IMAGES[2:]}.items():
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for i, image in enumerate(images):
+            (tmp_path / "val" / name / f"{i}.PNG").write_bytes(encode_png(image))
+    (tmp_path / "val" / "n01" / "notes.txt").write_text("no image")
+    (tmp_path / "val" / "n01" / "._0.png").write_text("no image")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "0.png").write_text("no image")
+    return tmp_path
+
+
+def zipped(folder: pathlib.Path) -> str:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder).as_posix())
+    return str(path)
+
+
+def test_folders_of_classes(classes: pathlib.Path) -> None:
+    """Without labels.json folders are classes in the order of names, and the first images are of all classes."""
+    for spec in (str(classes), zipped(classes), str(classes / "val")):
+        loaded = load_images(spec)
+        np.testing.assert_array_equal(loaded.images, IMAGES[[0, 2, 1]])
+        assert loaded.labels.tolist() == [0, 1, 0]
+        assert loaded.num_classes == 2
+        assert load_images(spec, limit=2).labels.tolist() == [0, 1]
+
+
+def test_folders_with_given_classes(classes: pathlib.Path) -> None:
+    """An object in labels.json gives folders their class indices, by path or by name; a folder without one is named."""
+    labels = classes / "labels.json"
+    for text in ('{"n01": 7, "n02": 3}', '{"val/n01": 7, "val/n02": 3, "val/n03": 1}'):
+        labels.write_text(text)
+        loaded = load_images(str(classes))
+        assert loaded.labels.tolist() == [7, 3, 7]
+        assert loaded.num_classes is None
+    labels.write_text('{"n01": 7}')
+    with pytest.raises(ConfigError, match=r"no class index for the folder 'val/n02'"):
+        load_images(str(classes))
+
+
+def test_images_are_cut_to_size(classes: pathlib.Path) -> None:
+    """Images of any size come out as the model takes them; those of the right size are left alone."""
+    (classes / "val" / "n01" / "1.PNG").write_bytes(encode_png(np.full((40, 30, 3), 90, np.uint8)))
+    loaded = load_images(str(classes), size=(8, 10))
+    np.testing.assert_array_equal(loaded.images[:2], IMAGES[[0, 2]])
+    assert (loaded.images[2] == 90).all()
+
+
 def test_first() -> None:
     """A smaller set for a quick look; never an empty one."""
     full = ImageSet(images=IMAGES, labels=LABELS)
@@ -103,9 +156,10 @@ def test_damaged_archives(tmp_path: pathlib.Path, suffix: str, content: bytes) -
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, r"no labels\.json beside the images"),
+        (None, r"no labels\.json that lists the images, and no folders"),
         ("{", r"labels\.json is not JSON"),
-        ('{"a": 1}', "must be a list"),
+        ('{"a": 1}', "no folders of them"),
+        ("1", "must be a list"),
         ('[["0.png"]]', "has the entry .*make it"),
         ('[["0.png", true]]', "has the entry .*make it"),
         ("[]", "lists no image"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 import pathlib
 
 import numpy as np
@@ -21,6 +23,7 @@ from serverlight.evaluation.drift import (  # noqa: E402
     free_running,
     teacher_forced,
 )
+from serverlight.evaluation.drift_runs import Texts, measure_drift, read_text  # noqa: E402
 
 HALVES, COARSE = CodecConfig(profile="fp16"), CodecConfig(sparsity=0.8)
 UNCUT = Crossing(config=None)
@@ -157,3 +160,34 @@ def test_plot(tmp_path: pathlib.Path) -> None:
     ]
     plot_drift(rows, str(tmp_path / "drift.png"))
     assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_of_a_drift(model: CutModel) -> None:
+    """There is a row for a full server, for halves, and for each profile at each rate that it can reach, near that rate."""
+    texts = Texts.draw([list(range(96)) * 3], tokens=32, num_windows=2, num_prompts=2)
+    rows = measure_drift(model, texts, rates=(4.0,), chunks=(1, 16), num_tokens=4)
+    json.dumps(rows)
+    assert [row["title"] for row in rows[:3]] == ["full server, token ids", "fp16", "fp16"]
+    coded = [row for row in rows if row["wanted_bits"]]
+    assert {row["chunk_tokens"] for row in coded} <= {1, 16}
+    assert all(("greedy" in row) is (row["chunk_tokens"] == 1) for row in rows[1:])
+    assert all(abs(row["bits_per_element"] / row["wanted_bits"] - 1) < 0.35 for row in coded)
+
+
+def test_too_little_text_is_an_error() -> None:
+    """Pieces are never used twice; where there are too few, the error says how many there are."""
+    with pytest.raises(ConfigError, match="6 pieces of 32 tokens wanted, 3 are there"):
+        Texts.draw([list(range(96))], tokens=32, num_windows=2, num_prompts=2)
+
+
+def test_texts_are_read_as_they_come(tmp_path: pathlib.Path) -> None:
+    """Plain, compressed and line by line; the shipped one where none is named; a file of another kind is an error."""
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt.xz").write_bytes(lzma.compress(b"two"))
+    (tmp_path / "c.jsonl").write_text('{"text": "three"}\n{"text": "four"}\n')
+    (tmp_path / "d.txt.xz").write_text("five")
+    read = [read_text(tmp_path / name) for name in ("a.txt", "b.txt.xz", "c.jsonl")]
+    assert read == ["one", "two", "three\nfour"]
+    assert len(read_text(None)) > 1000
+    with pytest.raises(ConfigError, match="texts: cannot read"):
+        read_text(tmp_path / "d.txt.xz")

@@ -21,13 +21,18 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of packages that the harness brings
     pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'serverlight[eval]'")
     pytest.importorskip("accelerate", reason="needs accelerate: pip install 'serverlight[eval]'")
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     from serverlight.evaluation.lm_eval import SplitLM, evaluate_model, task_names, uncut_model
 
 from serverlight.apps.cli import main  # noqa: E402
 from serverlight.codec import CodecConfig  # noqa: E402
 from serverlight.errors import ConfigError, PlanMismatch  # noqa: E402
+from serverlight.evaluation import task_files  # noqa: E402
 from serverlight.evaluation.task_files import task_folder  # noqa: E402
 from serverlight.generation import LoadedDecoder  # noqa: E402
+from serverlight.huggingface import SHIPPED  # noqa: E402
 from serverlight.plan import Plan  # noqa: E402
 from serverlight.runtime.server import Server  # noqa: E402
 
@@ -119,15 +124,61 @@ def uncut(folder: str, tasks: str) -> dict[str, list[Any]]:
     return answers(uncut_model(folder), tasks)
 
 
-def test_lossless_cut_is_the_uncut_model(folder: str, tasks: str, uncut: dict[str, list[Any]]) -> None:
-    """Where nothing is lost at the cut, choices, probabilities and texts are those of the harness's own hf model."""
-    found = answers(SplitLM(folder, cut="layers.0", profile="fp16"), tasks)
+def assert_like(found: dict[str, list[Any]], uncut: dict[str, list[Any]]) -> None:
+    """The same choices and texts, and probabilities but for the order of sums."""
     assert found["writing_local"] == uncut["writing_local"]
     for ours, theirs in zip(found["choice_local"], uncut["choice_local"], strict=True):
         assert [one for one, _ in ours] == pytest.approx([one for one, _ in theirs], abs=1e-4)
         assert [one for _, one in ours] == [one for _, one in theirs]
     ours, theirs = ([one for [one] in texts["rolling_local"]] for texts in (found, uncut))
     assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def test_lossless_cut_is_the_uncut_model(folder: str, tasks: str, uncut: dict[str, list[Any]]) -> None:
+    """Where nothing is lost at the cut, choices, probabilities and texts are those of the harness's own hf model."""
+    assert_like(answers(SplitLM(folder, cut="layers.0", profile="fp16"), tasks), uncut)
+
+
+def test_uncut_model_is_the_stock_one(tasks: str) -> None:
+    """What cuts are compared with has the scores of the harness's own hf model, started as everybody does."""
+    stock = lm_eval.simple_evaluate(
+        "hf", model_args={"pretrained": str(SHIPPED["demo-lm"]), "dtype": "float32"}, tasks=TASKS, device="cpu",
+        batch_size=1, task_manager=TaskManager(include_path=tasks, include_defaults=False), bootstrap_iters=0,
+    )  # fmt: skip
+    ours = evaluate_model(uncut_model("demo-lm", "float32"), TASKS, folder=tasks)
+    assert {name: dict(scores) for name, scores in ours["results"].items()} == stock["results"]
+
+
+def test_demo_lm(tasks: str) -> None:
+    """The shipped model in float32: lossless as the hf model, and over a server to the bit as in one process."""
+    whole = answers(uncut_model("demo-lm", "float32"), tasks)
+    assert_like(answers(SplitLM("demo-lm", cut="layers.0", profile="fp16", dtype="float32"), tasks), whole)
+    here = SplitLM("demo-lm", cut=CUT, dtype="float32")
+    with Server(LoadedDecoder.tail("demo-lm", CUT, dtype=torch.float32), [CUT]) as server:
+        there = SplitLM("demo-lm", cut=CUT, dtype="float32", server=server.address)
+        assert answers(there, tasks) == answers(here, tasks)
+    assert there.traffic.frame_bytes == here.traffic.frame_bytes > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["demo-lm", "stories260K"])
+def test_every_local_task(shared_data: pathlib.Path, name: str) -> None:
+    """All tasks that lie here run, with equal samples in one process and over a server."""
+    spec = name if name in SHIPPED else str(shared_data / "lm" / "stories260K_llama")
+    files = sorted((shared_data / "nlp_tasks" / "lm_eval_yaml").glob("*.yaml"))
+    here = SplitLM(spec, cut=CUT, dtype="float32")
+    with (
+        task_folder(str(shared_data / "nlp_tasks")) as folder,
+        Server(LoadedDecoder.tail(spec, CUT, dtype=torch.float32), [CUT]) as server,
+    ):
+        there = SplitLM(spec, cut=CUT, dtype="float32", server=server.address)
+        found = [
+            evaluate_model(model, [file.stem for file in files], folder=folder, limit=2)["samples"]
+            for model in (here, there)
+        ]
+    assert len(found[0]) == len(files) >= 11
+    for task, samples in found[0].items():
+        assert [s["filtered_resps"] for s in samples] == [s["filtered_resps"] for s in found[1][task]], task
 
 
 @pytest.mark.parametrize("return_cut", [None, "layers.3"])
@@ -201,6 +252,40 @@ def test_code_is_not_run(folder: str, data: str, tmp_path: pathlib.Path) -> None
         evaluate_model(model, ["coding_local"], folder=str(tmp_path), limit=1)
     assert caught.value.field == "run_code"
     assert evaluate_model(model, ["coding_local"], folder=str(tmp_path), limit=1, run_code=True)["samples"]
+
+
+PROBLEMS = [  # whatever is written goes into a comment, and only the first is what its test wants
+    {"task_id": "Test/0", "prompt": "def one():\n    return 1\n#", "entry_point": "one"},
+    {"task_id": "Test/1", "prompt": "def one():\n    return 2\n#", "entry_point": "one"},
+]
+
+
+def test_humaneval(capfd: pytest.CaptureFixture[str], folder: str, tmp_path: pathlib.Path) -> None:
+    """HumanEval runs from local problems without the hub, only where that is allowed, and tells right programs from wrong."""
+    data = [{**problem, "test": "def check(f):\n    assert f() == 1\n"} for problem in PROBLEMS]
+    (tmp_path / "humaneval.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in data))
+    shipped = pathlib.Path(task_files.__file__).with_name("humaneval_local.yaml").read_text()
+    short = shipped.replace("max_gen_toks: 512", "max_gen_toks: 8").replace('until: ["', 'until: ["\\n", "')
+    (tmp_path / "humaneval_local.yaml").write_text(short)
+    words = [
+        folder,
+        "--tasks",
+        "humaneval",
+        "--cut",
+        CUT,
+        "--data",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    code, out, err = run(capfd, *words)
+    assert (code, out) == (2, "")
+    assert "--run-code" in err
+    code, out, err = run(capfd, *words, "--run-code")
+    assert code == 0, err
+    [score] = json.loads((tmp_path / "out.json").read_text())["rows"][0]["scores"]
+    assert (score["metric"], score["uncut"], score["cut"]) == ("pass_at_1", 0.5, 0.5)
+    assert "HF_ALLOW_CODE_EVAL" not in os.environ
 
 
 def run(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

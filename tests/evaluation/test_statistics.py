@@ -48,6 +48,14 @@ def test_interval_covers_the_truth() -> None:
     assert 0.935 <= held / rounds <= 0.985
 
 
+def test_more_answers_tell_more() -> None:
+    """Whether a point is lost is open for a hundred answers that never differ, and settled for a thousand."""
+    few, many = (paired_difference(*answers(0, 0, num, 0)) for num in (100, 1000))
+    assert few.within(0.01) is None
+    assert many.within(0.01) is True
+    assert paired_difference(*answers(0, 90, 10, 0)).within(0.01) is False
+
+
 def test_never_leaves_the_possible() -> None:
     """A difference lies between -1 and 1, and so does its interval."""
     difference = paired_difference(*answers(0, 5, 0, 0))

@@ -12,7 +12,7 @@ from torch import nn
 
 from serverlight.codec import Codec, CodecConfig, decode
 from serverlight.errors import ConfigError, CutNotFound, InputMismatch
-from serverlight.evaluation import ImageSet, VisionRow, evaluate_vision, load_images
+from serverlight.evaluation import ImageSet, PairedRow, evaluate_vision, load_images
 from serverlight.evaluation import vision as module_under_test
 from serverlight.models import LoadedModel, load_model
 from serverlight.models.preprocess import Normalize
@@ -40,12 +40,12 @@ def digits() -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def rows(demo: LoadedModel, parts: Partition, digits: ImageSet) -> tuple[VisionRow, ...]:
+def rows(demo: LoadedModel, parts: Partition, digits: ImageSet) -> tuple[PairedRow, ...]:
     settings = [("layer3.0", FP16), ("layer2.1", FINE), ("layer3.0", HARSH), ("layer1.3", FP16)]
     return evaluate_vision(demo, digits, settings, parts=parts)
 
 
-def test_rows_come_in_the_order_asked(rows: tuple[VisionRow, ...]) -> None:
+def test_rows_come_in_the_order_asked(rows: tuple[PairedRow, ...]) -> None:
     """One row for each pair, though cuts are worked through one by one."""
     assert [(row.cut, row.config) for row in rows] == [
         ("layer3.0", FP16),
@@ -53,53 +53,60 @@ def test_rows_come_in_the_order_asked(rows: tuple[VisionRow, ...]) -> None:
         ("layer3.0", HARSH),
         ("layer1.3", FP16),
     ]
-    assert {row.num_images for row in rows} == {24}
+    assert {row.num_samples for row in rows} == {24}
 
 
-def test_plain_halves_change_nothing(rows: tuple[VisionRow, ...]) -> None:
+def test_plain_halves_change_nothing(rows: tuple[PairedRow, ...]) -> None:
     """With fp16 features the accuracy is the uncut one, the answers agree, and the ratio is just below 1."""
     for row in (rows[0], rows[3]):
-        assert row.accuracy == row.uncut_accuracy
-        assert row.accuracy_delta_pp == 0
-        assert row.accuracy_delta_low_pp < 0 < row.accuracy_delta_high_pp
+        assert [score.metric for score in row.scores] == ["top-1", "top-5"]
+        for score in row.scores:
+            assert score.cut == score.uncut
+            assert score.difference.value == 0
+            assert score.difference.low < 0 < score.difference.high
         assert row.agreement == 1
         assert 0.99 < row.ratio_vs_fp16 < 1
         assert 16 < row.bits_per_element < 16.2
 
 
-def test_figures_fit_together(rows: tuple[VisionRow, ...]) -> None:
+def test_figures_fit_together(rows: tuple[PairedRow, ...]) -> None:
     """Bits, bytes and ratio say the same; the interval holds the difference."""
     for row, elements in zip(rows, (3072, 8192, 3072, 16384), strict=True):
-        assert row.bits_per_element == pytest.approx(8 * row.bytes_per_image / elements)
+        assert row.bits_per_element == pytest.approx(8 * row.bytes_per_sample / elements)
         assert row.ratio_vs_fp16 == pytest.approx(16 / row.bits_per_element)
-        assert row.accuracy_delta_pp == pytest.approx(100 * (row.accuracy - row.uncut_accuracy))
-        assert row.accuracy_delta_low_pp <= row.accuracy_delta_pp <= row.accuracy_delta_high_pp
+        for score in row.scores:
+            assert score.difference.value == pytest.approx(score.cut - score.uncut)
+            assert score.difference.low <= score.difference.value <= score.difference.high
+        top_1, top_5 = row.scores
+        assert top_1.cut <= top_5.cut
 
 
 def test_equals_a_plain_loop(
-    demo: LoadedModel, parts: Partition, digits: ImageSet, rows: tuple[VisionRow, ...]
+    demo: LoadedModel, parts: Partition, digits: ImageSet, rows: tuple[PairedRow, ...]
 ) -> None:
     """Bytes and answers are those of encoding image by image and running the tail by hand."""
     head, tail = parts.split("layer3.0")
-    num_bytes, right = 0, 0
+    num_bytes, right, near = 0, 0, 0
     with torch.inference_mode():
         for image, label in zip(digits.images, digits.labels, strict=True):
             frame = Codec(HARSH).encode(head(demo.preprocess(image[None]))[0])
             num_bytes += len(frame)
-            right += int(tail(decode(frame)).argmax()) == label
-    assert rows[2].bytes_per_image == num_bytes / len(digits)
-    assert rows[2].accuracy == right / len(digits)
+            logits = tail(decode(frame))
+            right += int(logits.argmax()) == label
+            near += int(label) in logits[0].argsort(descending=True)[:5].tolist()
+    assert rows[2].bytes_per_sample == num_bytes / len(digits)
+    assert [score.cut for score in rows[2].scores] == [right / len(digits), near / len(digits)]
 
 
-def test_harsh_settings_cost_accuracy(rows: tuple[VisionRow, ...]) -> None:
+def test_harsh_settings_cost_accuracy(rows: tuple[PairedRow, ...]) -> None:
     """The measure can tell: a codec that drops nearly everything scores worse and agrees less."""
-    assert rows[2].accuracy < rows[2].uncut_accuracy
+    assert rows[2].score.cut < rows[2].score.uncut
     assert rows[2].agreement < 1
     assert rows[2].ratio_vs_fp16 > rows[1].ratio_vs_fp16
 
 
 def test_batches_do_not_change_the_result(
-    demo: LoadedModel, parts: Partition, digits: ImageSet, rows: tuple[VisionRow, ...], monkeypatch: pytest.MonkeyPatch
+    demo: LoadedModel, parts: Partition, digits: ImageSet, rows: tuple[PairedRow, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A last batch that is not full counts as it should."""
     monkeypatch.setattr(module_under_test, "BATCH", 7)
@@ -116,11 +123,12 @@ def test_progress_counts_to_the_end(demo: LoadedModel, parts: Partition, digits:
     assert seen[-1] == (48, 48)
 
 
-def test_row_survives_json(rows: tuple[VisionRow, ...]) -> None:
+def test_row_survives_json(rows: tuple[PairedRow, ...]) -> None:
     """A row becomes plain JSON with its settings inside."""
     fields = json.loads(json.dumps(rows[1].to_dict()))
     assert CodecConfig.from_dict(fields["config"]) == FINE
-    assert set(fields) == {field.name for field in dataclasses.fields(VisionRow)}
+    assert set(fields) == {field.name for field in dataclasses.fields(PairedRow)}
+    assert fields["scores"][0]["difference"]["value"] == rows[1].score.difference.value
 
 
 def test_unknown_cut(demo: LoadedModel, parts: Partition, digits: ImageSet) -> None:
@@ -134,6 +142,16 @@ def test_images_of_another_shape(demo: LoadedModel, parts: Partition, digits: Im
     colour = ImageSet(images=np.repeat(digits.images, 3, axis=3), labels=digits.labels)
     with pytest.raises(InputMismatch, match="expected uint8 of shape"):
         evaluate_vision(demo, colour, [("layer3.0", FP16)], parts=parts)
+
+
+def test_folders_that_are_not_the_classes(demo: LoadedModel, parts: Partition, digits: ImageSet) -> None:
+    """The order of nine folders says nothing about ten classes, and there is no eleventh."""
+    nine = dataclasses.replace(digits, num_classes=9)
+    with pytest.raises(ConfigError, match=r"9 folders of images, the model 10 classes.*labels\.json"):
+        evaluate_vision(demo, nine, [("layer3.0", FP16)], parts=parts)
+    beyond = dataclasses.replace(digits, labels=digits.labels + 5)
+    with pytest.raises(ConfigError, match=r"labels: have the class 1\d, but the model knows 10"):
+        evaluate_vision(demo, beyond, [("layer3.0", FP16)], parts=parts)
 
 
 def test_model_without_preprocessing(digits: ImageSet) -> None:
@@ -177,4 +195,4 @@ def test_all_tensors_of_a_cut_count(demo: LoadedModel, parts: Partition, digits:
     cut = next(cut for cut in parts.cuts if len(cut.tensors) == 2)
     (row,) = evaluate_vision(demo, digits.first(4), [(cut.name, FP16)], parts=parts)
     assert row.agreement == 1
-    assert row.bytes_per_image == pytest.approx(2 * cut.elements_per_sample, abs=2 * 40)
+    assert row.bytes_per_sample == pytest.approx(2 * cut.elements_per_sample, abs=2 * 40)

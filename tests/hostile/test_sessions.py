@@ -60,6 +60,7 @@ def test_plays_get_somewhere(worlds: tuple[World, World]) -> None:
     assert said["writes"]["StepReply"] == 2
     assert said["samples"]["StepReply"] == 2
     assert said["moves"]["StepReply"] == 3
+    assert said["ids"]["StepReply"] == 2
     assert said["together"]["StepReply"] == 6
     assert said["asks"]["InferReply"] == 2
     assert said["reads ahead"]["StepReply"] >= 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serverlight.errors import ConfigError, InputMismatch
-from serverlight.models.images import decode_image, encode_jpeg, encode_png, open_image, resize_images
+from serverlight.models.images import crop_image, decode_image, encode_jpeg, encode_png, open_image, resize_images
 
 SHAPES = [(16, 24, 3), (16, 24, 1), (1, 1, 3)]
 
@@ -165,3 +165,20 @@ def test_resize_keeps_flat_images_flat() -> None:
         assert resized.shape == (2, 32, 24, channels)
         assert (resized == 77).all()
     assert resize_images(np.zeros((0, 8, 8, 1), np.uint8), 4, 4).shape == (0, 4, 4, 1)
+
+
+def test_crop_takes_the_middle() -> None:
+    """A wide image loses its sides: of three stripes what is left is the middle one, and all of its height but an eighth."""
+    image = np.zeros((64, 192, 3), np.uint8)
+    image[:, 64:128] = 200
+    cropped = crop_image(image, 56, 56)
+    assert cropped.shape == (56, 56, 3)
+    assert (cropped == 200).all()
+
+
+@pytest.mark.parametrize("shape", [(30, 90, 3), (90, 30, 1), (8, 8, 3), (300, 301, 3)])
+def test_crop_makes_the_size(shape: tuple[int, int, int]) -> None:
+    """Any shape, smaller ones too, comes out at the size asked for; what has it already is the same array."""
+    cropped = crop_image(picture(shape), 24, 40)
+    assert cropped.shape == (24, 40, shape[2])
+    assert crop_image(cropped, 24, 40) is cropped

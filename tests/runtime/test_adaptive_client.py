@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import serverlight as sl
 from serverlight.codec import CodecConfig, calibrate_basis
 from serverlight.errors import ConfigError, DeadlineExceeded, NonFiniteTensor, PeerUnavailable, PlanMismatch
 from serverlight.frontier import Choice, Frontier
@@ -106,6 +107,25 @@ def test_starts_and_settles_by_itself(server: Server, residual: Pair, choices: l
         made = [client.infer_detailed(images()).choice for _ in range(12)]
         assert made[-1] is choices[0]
         assert client.adapter.estimates.link.trip_ms() < 1000
+
+
+def test_connect_follows_a_frontier(server: Server, residual: Pair, choices: list[Choice]) -> None:
+    """With a frontier in place of a plan, connect gives a client that follows its link; half of either is refused."""
+    frontier, plan = Frontier(choices=tuple(choices)), choices[0].plan
+    assert plan is not None
+    with sl.connect(server.address, model=residual[1], frontier=frontier, rules=RULES, timeout_s=30.0) as client:
+        assert isinstance(client, AdaptiveClient)
+        assert client.infer(images())["logits"].shape[0] == 2
+    connect: Any = sl.connect
+    for wrong in (
+        {},
+        {"frontier": frontier},
+        {"rules": RULES},
+        {"plan": plan, "rules": RULES},
+        {"plan": plan, "frontier": frontier, "rules": RULES},
+    ):
+        with pytest.raises(ConfigError, match=r"plan|rules"):
+            connect(server.address, model=residual[1], **wrong)
 
 
 def test_full_server_takes_files(scripted: Any) -> None:

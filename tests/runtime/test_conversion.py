@@ -10,6 +10,7 @@ from serverlight.errors import ProtocolError, ServerBusy
 from serverlight.runtime import serverlight_pb2 as pb
 from serverlight.runtime.conversion import (
     DTYPE_BYTES,
+    MAX_STEP_TOKENS,
     decode_client,
     decode_server,
     encode_client,
@@ -23,6 +24,7 @@ from serverlight.runtime.messages import (
     InferReply,
     InferRequest,
     RawTensor,
+    Step,
     Timing,
     Welcome,
 )
@@ -41,9 +43,10 @@ RAW = RawTensor(dtype="int64", shape=(1, 2), data=bytes(16))
         ),
         InferRequest(request_id=3, payloads=(RawTensor(dtype="float32", shape=(), data=bytes(4)),)),
         InferRequest(request_id=3, payloads=(RawTensor(dtype="bool", shape=(0, 5), data=b""),)),
+        Step(step=4, token_ids=(0, 5, 2**32 - 1), more=True),
     ],
 )
-def test_round_trip_client(message: Hello | InferRequest) -> None:
+def test_round_trip_client(message: Hello | InferRequest | Step) -> None:
     """What a client says arrives as it was said; rank 0 and empty tensors too."""
     assert decode_client(encode_client(message)) == message
 
@@ -61,6 +64,18 @@ def test_round_trip_client(message: Hello | InferRequest) -> None:
 def test_round_trip_server(message: Welcome | InferReply) -> None:
     """What a server says arrives as it was said."""
     assert decode_server(encode_server(message)) == message
+
+
+def test_far_too_many_ids() -> None:
+    """A step of more ids than any context holds, or of frames as well, is answered by its number."""
+    for step in (
+        Step(step=4, token_ids=(1,) * (MAX_STEP_TOKENS + 1)),
+        Step(step=4, token_ids=(1,), frames=(b"x",)),
+        Step(step=4),
+    ):
+        answer = decode_client(encode_client(step))
+        assert isinstance(answer, Failure)
+        assert (answer.request_id, type(answer.error)) == (4, ProtocolError)
 
 
 def test_round_trip_failure() -> None:

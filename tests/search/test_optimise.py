@@ -36,10 +36,10 @@ def choose(constraints: Constraints, rows: QualityTable | None = None, **more: o
 def everything(scene: Scene, rows: QualityTable) -> Iterator[Prediction]:
     """Each row at each cut, the raw input, and all on the device, one by one."""
     yield predict(Candidate(way="all-device"), scene)
-    half_bytes = 2 * scene.device.cuts[0].elements
-    raw = Candidate(
-        way="full-server", cut=scene.device.cuts[0].name, frame_bytes=half_bytes + 16, prompt_token_bytes=half_bytes
-    )
+    first = scene.device.cuts[0]
+    raw = Candidate(way="full-server", cut=first.name, frame_bytes=2 * first.elements + 16)
+    if scene.is_text:
+        raw = Candidate(way="full-server", cut=first.name, frame_bytes=2, prompt_token_bytes=2, sends_ids=True)
     yield predict(raw, scene)
     for r in rows.rows:
         elements = scene.device.cut(r.cut).elements
@@ -146,6 +146,23 @@ def test_file_to_a_full_server_wins_on_a_fast_link() -> None:
     assert found.best.candidate.is_file
     assert found.plan is not None
     assert found.plan.cut == "input"
+
+
+def test_token_ids_to_a_full_server_win_where_the_device_can_hold_nothing() -> None:
+    """A language model's raw input is ids: a few bytes and no loss, for a device without memory or time for any layer."""
+    found = choose(
+        Constraints(device_memory_mib=0.5, max_quality_loss=0.0),
+        plain_table(TEXT_DEVICE),
+        device=TEXT_DEVICE,
+        server=TEXT_SERVER,
+        link=LinkConfig.parse("50kbit,5ms"),
+    )
+    assert (found.best.way, found.best.candidate.sends_ids) == ("full-server", True)
+    assert (found.best.head_ms, found.best.device_memory_bytes, found.best.loss_pp) == (0.0, 0, 0.0)
+    assert found.best.uplink_bytes < 64
+    assert found.plan is not None
+    assert (found.plan.cut, found.plan.sends) == ("layers.0", "token-ids")
+    assert found.rivals[0].what != "raw input to a full server"
 
 
 def test_all_on_the_device_wins_for_a_tiny_model() -> None:

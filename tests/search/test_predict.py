@@ -125,6 +125,28 @@ def test_a_file_costs_the_device_nothing() -> None:
     assert p.tail_ms == pytest.approx(10.2)
 
 
+def test_token_ids_cost_the_device_nothing() -> None:
+    """The server looks up the embeddings, for steps and prompts alike."""
+    ids = Candidate(way="full-server", cut="layers.0", frame_bytes=2.0, prompt_token_bytes=2.0, sends_ids=True)
+    base = scene(text=True)
+    server = dataclasses.replace(
+        base.server,
+        cuts=(dataclasses.replace(base.server.cuts[0], head=curve(0.5, 0.01)), *base.server.cuts[1:]),
+    )
+    p = predict(ids, dataclasses.replace(base, server=server))
+    assert (p.head_ms, p.encode_ms, p.device_memory_bytes, p.energy_mj) == (0.0, 0.0, 0, None)
+    assert p.decode_ms == pytest.approx(0.51)
+    assert p.uplink_bytes == message_sizes.step_bytes(2)
+    step = Step(step=300, token_ids=(300,))
+    assert abs(p.uplink_bytes - wire_bytes(len(encode_client(step)))) <= 3
+    assert p.first_token_ms is not None
+    tail_ms = server.cut("layers.0").tail.ms(tokens=64, context=0)
+    assert p.first_token_ms == pytest.approx(
+        # 2.5 round trips for the stream; the message, there and back; embeddings; the tail
+        50 + message_sizes.step_bytes(128) * 8 / 2000 + 20 + 0.5 + 0.64 + tail_ms + p.message_ms + p.downlink_ms
+    )
+
+
 def test_all_on_the_device_needs_no_link() -> None:
     """However slow the link, it takes what the whole model takes there."""
     p = predict(Candidate(way="all-device"), scene("1kbit,500ms"))

@@ -23,6 +23,7 @@ from serverlight.apps.commands.generate import generate
 from serverlight.apps.commands.inspect_frame import inspect_frame
 from serverlight.apps.commands.link import link
 from serverlight.apps.commands.profile import profile
+from serverlight.apps.commands.report import report
 from serverlight.apps.commands.run import run
 from serverlight.apps.commands.search import search
 from serverlight.apps.commands.serve import serve
@@ -79,6 +80,7 @@ app.command()(search)
 app.command()(simulate)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_frame)
+app.command()(report)
 bench.command("runtime")(bench_runtime)
 app.add_typer(bench, name="bench")
 

@@ -51,13 +51,13 @@ DataOption = Annotated[
         "--data",
         metavar="SPEC",
         help="Labelled images: `demo-vision`, `demo-vision:calibration`, an `.npz` file with `images` and `labels`, "
-        "or a folder or `.zip` with a `labels.json`.",
+        "or a folder or `.zip` of images, with a `labels.json` or a folder for each class.",
     ),
 ]
 
 LimitOption = Annotated[
     int | None,
-    typer.Option("--limit", metavar="N", min=1, help="Use the first N images, or questions of each task, only."),
+    typer.Option("--limit", metavar="N", min=1, help="Use the first N images, pairs, or questions of each task, only."),
 ]
 
 ThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads that PyTorch may use.")]

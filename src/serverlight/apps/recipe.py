@@ -153,4 +153,6 @@ class Recipe:
         first = f"layers.{first_layer(cuts)}"
         if return_cut:
             return LoadedDecoder.middle(model, first, return_cut, dtype=dtype)
+        if first == "layers.0":  # devices that cut there may send token ids
+            return LoadedDecoder.whole(model, dtype=dtype)
         return LoadedDecoder.tail(model, first, dtype=dtype)

@@ -12,13 +12,14 @@ from serverlight.apps.terminal import progress_bar
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
-    from serverlight.search.optimise import SearchResult
     from serverlight.search.profile import Profile
     from serverlight.search.quality import QualityTable
+    from serverlight.search.settle import Chosen
 
 __all__ = ["Measured", "gather"]
 
 _T = TypeVar("_T")
+_R = TypeVar("_R", bound="Chosen")
 
 SHIPPED = ("demo-vision", "demo-lm")
 """Models with data of their own."""
@@ -34,7 +35,7 @@ class Measured:
     data: str | None
     """Where the table's samples are to be had, as the user said."""
 
-    def settle(self, choose: Callable[[QualityTable], SearchResult]) -> SearchResult:
+    def settle(self, choose: Callable[[QualityTable], _R]) -> _R:
         """The search, on measured losses as far as there is something to measure them on."""
         from serverlight.apps.commands.calibrate import measure_table
         from serverlight.search.settle import settle

@@ -44,13 +44,13 @@ class CapOptions:
         str | None, typer.Option(metavar="ENERGY", help="Of the device for one request or step: 20mJ.")
     ] = None
     minimise: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="AIM",
-            help="`server` (its compute time), `latency`, `bytes` or `energy`; several with weights for each ms, KiB "
-            "and mJ: `server=1,latency=0.1`.",
+            help="`server` (its compute time; the default), `latency` (that of a fleet), `bytes` or `energy`; several with "
+            "weights for each ms, KiB and mJ: `server=1,latency=0.1`.",
         ),
-    ] = "server"
+    ] = None
 
     def read(self) -> tuple[Constraints, Objective]:
         """Raises :class:`ConfigError` with the option's name."""
@@ -72,7 +72,7 @@ class CapOptions:
         from serverlight.search.constraints import Objective
 
         weights = dict.fromkeys(_AIMS.values(), 0.0)
-        for part in self.minimise.split(","):
+        for part in (self.minimise or "server").split(","):
             name, equals, number = part.strip().partition("=")
             try:
                 weights[_AIMS[name.strip()]] = float(number) if equals else 1.0

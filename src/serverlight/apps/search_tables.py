@@ -12,7 +12,16 @@ from serverlight.search.caps import Broken
 from serverlight.search.optimise import Relief, Rival, SearchResult
 from serverlight.search.prediction import Candidate, Prediction
 
-__all__ = ["as_dict", "cap_rows", "frontier_rows", "infeasible_dict", "plan_rows", "reasons"]
+__all__ = [
+    "as_dict",
+    "cap_rows",
+    "frontier_rows",
+    "infeasible_dict",
+    "plan_rows",
+    "prediction_dict",
+    "reasons",
+    "settings",
+]
 
 PLAN_COLUMNS = (
     "plan", "cut", "settings", "device ms", "link ms", "server ms", "latency ms", "busy ms", "bytes up", "MiB", "loss pp",
@@ -116,9 +125,9 @@ def _headline(result: SearchResult) -> str:
     best, model = result.best, result.scene.device.model
     if best.way == "all-device":
         return f"Run all of {model} on the device: {best.latency_ms:.1f} ms, and nothing crosses the link."
-    what = (
-        "the input as a file" if best.candidate.is_file else f"frames of about {best.candidate.frame_bytes:,.0f} bytes"
-    )
+    what = f"frames of about {best.candidate.frame_bytes:,.0f} bytes"
+    if best.candidate.is_raw:
+        what = "the input as a file" if best.candidate.is_file else "token ids"
     if best.way == "full-server":
         return f"Send {what} and let the server run all of {model}: {best.latency_ms:.1f} ms."
     return f"Cut {model} at {best.candidate.cut} ({settings(best.candidate)}): {best.latency_ms:.1f} ms, {what}."
@@ -146,8 +155,8 @@ def settings(candidate: Candidate) -> str:
     """
     if candidate.cut is None:
         return "-"
-    if candidate.is_file:
-        return "file"
+    if candidate.is_raw:
+        return "file" if candidate.is_file else "token ids"
     codec = candidate.codec
     if codec is None or codec.profile == "fp16":
         return "fp16"
@@ -166,7 +175,7 @@ def as_dict(result: SearchResult) -> dict[str, Any]:
         "feasible": True,
         "way": result.best.way,
         "plan": None if result.plan is None else result.plan.to_dict(),
-        "chosen": _prediction(result.best),
+        "chosen": prediction_dict(result.best),
         "constraints": dataclasses.asdict(result.constraints),
         "objective": dataclasses.asdict(result.objective),
         "workload": dataclasses.asdict(result.scene.workload),
@@ -174,7 +183,7 @@ def as_dict(result: SearchResult) -> dict[str, Any]:
         "binding": list(result.binding),
         "reliefs": [_relief(relief) for relief in result.reliefs],
         "rivals": [_rival(rival) for rival in result.rivals],
-        "frontier": [_prediction(point) for point in result.points],
+        "frontier": [prediction_dict(point) for point in result.points],
         "num_predicted": len(result.predictions),
     }
 
@@ -184,7 +193,8 @@ def infeasible_dict(error: Infeasible) -> dict[str, Any]:
     return {"feasible": False, "binding": list(error.binding), "nearest": [_rival(rival) for rival in error.nearest]}
 
 
-def _prediction(prediction: Prediction) -> dict[str, Any]:
+def prediction_dict(prediction: Prediction) -> dict[str, Any]:
+    """Candidate and figures, ready for JSON; ``None`` for what has no end."""
     fields = {f.name: getattr(prediction, f.name) for f in dataclasses.fields(prediction)}
     del fields["stages"]
     candidate = dataclasses.asdict(fields.pop("candidate"))
@@ -197,12 +207,12 @@ def _rival(rival: Rival) -> dict[str, Any]:
     broken = [
         {"field": b.field, "value": b.value if math.isfinite(b.value) else None, "cap": b.cap} for b in rival.broken
     ]
-    return {"what": rival.what, "breaks": broken, **_prediction(rival.prediction)}
+    return {"what": rival.what, "breaks": broken, **prediction_dict(rival.prediction)}
 
 
 def _relief(relief: Relief) -> dict[str, Any]:
     fields = {f.name: getattr(relief, f.name) for f in dataclasses.fields(relief)}
-    return {**fields, "relaxed": _prediction(relief.relaxed)}
+    return {**fields, "relaxed": prediction_dict(relief.relaxed)}
 
 
 def _where(candidate: Candidate) -> str:

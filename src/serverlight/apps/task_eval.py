@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from serverlight.apps.commands.evaluate import settings_text
+from serverlight.apps.codec_grid import settings_text
 from serverlight.apps.terminal import STDOUT, check_writable, format_bytes, print_lines, print_table, write_json
 from serverlight.errors import ConfigError, ModelError
 

@@ -18,16 +18,20 @@ JPEG_QUALITY = 90
 
 
 def load_model_images(model: LoadedModel, spec: str | None, limit: int | None) -> ImageSet:
-    """The images that ``spec`` names, as many as wanted and of the model's shape; the shipped model has its own."""
+    """The images that ``spec`` names, as many as wanted and of the model's shape; the shipped model has its own.
+
+    Image files of another size are cut to the model's. Raises :class:`ConfigError`.
+    """
     if model.image_shape is None:
         raise ConfigError("model", f"{model.name!r} takes no images, or its preprocessing is not known; use another")
     if spec is None and model.name != DEMO_VISION:
         raise ConfigError("data", f"{model.name!r} brings no images of its own; name some with --data")
-    data = load_images(spec or DEMO_VISION, channels=model.image_shape[2])
+    height, width, channels = model.image_shape
+    data = load_images(spec or DEMO_VISION, channels=channels, size=(height, width), limit=limit)
     if data.images.shape[1:] != model.image_shape:
         got, wanted = (" x ".join(map(str, shape)) for shape in (data.images.shape[1:], model.image_shape))
         raise ConfigError("data", f"has images of {got}, the model takes {wanted}; resize them")
-    return data if limit is None else data.first(limit)
+    return data
 
 
 def predicted_class(outputs: Any) -> int:

@@ -4,22 +4,19 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serverlight.errors import ConfigError, InputMismatch
+from serverlight.evaluation.image_files import LabelledFiles, find_labelled, open_archive, open_folder
 from serverlight.models.demo_vision import DEMO_VISION, demo_images
-from serverlight.models.images import open_image
+from serverlight.models.images import crop_image, open_image
 
 __all__ = ["ImageSet", "load_images"]
-
-LABELS_FILE = "labels.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -34,6 +31,9 @@ class ImageSet:
 
     file_bytes: NDArray[np.int64] | None = None
     """Size of the file of each image (N,); none where the images came as pixels."""
+
+    num_classes: int | None = None
+    """How many classes there must be, where the labels are places in the order of so many folders."""
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -53,20 +53,39 @@ class ImageSet:
         if count < 1:
             raise ConfigError("count", f"must be at least 1, got {count}")
         sizes = self.file_bytes[:count] if self.file_bytes is not None else None
-        return ImageSet(images=self.images[:count], labels=self.labels[:count], file_bytes=sizes)
+        return ImageSet(
+            images=self.images[:count], labels=self.labels[:count], file_bytes=sizes, num_classes=self.num_classes
+        )
 
 
-def load_images(spec: str, *, channels: int = 3) -> ImageSet:
+def load_images(
+    spec: str, *, channels: int = 3, size: tuple[int, int] | None = None, limit: int | None = None
+) -> ImageSet:
     """The images that ``spec`` names.
 
     ``spec`` is ``demo-vision`` (the shipped test digits) or ``demo-vision:calibration``; an ``.npz`` file with the
     arrays ``images`` (uint8, N, H, W, C) and ``labels`` (integers, N); or a folder or ``.zip`` file of PNG and JPEG
-    files of one size with a ``labels.json``, a list of ``[file, class index, ...]``. ``channels`` (1 or 3) says how to
-    read such files. Raises :class:`ConfigError` that names the field and the remedy.
+    files, which :func:`serverlight.evaluation.image_files.find_labelled` labels: by a ``labels.json``, or by folders of a
+    class each.
+
+    Args:
+        spec: What to load.
+        channels: 1 or 3, how to read image files.
+        size: Height and width that image files are cut to (:func:`serverlight.models.images.crop_image`); without it they
+            must be of one size.
+        limit: No more than so many images, the first ones.
+
+    Raises:
+        ConfigError: Something is missing, damaged or contradictory; it names the field and the remedy.
 
     >>> load_images("demo-vision").images.shape
     (450, 32, 32, 1)
     """
+    loaded = _load(spec, channels, size, limit)
+    return loaded if limit is None else loaded.first(limit)
+
+
+def _load(spec: str, channels: int, size: tuple[int, int] | None, limit: int | None) -> ImageSet:
     name, _, split = spec.partition(":")
     if name == DEMO_VISION:
         images, labels = demo_images(split or "test")
@@ -77,9 +96,10 @@ def load_images(spec: str, *, channels: int = 3) -> ImageSet:
     if path.suffix == ".npz":
         return _load_npz(path)
     if path.is_dir():
-        return _load_files(lambda file: (path / file).read_bytes(), channels)
+        return _load_files(find_labelled(open_folder(path)), channels, size, limit)
     if path.suffix == ".zip":
-        return _load_zip(path, channels)
+        with open_archive(path) as files:
+            return _load_files(find_labelled(files), channels, size, limit)
     raise ConfigError("data", f"{spec!r} is neither .npz nor .zip nor a folder; convert it to one of these")
 
 
@@ -99,58 +119,30 @@ def _load_npz(path: pathlib.Path) -> ImageSet:
     return ImageSet(images=images, labels=labels.astype(np.int64))
 
 
-def _load_zip(path: pathlib.Path, channels: int) -> ImageSet:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _load_files(archive.read, channels)
-    except zipfile.BadZipFile as exc:
-        raise ConfigError("data", f"{path.name} cannot be read: {exc}; copy or download it again") from exc
-
-
-def _load_files(read: Callable[[str], bytes], channels: int) -> ImageSet:
-    """Reads ``labels.json`` and the images it lists, in its order."""
-    entries = _read_labels(read)
-    files = [_read_file(read, file) for file, _ in entries]
-    images = [_to_pixels(data, file, channels) for data, (file, _) in zip(files, entries, strict=True)]
-    for (file, _), image in zip(entries, images, strict=True):
-        if image.shape != images[0].shape:
+def _load_files(labelled: LabelledFiles, channels: int, size: tuple[int, int] | None, limit: int | None) -> ImageSet:
+    images: list[NDArray[np.uint8]] = []
+    sizes: list[int] = []
+    entries = labelled.entries[:limit]
+    for file, _ in entries:
+        data = labelled.read(file)
+        image = _to_pixels(data, file, channels, size)
+        if images and image.shape != images[0].shape:
             raise ConfigError(
                 "images", f"differ in size: {file} is {image.shape}, the first {images[0].shape}; resize them"
             )
-    if not images:
-        raise ConfigError("labels", f"{LABELS_FILE} lists no image; add [file, class index] entries")
-    labels, sizes = (np.array(column, np.int64) for column in ([label for _, label in entries], [*map(len, files)]))
-    return ImageSet(images=np.stack(images), labels=labels, file_bytes=sizes)
+        images.append(image)
+        sizes.append(len(data))
+    return ImageSet(
+        images=np.stack(images),
+        labels=np.array([label for _, label in entries], np.int64),
+        file_bytes=np.array(sizes, np.int64),
+        num_classes=labelled.num_classes,
+    )
 
 
-def _read_labels(read: Callable[[str], bytes]) -> list[tuple[str, int]]:
+def _to_pixels(data: bytes, file: str, channels: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
     try:
-        entries = json.loads(read(LABELS_FILE))
-    except (KeyError, OSError):
-        raise ConfigError("labels", f"no {LABELS_FILE} beside the images; add a list of [file, class index]") from None
-    except ValueError as exc:
-        raise ConfigError("labels", f"{LABELS_FILE} is not JSON: {exc}; write it again") from None
-    if not isinstance(entries, list):
-        raise ConfigError("labels", f"{LABELS_FILE} must be a list of [file, class index]; write it again")
-    return [_check_entry(entry) for entry in entries]
-
-
-def _check_entry(entry: object) -> tuple[str, int]:
-    match entry:
-        case [str(file), int(label), *_] if not isinstance(label, bool):
-            return file, label
-    raise ConfigError("labels", f"{LABELS_FILE} has the entry {entry!r}; make it [file, class index]")
-
-
-def _read_file(read: Callable[[str], bytes], file: str) -> bytes:
-    try:
-        return read(file)
-    except (KeyError, OSError):
-        raise ConfigError("images", f"{file} is in {LABELS_FILE} but not there; add it or remove the entry") from None
-
-
-def _to_pixels(data: bytes, file: str, channels: int) -> NDArray[np.uint8]:
-    try:
-        return open_image(data, channels)
+        image = open_image(data, channels)
     except InputMismatch as exc:
         raise ConfigError("images", f"{file}: {exc}") from exc
+    return image if size is None else crop_image(image, *size)

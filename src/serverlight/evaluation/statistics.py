@@ -29,6 +29,17 @@ class PairedDifference:
     high: float
     """Upper end of the interval."""
 
+    def within(self, tolerance: float) -> bool | None:
+        """Whether no more than ``tolerance`` is lost: the whole interval says so, or denies it, or else ``None``.
+
+        >>> small = PairedDifference(value=-0.005, low=-0.008, high=-0.002)
+        >>> small.within(0.01), small.within(0.001), small.within(0.005)
+        (True, False, None)
+        """
+        if self.low >= -tolerance:
+            return True
+        return None if self.high >= -tolerance else False
+
 
 def paired_difference(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> PairedDifference:
     """Difference of accuracy between two classifiers that answered the same samples.

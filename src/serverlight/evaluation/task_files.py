@@ -14,18 +14,23 @@ __all__ = ["PLACEHOLDER", "task_folder"]
 PLACEHOLDER = "DATA_DIR"
 """What stands in a task file for the folder of the data: the harness takes paths from wherever it was started."""
 
+SHIPPED = {"humaneval_local.yaml": "humaneval.jsonl"}
+"""Task files of our own, and the data that each is for."""
+
 
 @contextlib.contextmanager
 def task_folder(data: str | None) -> Iterator[str | None]:
     """A folder of the task files in ``data`` or right below it, with their paths filled in; gone in the end.
 
-    Raises :class:`ConfigError` where there are none.
+    Task files of our own come along where their data is there; a file of the same name in ``data`` takes their place. Raises
+    :class:`ConfigError` where there are none.
     """
     if data is None:
         yield None
         return
     folder = pathlib.Path(data).expanduser().resolve()
-    files = sorted({*folder.glob("*.yaml"), *folder.glob("*/*.yaml")})
+    own = [pathlib.Path(__file__).with_name(name) for name, needed in SHIPPED.items() if (folder / needed).is_file()]
+    files = [*own, *sorted({*folder.glob("*.yaml"), *folder.glob("*/*.yaml")})]
     if not files:
         raise ConfigError("data", f"no task files (*.yaml) in {data!r} or a folder of it; give one that has some")
     with tempfile.TemporaryDirectory(prefix="serverlight-tasks-") as copies:

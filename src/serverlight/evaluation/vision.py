@@ -1,200 +1,120 @@
 """What a cut and a codec setting cost an image classifier in bytes and in accuracy."""
 
-# Shapes: N = images.
+# Shapes: N = images, C = classes, K = best classes kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from serverlight.codec import Codec, CodecConfig, decode
+from serverlight.codec import CodecConfig
 from serverlight.errors import ConfigError
+from serverlight.evaluation.crossing import Crossed, cross_cuts
 from serverlight.evaluation.datasets import ImageSet
+from serverlight.evaluation.paired import PairedRow, PairedScore, Progress, Settings, ignore_progress
 from serverlight.evaluation.statistics import paired_difference
 from serverlight.models import LoadedModel
-from serverlight.models.loaded import Preprocess
-from serverlight.partition import CutPoint, Partition, TensorSpec, partition
+from serverlight.partition import Partition, partition
 
-__all__ = ["Progress", "VisionRow", "evaluate_vision"]
-
-Progress = Callable[[int, int], None]
-"""Called after each batch with the work done and the work in all, both in images times settings."""
-
-FP16_BYTES = 2
-"""Bytes of one element of a plain half-precision feature, the base of every ratio."""
+__all__ = ["evaluate_vision"]
 
 BATCH = 50
 """Images that go through head and tail at once; large enough to be quick, small enough for any feature to fit."""
 
+TOP = 5
+"""Among how many of the best classes the right one is also looked for, where a model has more."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VisionRow:
-    """One cut with one codec setting, measured."""
-
-    cut: str
-    """Name of the cut point, as it was asked for."""
-
-    config: CodecConfig
-    """The codec's settings."""
-
-    num_images: int
-    """Images measured."""
-
-    bits_per_element: float
-    """Bits of the whole message, headers and checksums included, per element that crosses the cut."""
-
-    bytes_per_image: float
-    """Mean bytes of one image's message: one frame for each tensor that crosses."""
-
-    ratio_vs_fp16: float
-    """Bytes of the same elements as plain halves, without any header, over :attr:`bytes_per_image`."""
-
-    accuracy: float
-    """Share of images classified correctly."""
-
-    uncut_accuracy: float
-    """The same of the uncut model."""
-
-    accuracy_delta_pp: float
-    """Accuracy less that of the uncut model, in percentage points."""
-
-    accuracy_delta_low_pp: float
-    """Lower end of the 95 % interval of the difference, paired by image."""
-
-    accuracy_delta_high_pp: float
-    """Upper end of that interval."""
-
-    agreement: float
-    """Share of images on which the answer is that of the uncut model, right or wrong."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {**fields, "config": self.config.to_dict()}
+Ranked = NDArray[np.int64]
+"""Best classes (N, K), the best first."""
 
 
 def evaluate_vision(
     model: LoadedModel,
     data: ImageSet,
-    settings: Sequence[tuple[str, CodecConfig]],
+    settings: Settings,
     *,
     parts: Partition | None = None,
     progress: Progress | None = None,
-) -> tuple[VisionRow, ...]:
-    """One row for each ``(cut name, codec settings)``, in the order given.
+) -> tuple[PairedRow, ...]:
+    """One row for each ``(cut name, codec settings)``, in the order given: top-1, and top-5 of more than five classes.
 
     The head runs once per cut and batch; every image is encoded on its own, as one message, as a device would send it.
     Pass ``parts`` to reuse a partition of the same model.
 
-    Raises :class:`ConfigError` for a model without preprocessing, :class:`CutNotFound` for an unknown cut and
-    :class:`InputMismatch` for images of another shape than the model's.
+    Raises :class:`ConfigError` for a model without preprocessing or with other classes than the images, :class:`CutNotFound`
+    for an unknown cut and :class:`InputMismatch` for images of another shape than the model's.
     """
-    if model.preprocess is None:
+    preprocess = model.preprocess
+    if preprocess is None:
         raise ConfigError("model", f"{model.name!r} has no known image preprocessing; use one that comes with it")
     parts = parts if parts is not None else partition(model.module, model.example_inputs)
-    run = _Run(
-        preprocess=model.preprocess,
-        data=data,
-        parts=parts,
-        progress=progress or _ignore,
-        total=len(settings) * len(data),
+    logits_at = _logits_index(parts.output_names)
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(data), BATCH):
+            yield preprocess(data.images[start : start + BATCH])
+
+    def keep(outputs: Sequence[Tensor], first: int) -> Ranked:
+        return _best(outputs[logits_at], data, first)
+
+    uncut, rows = cross_cuts(
+        parts, batches, keep, settings, num_samples=len(data), progress=progress or ignore_progress
     )
-    uncut, _ = run.predict(parts.cuts[0], [None])
-    by_cut: dict[str, list[int]] = {}
-    for row, (name, _) in enumerate(settings):
-        by_cut.setdefault(name, []).append(row)
-    rows: dict[int, VisionRow] = {}
-    for name, indices in by_cut.items():
-        cut = parts.cut(name)
-        predicted, num_bytes = run.predict(cut, [settings[i][1] for i in indices])
-        for i, answers, size in zip(indices, predicted, num_bytes, strict=True):
-            rows[i] = _row(*settings[i], cut.elements_per_sample, data.labels, answers, uncut[0], size)
-    return tuple(rows[i] for i in range(len(settings)))
+    base = np.concatenate(uncut.answers)
+    return tuple(_row(*setting, data.labels, base, row) for setting, row in zip(settings, rows, strict=True))
 
 
-Answers = NDArray[np.int64]
+def _best(logits: Tensor, data: ImageSet, first: int) -> Ranked:
+    num_classes = logits.shape[-1]
+    if first == 0:  # the same for all batches
+        _check_classes(num_classes, data)
+    ranked: Ranked = logits.topk(TOP if num_classes > TOP else 1, -1).indices.numpy()
+    ranked[:, 0] = logits.argmax(-1).numpy()  # of equal logits the first, as everywhere else
+    return ranked
 
 
-@dataclass(kw_only=True)
-class _Run:
-    """Head, codec and tail over all images, with the progress so far."""
-
-    preprocess: Preprocess
-    data: ImageSet
-    parts: Partition
-    progress: Progress
-    total: int
-    done: int = 0
-
-    @torch.inference_mode()
-    def predict(self, cut: CutPoint, configs: Sequence[CodecConfig | None]) -> tuple[list[Answers], list[int]]:
-        """Answers (N,) and total bytes for each setting; ``None`` passes the tensors on as they are."""
-        head, tail = self.parts.split(cut)
-        logits_at = _logits_index(self.parts.output_names)
-        answers: list[list[Tensor]] = [[] for _ in configs]
-        num_bytes = [0] * len(configs)
-        for inputs in self._batches():
-            crossing = head(inputs)
-            for i, config in enumerate(configs):
-                received, size = _cross(crossing, cut.tensors, config, len(inputs))
-                answers[i].append(tail.flat(*received)[logits_at].argmax(-1))
-                num_bytes[i] += size
-                self._count(len(inputs) if config is not None else 0)
-        return [torch.cat(chunks).numpy() for chunks in answers], num_bytes
-
-    def _batches(self) -> Iterator[Tensor]:
-        for start in range(0, len(self.data), BATCH):
-            yield self.preprocess(self.data.images[start : start + BATCH])
-
-    def _count(self, images: int) -> None:
-        self.done += images
-        self.progress(self.done, self.total)
-
-
-def _cross(
-    tensors: Sequence[Tensor], specs: Sequence[TensorSpec], config: CodecConfig | None, num_images: int
-) -> tuple[list[Tensor], int]:
-    """The tensors as the server sees them, and the bytes that took: one frame for each feature and image."""
-    if config is None:
-        return list(tensors), 0
-    codec, received, num_bytes = Codec(config), [], 0
-    for tensor, spec in zip(tensors, specs, strict=True):
-        if not spec.is_feature:
-            received.append(tensor)
-            num_bytes += tensor.numel() * tensor.element_size()
-            continue
-        axis = spec.shape.index(None)
-        frames = [codec.encode(part) for part in tensor.chunk(num_images, axis)]
-        num_bytes += sum(map(len, frames))
-        received.append(torch.cat([decode(frame) for frame in frames], axis))
-    return received, num_bytes
+def _check_classes(num_classes: int, data: ImageSet) -> None:
+    if data.num_classes not in (None, num_classes):
+        raise ConfigError(
+            "data",
+            f"has {data.num_classes} folders of images, the model {num_classes} classes, so that their order tells nothing; "
+            "add a labels.json, an object from folder to class index",
+        )
+    if int(data.labels.max()) >= num_classes or int(data.labels.min()) < 0:
+        wrong = data.labels[(data.labels >= num_classes) | (data.labels < 0)][0]
+        raise ConfigError(
+            "labels", f"have the class {wrong}, but the model knows {num_classes} from 0 on; correct them"
+        )
 
 
 def _row(
-    cut: str, config: CodecConfig, elements: int, labels: Answers, answers: Answers, uncut: Answers, num_bytes: int
-) -> VisionRow:
-    ours, theirs = answers == labels, uncut == labels
-    difference = paired_difference(ours, theirs)
-    bytes_per_image = num_bytes / len(labels)
-    return VisionRow(
-        cut=cut,
-        config=config,
-        num_images=len(labels),
-        bits_per_element=8 * bytes_per_image / elements,
-        bytes_per_image=bytes_per_image,
-        ratio_vs_fp16=FP16_BYTES * elements / bytes_per_image,
-        accuracy=float(ours.mean()),
-        uncut_accuracy=float(theirs.mean()),
-        accuracy_delta_pp=100 * difference.value,
-        accuracy_delta_low_pp=100 * difference.low,
-        accuracy_delta_high_pp=100 * difference.high,
-        agreement=float((answers == uncut).mean()),
+    cut: str, config: CodecConfig, labels: NDArray[np.int64], uncut: Ranked, crossed: Crossed[Ranked]
+) -> PairedRow:
+    ours = np.concatenate(crossed.answers)
+    scores = [_score("top-1", ours[:, :1], uncut[:, :1], labels)]
+    if ours.shape[1] == TOP:
+        scores.append(_score(f"top-{TOP}", ours, uncut, labels))
+    return PairedRow.of(
+        cut,
+        config,
+        tuple(scores),
+        num_samples=len(labels),
+        num_elements=crossed.num_elements,
+        num_bytes=crossed.num_bytes,
+        agreement=float((ours[:, 0] == uncut[:, 0]).mean()),
+    )
+
+
+def _score(metric: str, ours: Ranked, theirs: Ranked, labels: NDArray[np.int64]) -> PairedScore:
+    right, right_uncut = ((best == labels[:, None]).any(1) for best in (ours, theirs))
+    return PairedScore(
+        metric=metric,
+        uncut=float(right_uncut.mean()),
+        cut=float(right.mean()),
+        difference=paired_difference(right, right_uncut),
     )
 
 
@@ -204,7 +124,3 @@ def _logits_index(output_names: Sequence[str]) -> int:
     if len(output_names) == 1:
         return 0
     raise ConfigError("model", f"gives {', '.join(output_names)} and no 'logits'; evaluate a classifier")
-
-
-def _ignore(done: int, total: int) -> None:
-    """Progress that nobody watches."""

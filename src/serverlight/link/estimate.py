@@ -8,6 +8,7 @@ rate, so what they leave open stays open. Pure: times come as arguments.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,17 +88,22 @@ class LinkBelief:
         noise_ms = _noise_ms(expected_ms)
         late_ms = way_ms - expected_ms
         usual = np.exp(-0.5 * (late_ms / noise_ms) ** 2) / (noise_ms * math.sqrt(2 * math.pi))
-        held_ms = np.maximum(_BURST_MS, expected_ms)
+        held_ms = _held_ms(expected_ms)
         burst = np.exp(-np.maximum(0.0, late_ms) / held_ms) / held_ms * (late_ms > 0)
         weights = self._weights * ((1 - _BURST) * usual + _BURST * burst + _NEVER)
         return LinkBelief(weights / weights.sum())
 
-    def chance(self, num_bytes: int, budget_ms: float) -> float:
-        """How likely a message of so many bytes is under way for ``budget_ms`` at most."""
-        expected_ms = _expected_ms(num_bytes)
+    def chance(self, num_bytes: int, budget_ms: float, late_ms: Sequence[float] = (0.0,)) -> float:
+        """How likely a message of so many bytes is under way for ``budget_ms`` at most, bursts included.
+
+        ``late_ms`` is what else may take of the budget, each one as likely as the others.
+        """
+        expected_ms, weights = _gathered(_expected_ms(num_bytes), self._weights)
+        left_ms = budget_ms - np.asarray(late_ms)[:, None] - expected_ms
         # A logistic curve is close to the normal one, and cheap.
-        within = 1 / (1 + np.exp(np.clip(1.7 * (expected_ms - budget_ms) / _noise_ms(expected_ms), -50, 50)))
-        return float((self._weights * within).sum())
+        usual = 1 / (1 + np.exp(np.clip(-1.7 * left_ms / _noise_ms(expected_ms), -50, 50)))
+        burst = 1 - np.exp(-np.maximum(0.0, left_ms) / _held_ms(expected_ms))
+        return float((((1 - _BURST) * usual + _BURST * burst) @ weights).mean())
 
     def rate_bits_per_s(self, quantile: float = 0.5) -> float:
         """The rate that is not reached with this probability."""
@@ -114,6 +120,19 @@ def _expected_ms(num_bytes: int) -> Weights:
 
 def _noise_ms(expected_ms: Weights) -> Weights:
     return _NOISE_MS + _NOISE * expected_ms
+
+
+def _held_ms(expected_ms: Weights) -> Weights:
+    return np.maximum(_BURST_MS, expected_ms)
+
+
+def _gathered(expected_ms: Weights, weights: Weights) -> tuple[Weights, Weights]:
+    """Times that differ by less than half of the usual noise as one, with the weight of all of them."""
+    bins = (np.log(expected_ms) / (_NOISE / 2)).astype(np.int64).ravel()
+    sums = np.asarray(np.bincount(bins, weights.ravel()), np.float64)
+    means = np.asarray(np.bincount(bins, (weights * expected_ms).ravel()), np.float64)
+    some = sums > 0
+    return means[some] / sums[some], sums[some]
 
 
 def _spread(weights: Weights, variance: float) -> Weights:

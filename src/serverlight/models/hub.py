@@ -12,6 +12,7 @@ from serverlight.huggingface import (
     SETTINGS_FILES,
     WEIGHT_FILES,
     find_folder,
+    is_detector,
     is_generative,
     load_weights,
     model_class,
@@ -68,7 +69,8 @@ def _choose_class(spec: str, config: Any) -> Any:
             f"{spec!r} is a generative language model ({names[0]}), which load_head and load_tail cut; "
             "this takes single-shot models: vision models and text encoders"
         )
-    if getattr(config, "is_encoder_decoder", False):
+    # Detectors are called with an image alone; what their decoders begin with is learned.
+    if getattr(config, "is_encoder_decoder", False) and not is_detector(names[0]):
         raise ModelError(f"{spec!r} is an encoder-decoder ({names[0]}); to cut its encoder, {OWN_FUNCTION}")
     if chosen.main_input_name not in ("pixel_values", "input_ids"):
         raise ModelError(f"{names[0]} takes {chosen.main_input_name!r}, neither images nor tokens; {OWN_FUNCTION}")

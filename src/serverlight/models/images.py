@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
 from serverlight.errors import ConfigError, InputMismatch
 
-__all__ = ["decode_image", "encode_jpeg", "encode_png", "open_image", "resize_images"]
+__all__ = ["crop_image", "decode_image", "encode_jpeg", "encode_png", "open_image", "resize_images"]
 
 FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
@@ -20,6 +20,9 @@ FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {
 
 MODES = {1: "L", 3: "RGB"}
 """Channels of an image -> Pillow's name for such pixels."""
+
+CROP_SCALE = 8 / 7
+"""How much larger than the model's input an image is made before its middle is cut out."""
 
 MAX_OVERHEAD_BYTES = 64 << 10
 """Room for headers and metadata beside the pixels, in a file that is to be decoded."""
@@ -82,6 +85,24 @@ def resize_images(images: NDArray[np.uint8], height: int, width: int) -> NDArray
         for image in images
     ]
     return np.stack(resized) if resized else np.zeros((0, height, width, images.shape[3]), np.uint8)
+
+
+def crop_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The middle of an image uint8 (h, w, C), as (height, width, C); one of that size already is left alone.
+
+    As is usual for ImageNet the image is first scaled, bilinearly and as large as needed, so that an eighth of the larger side
+    of what it must cover is cut away: a short side of 256 for 224 by 224.
+
+    >>> crop_image(np.zeros((300, 500, 3), np.uint8), 224, 224).shape
+    (224, 224, 3)
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    scale = max(height / image.shape[0], width / image.shape[1]) * CROP_SCALE
+    scaled = [max(side, round(size * scale)) for side, size in zip((height, width), image.shape[:2], strict=True)]
+    resized = np.asarray(_to_pillow(image).resize((scaled[1], scaled[0]), Image.Resampling.BILINEAR))
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    return resized.reshape(*scaled, -1)[top : top + height, left : left + width]
 
 
 def _save(image: NDArray[np.uint8], **options: object) -> bytes:

@@ -11,11 +11,11 @@ from serverlight.errors import ConfigError, ContextExceeded, InputMismatch
 from serverlight.partition.driver import Driver, Span
 from serverlight.partition.kv_cache import ROLLBACK_TOKENS, KVCache
 
-__all__ = ["DecoderHead", "DecoderMiddle", "DecoderPart", "DecoderTail"]
+__all__ = ["DecoderHead", "DecoderMiddle", "DecoderPart", "DecoderTail", "DecoderWhole"]
 
 
 class DecoderPart(nn.Module):
-    """Some layers of a causal language model; use one of the three kinds.
+    """Some layers of a causal language model; use one of the four kinds.
 
     ``part.model`` holds the parameters, under the names that they have in the whole model. Layers are counted from 0,
     the same on all sides. Threads may share a part, but no cache.
@@ -112,7 +112,8 @@ class DecoderPart(nn.Module):
     def _check_range(self, cache: KVCache) -> None:
         first, last = cache.first, cache.last
         fits = self.first <= first <= last <= self.last
-        if not fits or (self.embeds and first != 0) or (self.finishes and last != self.num_layers):
+        needs_first = self.embeds and not self.finishes  # all of a model takes hidden states as well
+        if not fits or (needs_first and first != 0) or (self.finishes and last != self.num_layers):
             raise ConfigError(
                 "layers", f"this {type(self).__name__} has layers {self.first} to {self.last} and cannot run "
                 f"{first} to {last}; load a part that holds them"
@@ -223,6 +224,17 @@ class DecoderTail(DecoderPart):
         if num_logits is not None and num_logits < 1:
             raise ConfigError("num_logits", f"must be at least 1, got {num_logits}; None is all")
         return self._step(self._check_hidden(hidden), cache, attention_mask, position_ids, num_logits)
+
+
+class DecoderWhole(DecoderTail):
+    """All of a causal language model, for a server that gets token ids from some, and from others what their heads returned."""
+
+    embeds = True
+
+    def __init__(self, driver: Driver, first: int, last: int) -> None:
+        super().__init__(driver, first, last)
+        self.front = DecoderHead(driver, 0, 0)
+        """The embeddings, over the same weights."""
 
 
 def check_layers(first: int, last: int, num_layers: int) -> None:

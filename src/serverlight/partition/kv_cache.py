@@ -145,6 +145,12 @@ class KVCache:
             _fill(layer, keys, values, self.num_tokens + 1)
         self._count(1)
 
+    def skip(self, num_tokens: int) -> None:
+        """Counts tokens that went elsewhere; raises :class:`ConfigError` where there are layers that would have to see them."""
+        if self.first != self.last:
+            raise ConfigError("layers", f"{self.first} to {self.last} are to remember every token; run them")
+        self._count(num_tokens)
+
     def crop(self, num_tokens: int) -> None:
         """Takes back the last ``num_tokens`` tokens.
 

@@ -23,12 +23,19 @@ from serverlight.huggingface import (
     read_config,
     read_json,
 )
-from serverlight.partition.decoder import DecoderHead, DecoderMiddle, DecoderPart, DecoderTail, check_layers
+from serverlight.partition.decoder import (
+    DecoderHead,
+    DecoderMiddle,
+    DecoderPart,
+    DecoderTail,
+    DecoderWhole,
+    check_layers,
+)
 from serverlight.partition.driver import Driver
 from serverlight.partition.layout import Layout, part_class
 from serverlight.partition.self_check import check_architecture
 
-__all__ = ["is_own", "load_head", "load_part", "load_tail"]
+__all__ = ["is_own", "load_head", "load_part", "load_tail", "load_whole"]
 
 SINGLE_FILE = "model.safetensors"
 
@@ -63,6 +70,14 @@ def load_tail(model: str, *, layers: int, dtype: torch.dtype | None = None) -> D
     Arguments and errors are those of :func:`load_head`.
     """
     return _load(DecoderTail, model, layers, None, dtype)
+
+
+def load_whole(model: str, *, dtype: torch.dtype | None = None) -> DecoderWhole:
+    """A tail of all layers that has the embeddings too, so that token ids can be sent to it as well as hidden states.
+
+    Arguments and errors are those of :func:`load_head`.
+    """
+    return _load(DecoderWhole, model, 0, None, dtype)
 
 
 def load_part(model: str, first: int, last: int, *, dtype: torch.dtype | None = None) -> DecoderMiddle:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from serverlight.runtime.adapt import Rules
     from serverlight.runtime.adaptive_client import AdaptiveClient
     from serverlight.runtime.client import Client, InferResult, connect
     from serverlight.runtime.credentials import Credentials
@@ -21,13 +22,24 @@ _HOMES = {  # public name -> the module it lives in
     "Client": "client",
     "Credentials": "credentials",
     "InferResult": "client",
+    "Rules": "adapt",
     "Security": "security",
     "Server": "server",
     "ServerConfig": "server_config",
     "connect": "client",
 }
 
-__all__ = ["AdaptiveClient", "Client", "Credentials", "InferResult", "Security", "Server", "ServerConfig", "connect"]
+__all__ = [
+    "AdaptiveClient",
+    "Client",
+    "Credentials",
+    "InferResult",
+    "Rules",
+    "Security",
+    "Server",
+    "ServerConfig",
+    "connect",
+]
 
 
 def __getattr__(name: str) -> Any:

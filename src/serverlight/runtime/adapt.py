@@ -29,6 +29,9 @@ SLOWER = 1.2
 WINDOW = 5
 """Steps whose median tells how device and server differ from what their choices say."""
 
+LATE_WINDOW, LATE_PRIOR = 20, 4
+"""Steps that tell how much device and server vary around that, and so many that would have been as expected."""
+
 MAX_GAP, MAX_WAIT = 16, 4
 """Moves to better choices that fail become this many times rarer at most: probes, and those that looked sure."""
 
@@ -93,24 +96,30 @@ class Estimates:
     server_extra_ms: float = 0.0
     """The server takes so much longer than they say; its queue, for instance."""
 
+    late_ms: tuple[float, ...] = (0.0,)
+    """How much longer than all that device and server took lately, step by step."""
+
     def device_ms(self, choice: Choice) -> float:
         """What the device will take for its part."""
         return choice.head_ms * self.head_factor
+
+    def server_ms(self, choice: Choice) -> float:
+        """What the server will take for its part."""
+        return max(0.0, choice.server_ms + self.server_extra_ms)
 
     def chance(self, choice: Choice, deadline_ms: float) -> float:
         """How likely the choice is to keep the deadline."""
         left_ms = deadline_ms - self.device_ms(choice)
         if choice.way == "all-device":
-            return float(left_ms >= 0)
-        left_ms -= max(0.0, choice.server_ms + self.server_extra_ms)
-        return self.link.chance(choice.uplink_bytes, left_ms) if left_ms > 0 else 0.0
+            return statistics.fmean(late <= left_ms for late in self.late_ms)
+        return self.link.chance(choice.uplink_bytes, left_ms - self.server_ms(choice), self.late_ms)
 
     def latency_ms(self, choice: Choice) -> float:
         """What it is expected to take; the median."""
         moved = dataclasses.replace(
             choice,
             head_ms=self.device_ms(choice),
-            server_ms=max(0.0, choice.server_ms + self.server_extra_ms),
+            server_ms=self.server_ms(choice),
         )
         return moved.latency_ms(self.link.rate_bits_per_s(), self.link.trip_ms())
 
@@ -289,6 +298,7 @@ class Adapter:
         self._standing: Standing | None = None
         self._heads: deque[float] = deque(maxlen=WINDOW)
         self._servers: deque[float] = deque(maxlen=WINDOW)
+        self._late = deque([0.0] * LATE_PRIOR, maxlen=LATE_WINDOW)
 
     @property
     def choice(self) -> Choice | None:
@@ -320,18 +330,25 @@ class Adapter:
     def observe(self, seen: Observation, *, link: LinkBelief | None = None) -> None:
         """Takes note of what a step with the choice in use took; ``link`` where the caller has an estimate of its own."""
         assert self.choice is not None
-        if self.choice.head_ms > 0 and seen.head_ms is not None:
-            self._heads.append(seen.head_ms / self.choice.head_ms)
-        if seen.num_bytes and seen.server_ms is not None:
-            self._servers.append(seen.server_ms - self.choice.server_ms)
+        ran = self.choice.head_ms > 0 and seen.head_ms is not None
+        served = seen.num_bytes > 0 and seen.server_ms is not None
+        if ran:
+            self._heads.append((seen.head_ms or 0.0) / self.choice.head_ms)
+        if served:
+            self._servers.append((seen.server_ms or 0.0) - self.choice.server_ms)
         if link is None:
             link = self.estimates.link.later(seen.elapsed_s)
             link = link.seen(seen.num_bytes, seen.way_ms) if seen.num_bytes else link
-        self.estimates = Estimates(
+        usual = Estimates(
             link=link,
             head_factor=statistics.median(self._heads) if self._heads else 1.0,
             server_extra_ms=statistics.median(self._servers) if self._servers else 0.0,
         )
+        late_ms = (seen.head_ms or 0.0) - usual.device_ms(self.choice) if ran else 0.0
+        late_ms += (seen.server_ms or 0.0) - usual.server_ms(self.choice) if served else 0.0
+        if ran or served:
+            self._late.append(late_ms)
+        self.estimates = dataclasses.replace(usual, late_ms=tuple(self._late))
 
     def _go(self, standing: Standing, reason: str | None) -> None:
         before, self._standing = self.choice, standing

@@ -12,7 +12,7 @@ from serverlight.codec import Basis, CodecConfig, warm_up
 from serverlight.errors import ConfigError
 from serverlight.models import LoadedModel
 from serverlight.partition import CutPoint, Partition, partition
-from serverlight.plan import Plan
+from serverlight.plan import TOKEN_IDS, Plan
 from serverlight.runtime.catalogue import Engine
 from serverlight.runtime.server_config import ServerConfig
 from serverlight.runtime.worker import Worker
@@ -68,15 +68,17 @@ def _of_decoder(
     model: LoadedDecoder, cuts: Sequence[str] | None, codec: CodecConfig | None, config: ServerConfig
 ) -> Engine:
     from serverlight.generation import layer_of  # transformers, which vision models do without
+    from serverlight.partition.decoder import DecoderWhole
     from serverlight.runtime.decoders import DecoderWorker
 
     part = model.part
     cuts = [f"layers.{layer}" for layer in range(part.first, part.last + 1)] if cuts is None else cuts
     warm_up()
     worker = DecoderWorker(model, cuts, max_tokens=config.max_session_tokens, max_kv_bytes=config.max_kv_bytes)
+    sends = TOKEN_IDS if isinstance(part, DecoderWhole) else None
     plans = _plans(model, cuts)
     return Engine(
-        plans={cut: dataclasses.replace(plan, return_cut=model.return_cut) for cut, plan in plans.items()},
+        plans={c: dataclasses.replace(plan, return_cut=model.return_cut, sends=sends) for c, plan in plans.items()},
         runner=worker,
         codec=codec,
         head_shares={cut: layer_of(cut) / part.num_layers for cut in cuts},

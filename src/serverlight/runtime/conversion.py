@@ -52,6 +52,9 @@ MAX_EXTENT_BYTES = 2**62
 MAX_STEP_FRAMES = 4096
 """A session replayed after a lost connection has one frame for each token."""
 
+MAX_STEP_TOKENS = 2**17
+"""Token ids in a step; a context may be as long."""
+
 MAX_PLAN_CHARS = 64 * 2**10
 """A plan takes a few hundred characters."""
 
@@ -78,6 +81,7 @@ def encode_client(message: ClientMessage) -> bytes:
             step = pb.Step(
                 step=message.step,
                 frames=message.frames,
+                token_ids=message.token_ids,
                 more=message.more,
                 quiet=message.quiet,
                 targets=message.targets,
@@ -136,11 +140,19 @@ def _request_from_pb(infer: pb.InferRequest) -> InferRequest | Failure:
 def _step_from_pb(step: pb.Step) -> Step | Failure:
     if step.step == 0:
         raise ProtocolError("step 0 stands for the stream; number steps from 1")
-    if not 1 <= len(step.frames) <= MAX_STEP_FRAMES:
-        error = ProtocolError(f"a step of {len(step.frames)} frames; send 1 to {MAX_STEP_FRAMES}")
+    frames, ids = len(step.frames), len(step.token_ids)
+    if frames > MAX_STEP_FRAMES or ids > MAX_STEP_TOKENS or (frames > 0) == (ids > 0):
+        error = ProtocolError(
+            f"a step of {frames} frames and {ids} token ids; send 1 to {MAX_STEP_FRAMES} frames, or 1 to {MAX_STEP_TOKENS} ids"
+        )
         return Failure(request_id=step.step, error=error)
     return Step(
-        step=step.step, frames=tuple(step.frames), more=step.more, quiet=step.quiet, targets=tuple(step.targets)
+        step=step.step,
+        frames=tuple(step.frames),
+        token_ids=tuple(step.token_ids),
+        more=step.more,
+        quiet=step.quiet,
+        targets=tuple(step.targets),
     )
 
 

@@ -24,14 +24,14 @@ from serverlight.generation import (
     scored_chunks,
 )
 from serverlight.partition.decoder import DecoderHead, DecoderTail
-from serverlight.plan import Plan
+from serverlight.plan import TOKEN_IDS, Plan
 from serverlight.runtime.adapt import Change, Rules
 from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.device import Device, Footprint
 from serverlight.runtime.exits import Caps, Exit
 from serverlight.runtime.following import Follower, check_frontier, deepest_layer
 from serverlight.runtime.heartbeat import Heartbeat
-from serverlight.runtime.messages import Timing
+from serverlight.runtime.messages import Timing, piece_bytes
 from serverlight.runtime.moving import Mover
 from serverlight.runtime.pace import Observed
 from serverlight.runtime.resolver import Resolver, resolver_of
@@ -158,6 +158,8 @@ class DecoderClient:
             raise ConfigError("rules", "a frontier needs rules with the deadline, and rules a frontier; give both")
         if frontier is not None:
             check_frontier(frontier)
+            if any(choice.plan and choice.plan.sends for choice in frontier.choices):  # the server is told at the start
+                self.plan = dataclasses.replace(plan, sends=TOKEN_IDS)
             caps = dataclasses.replace(caps or Caps(), step_deadline_ms=None)  # the rules have one
             deepest = dataclasses.replace(plan, cut=f"layers.{max(layer_of(plan.cut), deepest_layer(frontier))}")
         self._caps, self._frontier, self._rules, self._on_change = caps, frontier, rules, on_change
@@ -327,9 +329,9 @@ class _Run:
         for piece, more in pieces:
             made = self.device.run(piece)
             head_ms, encode_ms = head_ms + made.head_ms, encode_ms + made.encode_ms
-            sent_bytes, sent_s = self.sequence.send((made.frame,), more=more), time.perf_counter()
+            sent_bytes, sent_s = self.sequence.send((made.piece,), more=more), time.perf_counter()
             uplink_bytes += sent_bytes
-            frame_bytes += len(made.frame)
+            frame_bytes += piece_bytes(made.piece)
         replies = self.sequence.wait()
         wait_ms = (time.perf_counter() - sent_s) * 1e3
         reply = replies[-1][0]
@@ -354,10 +356,10 @@ class _Run:
         """Sends a text and gets the scores of its targets."""
         frame_bytes = uplink_bytes = 0
         for piece, targets in pieces:
-            frame = self.device.run(piece).frame
+            made = self.device.run(piece).piece
             asked = () if self.device.has_tail else targets
-            uplink_bytes += self.sequence.send((frame,), more=True, targets=asked)
-            frame_bytes += len(frame)
+            uplink_bytes += self.sequence.send((made,), more=True, targets=asked)
+            frame_bytes += piece_bytes(made)
         replies, wanted = self.sequence.wait(), [targets for _, targets in pieces]
         scores = self._score(replies, wanted)
         return Likelihood(scores=scores, num_tokens=num_tokens, frame_bytes=frame_bytes, uplink_bytes=uplink_bytes)

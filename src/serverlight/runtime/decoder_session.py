@@ -11,7 +11,7 @@ from torch import Tensor
 from serverlight.codec import Codec, decode
 from serverlight.errors import ContextExceeded, CutNotFound, InputMismatch, ProtocolError
 from serverlight.generation import layer_of
-from serverlight.partition.decoder import DecoderMiddle, DecoderTail
+from serverlight.partition.decoder import DecoderMiddle, DecoderTail, DecoderWhole
 from serverlight.partition.kv_cache import KVCache, LayerSize
 from serverlight.plan import Plan
 from serverlight.runtime.clock import Clock
@@ -60,7 +60,9 @@ class DecoderSession:
 
     def least_bytes(self, message: Step | MoveCut) -> int:
         """A frame has a token at least; how many, and what a layer brings, is found out when its turn comes."""
-        num_tokens = self.cache.num_tokens + (len(message.frames) if isinstance(message, Step) else 0)
+        num_tokens = self.cache.num_tokens
+        if isinstance(message, Step):
+            num_tokens += len(message.frames) + len(message.token_ids)
         # One that the sequence is too long for has another error, which comes with its turn.
         if (
             message.step <= self._num_done
@@ -79,7 +81,8 @@ class DecoderSession:
             CutNotFound: the layer is not on this server.
             FrameError: a frame is damaged.
             InputMismatch: a frame holds no hidden state of this model, or no keys or values of this sequence.
-            ProtocolError: a step is missing before this one, it is an old one, or another layer's turn is first.
+            ProtocolError: a step is missing before this one, it is an old one, another layer's turn is first, or token ids are
+                not for this cut or not of the vocabulary.
             ServerBusy: there is no memory for more keys and values.
         """
         done = self._num_done
@@ -138,7 +141,7 @@ class DecoderSession:
         return self._last
 
     def _read(self, step: Step, reserve: Callable[[int], None], clock: Clock) -> Turn:
-        parts = self._decode(step.frames)
+        parts = self._decode(step.frames) if step.frames else [self._embed(step.token_ids)]
         sizes = tuple(part.shape[1] for part in parts)
         self._check_targets(step.targets, sum(sizes))
         reserve(self._room.num_bytes(self.cache.first, self.cache.num_tokens + sum(sizes)))
@@ -211,11 +214,27 @@ class DecoderSession:
             left -= tensor.shape[1]
         return parts
 
+    def _embed(self, token_ids: Sequence[int]) -> Tensor:
+        """The hidden states of tokens, ``[1, tokens, hidden]``, as a head without layers would have made them."""
+        if not isinstance(self.part, DecoderWhole) or self.cache.first != 0:
+            raise ProtocolError(
+                f"token ids at layers.{self.cache.first}; send frames, or cut at layers.0 of a server that serves it"
+            )
+        num_tokens, most = self.cache.num_tokens + len(token_ids), self._room.num_tokens(0)
+        if num_tokens > most:
+            raise ContextExceeded(num_tokens, most)
+        if max(token_ids) >= self.part.vocab_size:
+            raise ProtocolError(f"token {max(token_ids)} of {self.part.vocab_size}; is it the same tokenizer?")
+        counted = self.part.front.new_cache()
+        counted.skip(self.cache.num_tokens)
+        hidden: Tensor = self.part.front(torch.tensor([token_ids]), counted)
+        return hidden.cpu()  # where hidden states of frames are, too
+
 
 class Turn:
     """A step under way: tokens that have been read and are to run, at once or in pieces.
 
-    ``hidden`` is what came, ``[1, tokens, hidden]``, of frames of so many tokens as ``sizes`` says.
+    ``hidden`` is what came, ``[1, tokens, hidden]``, of frames (or ids) of so many tokens as ``sizes`` says.
     """
 
     def __init__(

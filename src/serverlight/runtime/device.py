@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from serverlight.codec import Codec, CodecConfig, decode
+from serverlight.codec import Codec, decode
 from serverlight.errors import ProtocolError
 from serverlight.generation import CHUNK_TOKENS, layer_of, score_hidden
 from serverlight.partition.decoder import DecoderHead, DecoderTail
 from serverlight.partition.kv_cache import LayerSize, LayerState
-from serverlight.plan import Plan
+from serverlight.plan import TOKEN_IDS, Plan
+from serverlight.runtime.messages import Piece
 from serverlight.sampling import Choice, Sampling, Score, choose_token
 
 __all__ = ["Device", "Footprint", "HeadRun"]
@@ -24,8 +25,8 @@ __all__ = ["Device", "Footprint", "HeadRun"]
 class HeadRun:
     """What the head made of some tokens."""
 
-    frame: bytes
-    """Their hidden states, encoded."""
+    piece: Piece
+    """What goes up: their hidden states, encoded, or their ids."""
 
     head_ms: float
     """Running the head."""
@@ -70,7 +71,7 @@ class Device:
 
     def __init__(self, plan: Plan, head: DecoderHead, tail: DecoderTail | None, prompt_ids: Sequence[int] = ()) -> None:
         self._head, self._tail = head, tail
-        self._codec = Codec(plan.codec)
+        self._codec, self._sends = Codec(plan.codec), plan.sends
         self._cache = head.new_cache(last=layer_of(plan.cut))
         self._tail_cache = None if tail is None else tail.new_cache(first=layer_of(plan.return_cut or ""))
         self._ids: list[int] = []
@@ -104,15 +105,28 @@ class Device:
 
     def run(self, piece: torch.Tensor) -> HeadRun:
         """Goes on by some tokens, int64 ``[1, tokens]``."""
+        ids: list[int] = piece[0].tolist()
+        made = self._pass_on(ids) if self._sends_ids else self._encode(piece)
+        self._ids += ids
+        self._sizes.append(len(ids))
+        return made
+
+    @property
+    def _sends_ids(self) -> bool:
+        return self._sends == TOKEN_IDS and self.layer == 0
+
+    def _pass_on(self, ids: list[int]) -> HeadRun:
+        self._cache.skip(len(ids))
+        return HeadRun(piece=tuple(ids), head_ms=0.0, encode_ms=0.0)
+
+    def _encode(self, piece: torch.Tensor) -> HeadRun:
         started_s = time.perf_counter()
         with torch.inference_mode():
             hidden = self._head(piece, self._cache)
         head_done_s = time.perf_counter()
         frame = self._codec.encode(hidden)
-        self._ids += piece[0].tolist()
-        self._sizes.append(piece.shape[1])
         encode_ms = (time.perf_counter() - head_done_s) * 1e3
-        return HeadRun(frame=frame, head_ms=(head_done_s - started_s) * 1e3, encode_ms=encode_ms)
+        return HeadRun(piece=frame, head_ms=(head_done_s - started_s) * 1e3, encode_ms=encode_ms)
 
     def choose(self, frames: Sequence[bytes], sampling: Sampling) -> Choice:
         """The next token, from the hidden states of all tokens that the tail has not seen yet.
@@ -164,25 +178,32 @@ class Device:
         """Moves the cut to a deeper ``layer``; what the head remembers is to be made :meth:`again`."""
         self._cache = self._head.new_cache(last=layer)
 
-    def use(self, codec: CodecConfig) -> None:
-        """Encodes with other settings from now on; frames describe themselves."""
-        if codec != self._codec.config:
-            self._codec = Codec(codec)
+    def use(self, plan: Plan) -> None:
+        """Sends what that plan says from now on, at whichever cut; frames describe themselves."""
+        self._sends = plan.sends
+        if plan.codec != self._codec.config:
+            self._codec = Codec(plan.codec)
 
-    def again(self) -> Iterator[tuple[bytes, ...]]:
-        """Runs the head over all tokens anew, at the cut where it is now; the frames of all tokens, some at a time.
+    def again(self) -> Iterator[tuple[Piece, ...]]:
+        """Runs the head over all tokens anew, at the cut where it is now; what goes up of all tokens, some at a time.
 
-        A frame for each that there was, of the same tokens. To be read to the end: the cache is made anew too, so that
+        A piece for each that there was, of the same tokens. To be read to the end: the cache is made anew too, so that
         memory never holds it twice.
         """
         self._cache = self._head.new_cache(last=self._cache.last)
         start = 0
         for sizes in _batches(self._sizes, CHUNK_TOKENS):
-            piece = torch.tensor([self._ids[start : start + sum(sizes)]])
+            ids = self._ids[start : start + sum(sizes)]
             start += sum(sizes)
-            with torch.inference_mode():
-                hidden = self._head(piece, self._cache)
-            yield tuple(self._codec.encode(part) for part in hidden.split(sizes, dim=1))
+            yield self._pieces(ids, sizes)
+
+    def _pieces(self, ids: list[int], sizes: list[int]) -> tuple[Piece, ...]:
+        if self._sends_ids:
+            self._cache.skip(len(ids))
+            return tuple(tuple(part.tolist()) for part in torch.split(torch.tensor(ids), sizes))
+        with torch.inference_mode():
+            hidden = self._head(torch.tensor([ids]), self._cache)
+        return tuple(self._codec.encode(part) for part in hidden.split(sizes, dim=1))
 
 
 def _batches(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:

@@ -101,7 +101,7 @@ class Follower:
 
     def _use(self, choice: Choice) -> None:
         assert choice.plan is not None
-        self._device.use(choice.plan.codec)
+        self._device.use(choice.plan)
 
     def _price_ms(self, choice: Choice) -> float:
         """Of a cut that would not keep the device's memory cap: more than anything is worth."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serverlight.errors import ServerlightError
+from serverlight.plan import id_bytes
 from serverlight.sampling import Sampling, Score
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "MoveCut",
     "OpenSession",
     "Payload",
+    "Piece",
     "Ping",
     "Pong",
     "RawTensor",
@@ -29,6 +31,7 @@ __all__ = [
     "Timing",
     "Welcome",
     "payload_bytes",
+    "piece_bytes",
 ]
 
 PROTOCOL_VERSION = 1
@@ -70,6 +73,9 @@ class Image:
 
 
 Payload = Frame | RawTensor | Image
+
+Piece = bytes | tuple[int, ...]
+"""What goes up of some tokens of a sequence: the frame of their hidden states, or their ids."""
 
 
 # -- messages ---------------------------------------------------------------------------------------
@@ -192,13 +198,16 @@ class OpenSession:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """The next tokens of the session's sequence, as hidden states."""
+    """The next tokens of the session's sequence, as hidden states or as they are."""
 
     step: int
     """From 1, rising by one."""
 
-    frames: tuple[bytes, ...]
+    frames: tuple[bytes, ...] = ()
     """Encoded hidden states ``[1, tokens, hidden]``, which follow each other in the sequence."""
+
+    token_ids: tuple[int, ...] = ()
+    """In place of frames, at ``layers.0``: the tokens themselves."""
 
     more: bool = False
     """Whether the prompt goes on, so that no token is wanted yet."""
@@ -297,8 +306,17 @@ ClientMessage = Hello | InferRequest | OpenSession | Step | MoveCut | CloseSessi
 ServerMessage = Welcome | InferReply | StepReply | Failure | Pong
 
 
+def piece_bytes(piece: Piece) -> int:
+    """Bytes of a frame, or of ids.
+
+    >>> piece_bytes(b"abc"), piece_bytes((1, 300))
+    (3, 3)
+    """
+    return len(piece) if isinstance(piece, bytes) else id_bytes(piece)
+
+
 def payload_bytes(message: InferRequest | Step | MoveCut) -> int:
-    """Bytes of frames, tensors and images in a request.
+    """Bytes of frames, tensors, images and token ids in a request.
 
     >>> payload_bytes(InferRequest(request_id=1, payloads=(Frame(data=b"abc"), Image(data=b"de"))))
     5
@@ -307,6 +325,6 @@ def payload_bytes(message: InferRequest | Step | MoveCut) -> int:
         case InferRequest():
             return sum(len(payload.data) for payload in message.payloads)
         case Step():
-            return sum(map(len, message.frames))
+            return sum(map(len, message.frames)) + id_bytes(message.token_ids)
         case MoveCut():
             return len(message.keys) + len(message.values)

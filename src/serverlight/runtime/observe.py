@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from serverlight.errors import ServerlightError
+from serverlight.plan import id_bytes
 from serverlight.runtime.messages import Failure, Frame, InferReply, MoveCut, Step, StepReply, Timing
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ def _answered(job: Job, message: InferReply | StepReply | Failure) -> Answered:
     other_bytes = 0
     if isinstance(request, Step):
         kind, frames = "step", request.frames
+        num_up, other_bytes = min(1, len(request.token_ids)), id_bytes(request.token_ids)
     elif isinstance(request, MoveCut):
         kind, frames, layer = "move", (request.keys, request.values), request.layer
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -27,7 +28,7 @@ from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.device import Device
 from serverlight.runtime.grpc_transport import GrpcTransport
 from serverlight.runtime.heartbeat import Heartbeat
-from serverlight.runtime.messages import MoveCut, OpenSession, Step, StepReply
+from serverlight.runtime.messages import MoveCut, OpenSession, Piece, Step, StepReply
 from serverlight.runtime.quotas import RENEWED
 from serverlight.runtime.resolver import Resolver
 from serverlight.runtime.stream import ClientStream
@@ -87,7 +88,7 @@ class RemoteSequence:
     cuts: tuple[str, ...] = ()
     """What the server serves."""
 
-    _frames: list[bytes] = field(default_factory=list)
+    _pieces: list[Piece] = field(default_factory=list)
     _targets: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _has_dropped: bool = False
     _num_taken: int = 0
@@ -105,18 +106,19 @@ class RemoteSequence:
         if self._stream is None:
             self._insist(lambda: None)
 
-    def send(self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False, targets: tuple[int, ...] = ()) -> int:
-        """Keeps the frames and sends them without waiting; returns the bytes on the wire, 0 where no server is there.
+    def send(self, pieces: tuple[Piece, ...], *, more: bool, quiet: bool = False, targets: tuple[int, ...] = ()) -> int:
+        """Keeps the pieces, all frames or all ids, and sends them without waiting; returns the bytes on the wire, 0 where no
+        server is there.
 
-        ``targets`` are as a :class:`Step` has them, for a single frame; then no cut moves in this sequence.
+        ``targets`` are as a :class:`Step` has them, for a single piece; then no cut moves in this sequence.
         """
         if targets:
-            self._targets[len(self._frames)] = targets
-        self._frames.extend(frames)
+            self._targets[len(self._pieces)] = targets
+        self._pieces.extend(pieces)
         self._begin()
         try:
             if self._stream is not None:
-                return self._post(frames, more=more, quiet=quiet, targets=targets)
+                return self._post(pieces, more=more, quiet=quiet, targets=targets)
         except (*_RECOVERABLE, FrameError):
             self._drop()
         return 0
@@ -129,9 +131,9 @@ class RemoteSequence:
         return replies
 
     def restart(self, cut: str) -> None:
-        """Begins again at another cut, on the same stream if there is one; all frames are to be sent again."""
+        """Begins again at another cut, on the same stream if there is one; all pieces are to be sent again."""
         self.plan = dataclasses.replace(self.plan, cut=cut)
-        self._frames, self._has_dropped = [], False
+        self._pieces, self._has_dropped = [], False
         if self._stream is None:
             return
         try:
@@ -143,7 +145,7 @@ class RemoteSequence:
     def ship(self, cut: str, layers: Iterable[tuple[int, bytes, bytes]]) -> int | None:
         """Moves the cut by sending keys and values, the deepest layer first; returns bytes, or ``None`` where it failed.
 
-        After a failure the sequence is on no stream. After a success its frames so far are of no use any more, and are
+        After a failure the sequence is on no stream. After a success its pieces so far are of no use any more, and are
         dropped: should another server need them, the device makes those of the new cut.
         """
         if self._stream is None:
@@ -158,7 +160,7 @@ class RemoteSequence:
             self.close()
             return None
         self.plan = dataclasses.replace(self.plan, cut=cut)
-        self._frames, self._has_dropped = [], True
+        self._pieces, self._has_dropped = [], True
         return num_bytes
 
     def close(self) -> None:
@@ -227,22 +229,25 @@ class RemoteSequence:
         return OpenSession(sampling=self.sampling, cut=cut, seen=tuple(sorted(self.device.seen)) if weighs else ())
 
     def _replay(self) -> None:
-        """Sends all frames: those whose replies were taken many at a time, each other one as it was sent first."""
+        """Sends all pieces: those whose replies were taken many at a time, each other one as it was sent first."""
         if self._has_dropped:
-            self._frames = [frame for frames in self.device.again() for frame in frames]
+            self._pieces = [piece for pieces in self.device.again() for piece in pieces]
             self._has_dropped = False
-        taken, others = self._frames[: self._num_taken], self._frames[self._num_taken :]
+        taken, others = self._pieces[: self._num_taken], self._pieces[self._num_taken :]
         for start in range(0, len(taken), _REPLAY_FRAMES):
-            self._post(tuple(taken[start : start + _REPLAY_FRAMES]), more=True, quiet=True)
-        for index, frame in enumerate(others, start=1):
+            for _, alike in itertools.groupby(taken[start : start + _REPLAY_FRAMES], key=type):
+                self._post(tuple(alike), more=True, quiet=True)
+        for index, piece in enumerate(others, start=1):
             targets = self._targets.get(len(taken) + index - 1, ())
-            self._post((frame,), more=index < len(others), targets=targets)
+            self._post((piece,), more=index < len(others), targets=targets)
 
     def _post(
-        self, frames: tuple[bytes, ...], *, more: bool, quiet: bool = False, targets: tuple[int, ...] = ()
+        self, pieces: tuple[Piece, ...], *, more: bool, quiet: bool = False, targets: tuple[int, ...] = ()
     ) -> int:
-        step = self._num_steps + 1
-        return self._post_message(Step(step=step, frames=frames, more=more, quiet=quiet, targets=targets))
+        frames = tuple(piece for piece in pieces if isinstance(piece, bytes))
+        ids = tuple(token_id for piece in pieces if not isinstance(piece, bytes) for token_id in piece)
+        step = Step(step=self._num_steps + 1, frames=frames, token_ids=ids, more=more, quiet=quiet, targets=targets)
+        return self._post_message(step)
 
     def _post_layer(self, layer: int, keys: bytes, values: bytes) -> int:
         return self._post_message(MoveCut(step=self._num_steps + 1, layer=layer, keys=keys, values=values))

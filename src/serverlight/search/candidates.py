@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import PlanMismatch
 from serverlight.partition.names import OUTPUT
-from serverlight.plan import same_revision
+from serverlight.plan import id_bytes, same_revision
 from serverlight.search.constraints import Constraints
 from serverlight.search.predict import token_budget
 from serverlight.search.prediction import Candidate, Scene
@@ -83,10 +83,13 @@ def candidate_of(row: QualityRow, elements: int, *, is_first: bool) -> Candidate
 
 
 def _raw_input(scene: Scene) -> Candidate:
-    """The file, where the load says how large it is; else the input's numbers as halves."""
+    """Token ids; or the file, where the load says how large it is, else the input's numbers as halves."""
     first, workload = scene.device.cuts[0], scene.workload
     raw = Candidate(way="full-server", cut=first.name, codec=_HALF)
-    if workload.input_bytes is not None and not scene.is_text:
+    if scene.is_text:  # at most: the last cut's elements are the vocabulary
+        id_size = float(id_bytes([scene.server.cuts[-1].elements - 1]))
+        return dataclasses.replace(raw, frame_bytes=id_size, prompt_token_bytes=id_size, sends_ids=True)
+    if workload.input_bytes is not None:
         return dataclasses.replace(
             raw, frame_bytes=float(workload.input_bytes), loss_pp=workload.input_loss_pp, is_file=True
         )

@@ -12,8 +12,9 @@ from serverlight.link import LinkConfig
 from serverlight.search.candidates import candidates
 from serverlight.search.caps import broken_caps, check_caps, objective_value
 from serverlight.search.constraints import Constraints, Objective, Workload
+from serverlight.search.optimise import infeasible
 from serverlight.search.predict import predict
-from serverlight.search.prediction import Prediction, Scene
+from serverlight.search.prediction import Candidate, Prediction, Scene
 from serverlight.search.profile import Profile
 from serverlight.search.quality import QualityTable
 
@@ -59,6 +60,11 @@ class FleetPlan:
     """No choice of plans within the budget has less; the difference is at most one member's last improvement."""
 
     @property
+    def chosen(self) -> tuple[Candidate, ...]:
+        """All plans, as something to settle."""
+        return tuple(prediction.candidate for prediction in self.predictions)
+
+    @property
     def gap(self) -> float:
         """How far from the best this may be at most, as a share of the objective."""
         return 0.0 if self.objective == 0 else max(0.0, 1 - self.lower_bound / self.objective)
@@ -93,7 +99,9 @@ def plan_fleet(
     load = math.fsum(ladder[0].load for ladder in ladders)
     if load > budget * (1 + 1e-9):
         raise Infeasible(
-            ("budget",), f"all members together need {load:.3g} of the server's time at least, allowed is {budget:.3g}"
+            ("budget",),
+            f"all devices together need {load:.3g} of the server's time at least, allowed is {budget:.3g}; allow more, relax their "
+            "caps, or take some to another server",
         )
     return _climb(ladders, load, budget)
 
@@ -121,9 +129,9 @@ def _steps(
         if not broken_caps(p, member.constraints, scene)
     ]
     if not steps:
-        raise Infeasible(
-            ("constraints",), f"the device {member.name!r} has no plan that keeps its caps; search for it alone"
-        )
+        why = infeasible(every, scene, member.constraints, objective)
+        reason = str(why).removeprefix(f"{', '.join(why.binding)}: ")
+        raise Infeasible(why.binding, f"of {member.name!r} {reason}", why.nearest)
     return steps
 
 

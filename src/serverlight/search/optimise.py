@@ -17,11 +17,11 @@ from serverlight.search.candidates import candidates
 from serverlight.search.caps import LINK_CAPS, Broken, broken_caps, cap_values, check_caps, objective_value, set_caps
 from serverlight.search.constraints import Constraints, Objective, Workload
 from serverlight.search.predict import predict
-from serverlight.search.prediction import Prediction, Scene
+from serverlight.search.prediction import Candidate, Prediction, Scene
 from serverlight.search.profile import Profile
 from serverlight.search.quality import QualityTable
 
-__all__ = ["Relief", "Rival", "SearchResult", "optimise"]
+__all__ = ["Relief", "Rival", "SearchResult", "infeasible", "optimise"]
 
 RELAXED_BY = 1.1
 _NUM_NEAREST = 3
@@ -94,6 +94,11 @@ class SearchResult:
         return Frontier(choices=tuple(point.choice(device.model, device.revision) for point in self.points))
 
     @property
+    def chosen(self) -> tuple[Candidate, ...]:
+        """The one plan, as something to settle."""
+        return (self.best.candidate,)
+
+    @property
     def binding(self) -> tuple[str, ...]:
         """The caps that keep a better plan out."""
         return tuple(relief.field for relief in self.reliefs if relief.is_binding)
@@ -136,7 +141,7 @@ def optimise(
     field = _Field(predictions, scene, objective)
     best = field.best(constraints)
     if best is None:
-        raise _infeasible(field, constraints)
+        raise infeasible(predictions, scene, constraints, objective)
     return SearchResult(
         best=best,
         scene=scene,
@@ -235,7 +240,12 @@ def _relief(field: _Field, best: Prediction, constraints: Constraints, name: str
     )
 
 
-def _infeasible(field: _Field, constraints: Constraints) -> Infeasible:
+def infeasible(
+    predictions: Sequence[Prediction], scene: Scene, constraints: Constraints, objective: Objective
+) -> Infeasible:
+    """Says of plans none of which keeps all caps which of these are in the way, and which plans come nearest."""
+    field = _Field(predictions, scene, objective)
+
     def excess(prediction: Prediction) -> tuple[float, ...]:
         return sum(b.excess for b in field.broken(prediction, constraints)), *field.key(prediction)
 

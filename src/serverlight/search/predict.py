@@ -132,16 +132,16 @@ class _Parts:
     def of(cls, candidate: Candidate, scene: Scene) -> _Parts:
         assert candidate.cut is not None
         before, behind = scene.device.cut(candidate.cut), scene.server.cut(candidate.cut)
-        payload_bytes = round(candidate.frame_bytes) + (0 if candidate.is_file else before.side_bytes)
+        payload_bytes = round(candidate.frame_bytes) + (0 if candidate.is_raw else before.side_bytes)
         up_bytes, down_bytes = _message_bytes(payload_bytes, scene)
         kilo_elements = before.elements / _KILO
         message_ms, message_server_ms = _message_ms(up_bytes, scene)
         return cls(
-            head_ms=0.0 if candidate.is_file else before.head.ms(context=scene.context),
-            encode_ms=0.0 if candidate.is_file else scene.device.codec.encode.ms(tokens=kilo_elements),
+            head_ms=0.0 if candidate.is_raw else before.head.ms(context=scene.context),
+            encode_ms=0.0 if candidate.is_raw else scene.device.codec.encode.ms(tokens=kilo_elements),
             uplink_ms=scene.transfer_ms(up_bytes),
             downlink_ms=scene.transfer_ms(down_bytes),
-            decode_ms=scene.server.codec.decode.ms(tokens=kilo_elements),
+            decode_ms=_read_ms(candidate, scene, tokens=1, context=scene.context),
             tail=_batch_time(behind.tail, scene.context),
             message_server_ms=message_server_ms,
             message_rest_ms=max(0.0, message_ms - message_server_ms),
@@ -159,9 +159,10 @@ class _Parts:
         message_ms = self.message_server_ms + self.message_rest_ms + (device + server) / 2 * latency_ms
         return dataclasses.replace(
             self,
-            head_ms=self.head_ms + (0.0 if candidate.is_file else device * before.head_rest_ms),
-            encode_ms=self.encode_ms + (0.0 if candidate.is_file else device * scene.device.codec.encode_rest_ms),
-            decode_ms=self.decode_ms + server * scene.server.codec.decode_rest_ms,
+            head_ms=self.head_ms + (0.0 if candidate.is_raw else device * before.head_rest_ms),
+            encode_ms=self.encode_ms + (0.0 if candidate.is_raw else device * scene.device.codec.encode_rest_ms),
+            decode_ms=self.decode_ms
+            + server * (behind.head_rest_ms if candidate.sends_ids else scene.server.codec.decode_rest_ms),
             tail=dataclasses.replace(self.tail, fixed_ms=self.tail.fixed_ms + server * behind.tail_rest_ms),
             message_server_ms=message_server_ms,
             message_rest_ms=max(0.0, message_ms - message_server_ms),
@@ -172,6 +173,15 @@ class _Parts:
         """What keeps the server: frames and messages one by one, the tail for all at once."""
         each_ms = self.decode_ms + self.message_server_ms + self.tail.each_ms
         return dataclasses.replace(self.tail, each_ms=each_ms)
+
+
+def _read_ms(candidate: Candidate, scene: Scene, *, tokens: int, context: float) -> float:
+    """What it takes the server to make the features of a message: to decode a frame, or to look up embeddings."""
+    assert candidate.cut is not None
+    cost = scene.server.cut(candidate.cut)
+    if candidate.sends_ids:
+        return cost.head.ms(tokens=tokens, context=context)
+    return scene.server.codec.decode.ms(tokens=tokens * cost.elements / _KILO)
 
 
 def _batch_time(curve: Curve, context: float) -> BatchTime:
@@ -239,11 +249,13 @@ def _first_token_ms(candidate: Candidate, parts: _Parts, scene: Scene) -> float:
     device_ms = link_ms = server_ms = 0.0
     for start in range(0, scene.workload.prompt_tokens, CHUNK_TOKENS):
         tokens = min(CHUNK_TOKENS, scene.workload.prompt_tokens - start)
-        kilo_elements = tokens * before.elements / _KILO
-        device_ms += before.head.ms(tokens=tokens, context=start) + scene.device.codec.encode.ms(tokens=kilo_elements)
+        if not candidate.is_raw:
+            device_ms += before.head.ms(tokens=tokens, context=start)
+            device_ms += scene.device.codec.encode.ms(tokens=tokens * before.elements / _KILO)
         payload_bytes = round(tokens * (candidate.prompt_token_bytes + before.side_bytes))
         link_ms = max(device_ms, link_ms) + scene.transfer_ms(message_sizes.step_bytes(payload_bytes))
-        server_ms = max(link_ms + scene.one_way_ms, server_ms) + scene.server.codec.decode.ms(tokens=kilo_elements)
+        server_ms = max(link_ms + scene.one_way_ms, server_ms)
+        server_ms += _read_ms(candidate, scene, tokens=tokens, context=start)
         server_ms += behind.tail.ms(tokens=tokens, context=start)
     message_ms = parts.message_server_ms + parts.message_rest_ms
     opening_ms = (scene.device.message.opening_ms + scene.server.message.opening_ms) / 2
@@ -252,7 +264,7 @@ def _first_token_ms(candidate: Candidate, parts: _Parts, scene: Scene) -> float:
 
 
 def _memory_bytes(candidate: Candidate, scene: Scene) -> int:
-    if candidate.is_file or candidate.cut is None:
+    if candidate.is_raw or candidate.cut is None:
         return 0
     cost = scene.device.cut(candidate.cut)
     return _held_bytes(cost.head_weight_bytes, cost.head_kv_bytes, cost, scene)

@@ -8,7 +8,7 @@ from serverlight.codec.config import CodecConfig
 from serverlight.frontier import Choice, Way
 from serverlight.generation import CHUNK_TOKENS
 from serverlight.link import LinkConfig
-from serverlight.plan import Plan
+from serverlight.plan import TOKEN_IDS, Plan
 from serverlight.search.constraints import Workload
 from serverlight.search.profile import Profile
 
@@ -84,11 +84,19 @@ class Candidate:
     is_file: bool = False
     """Whether the input goes up as the file that it is, such as a JPEG: then the device computes nothing."""
 
+    sends_ids: bool = False
+    """Whether token ids go up, which a server with the embeddings takes: then the device computes nothing either."""
+
     tokens: int | None = None
     """Of a language model: new tokens until the device's memory is full and it exits early; none where it holds all."""
 
     then: Candidate | None = None
     """Where it goes on, with the same settings."""
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the device only passes on what the model is given."""
+        return self.is_file or self.sends_ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +175,13 @@ class Prediction:
         chosen = self.candidate
         if chosen.cut is None:
             return None
-        return Plan(model=model, revision=revision, cut=chosen.cut, codec=chosen.codec or CodecConfig())
+        return Plan(
+            model=model,
+            revision=revision,
+            cut=chosen.cut,
+            codec=chosen.codec or CodecConfig(),
+            sends=TOKEN_IDS if chosen.sends_ids else None,
+        )
 
     def choice(self, model: str, revision: str) -> Choice:
         """What a running device needs to know of it."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from serverlight.codec.config import CodecConfig
-from serverlight.search.optimise import SearchResult
+from serverlight.search.prediction import Candidate
 from serverlight.search.quality import QualityTable
 
 __all__ = ["settle"]
@@ -15,14 +16,25 @@ MOST = 16
 """Full runs at most."""
 
 
+class Chosen(Protocol):
+    """What a search, of one device or of many, comes to."""
+
+    @property
+    def chosen(self) -> Sequence[Candidate]:
+        """What is to be run."""
+
+
+Result = TypeVar("Result", bound=Chosen)
+
+
 def settle(
     table: QualityTable,
-    choose: Callable[[QualityTable], SearchResult],
+    choose: Callable[[QualityTable], Result],
     measure: Callable[[str, CodecConfig], QualityTable],
     *,
     most: int = MOST,
-) -> tuple[SearchResult, QualityTable]:
-    """Chooses, measures the chosen row if it is a predicted one, and chooses again, until the plan rests on a measured row.
+) -> tuple[Result, QualityTable]:
+    """Chooses, measures a chosen row that is a predicted one, and chooses again, until all plans rest on measured rows.
 
     Of many predicted losses the search takes those that are too good to be true first, so that one full run or two for
     each choice are worth more than many elsewhere.
@@ -38,14 +50,15 @@ def settle(
     """
     for _ in range(most):
         result = choose(table)
-        chosen = result.best.candidate
-        if chosen.is_measured or chosen.cut is None or chosen.codec is None:
+        keys = [(one.cut, one.codec) for one in result.chosen if not one.is_measured]
+        cut, codec = next(iter(keys), (None, None))
+        if cut is None or codec is None:
             return result, table
-        found = {(row.cut, row.codec): row for row in measure(chosen.cut, chosen.codec).rows}
+        found = {(row.cut, row.codec): row for row in measure(cut, codec).rows}
         # A row that cannot be measured must not be asked for again.
         rows = tuple(found.get((row.cut, row.codec), row) for row in table.rows)
         table = dataclasses.replace(table, rows=rows)
-        if (chosen.cut, chosen.codec) not in found:
+        if (cut, codec) not in found:
             break
     measured = dataclasses.replace(table, rows=tuple(row for row in table.rows if row.is_measured))
     return choose(measured), table

@@ -15,6 +15,7 @@ from serverlight.errors import ConfigError
 if TYPE_CHECKING:
     from serverlight.apps.demo.measure import DemoSetup
     from serverlight.apps.demo.report import Row
+    from serverlight.apps.demo.shown import Shown
 
 __all__ = ["demo"]
 
@@ -22,7 +23,12 @@ __all__ = ["demo"]
 def demo(
     model: ModelArgument = "demo-vision",
     cut: Annotated[
-        list[str] | None, typer.Option("--cut", metavar="NAME", help="Where to cut; may be given up to three times.")
+        list[str] | None,
+        typer.Option(
+            "--cut",
+            metavar="NAME",
+            help="Where to cut; up to three times. `auto`, by default, is where the last search chose, else as built in.",
+        ),
     ] = None,
     data: DataOption = None,
     limit: LimitOption = None,
@@ -51,6 +57,7 @@ def demo(
 
     from serverlight.apps.demo.measure import measure
     from serverlight.apps.demo.report import COLUMNS, make_rows, summary, table_cells
+    from serverlight.apps.demo.shown import what_to_show
     from serverlight.codec import warm_up
     from serverlight.link import LinkConfig
     from serverlight.models.loader import is_language_model
@@ -58,13 +65,14 @@ def demo(
     check_writable("json", json)
     check_writable("plot", plot)
     parsed_link = LinkConfig.parse(link) if link else None
+    shown = what_to_show(model, cut or [])
     torch.set_num_threads(1)
     if is_language_model(model):
         if data or plot:
             raise ConfigError("data" if data else "plot", f"is for images, and {model!r} writes text; leave it away")
-        demo_writing(model, cut or [], limit, tokens, parsed_link, json)
+        demo_writing(model, shown, limit, tokens, parsed_link, json)
         return
-    setup, labels = _prepare(model, cut or [], data, limit, clients, parsed_link)
+    setup, labels = _prepare(model, shown, data, limit, clients, parsed_link)
     with progress_bar("compiling the codec (once)", len(setup.modes) * setup.num_images) as (bar, task):
         warm_up()  # else server and devices would all compile at once
         bar.update(task, description="starting processes")
@@ -75,10 +83,10 @@ def demo(
         )
     rows = make_rows(setup.modes, measured, labels)
     if json:
-        write_json(json, _document(setup, rows))
+        write_json(json, _document(setup, shown, rows))
     if json != STDOUT:
         print_table(COLUMNS, table_cells(rows, setup.modes), left=2)
-        print_lines(_caption(setup), summary(rows))
+        print_lines(_caption(setup), f"The model is {shown.reason}.", summary(rows))
     if plot:
         from serverlight.apps.plots import plot_demo
 
@@ -86,7 +94,7 @@ def demo(
 
 
 def _prepare(
-    spec: str, wanted: list[str], data: str | None, limit: int | None, clients: int, link: Any
+    spec: str, shown: Shown, data: str | None, limit: int | None, clients: int, link: Any
 ) -> tuple[DemoSetup, list[int]]:
     from serverlight.apps.demo.measure import DemoSetup
     from serverlight.apps.demo.modes import make_modes
@@ -98,12 +106,12 @@ def _prepare(
     model = load_model(spec)
     images = load_model_images(model, data, limit)
     parts = partition(model.module, model.example_inputs)
-    cuts = [cut.name for cut in choose_cuts(spec, parts, wanted)]
+    cuts = [cut.name for cut in choose_cuts(spec, parts, list(shown.cuts))]
     first, last = parts.cuts[0].name, parts.cuts[-1].name
     setup = DemoSetup(
         model=spec,
         revision=model.revision,
-        modes=make_modes(spec, model.revision, cuts, first=first, last=last),
+        modes=make_modes(spec, model.revision, cuts, first=first, last=last, chosen=shown.codec),
         cuts=[first, *cuts],
         data=data,
         num_images=len(images),
@@ -113,7 +121,7 @@ def _prepare(
     return setup, images.labels.tolist()
 
 
-def _document(setup: DemoSetup, rows: list[Row]) -> dict[str, Any]:
+def _document(setup: DemoSetup, shown: Shown, rows: list[Row]) -> dict[str, Any]:
     from serverlight.apps.demo.measure import LEAD_IN, ROUNDS, WARM_UP
     from serverlight.apps.demo.report import settings
     from serverlight.apps.vision import JPEG_QUALITY
@@ -133,6 +141,7 @@ def _document(setup: DemoSetup, rows: list[Row]) -> dict[str, Any]:
             "lead_in_requests": LEAD_IN,
             "jpeg_quality": JPEG_QUALITY,
             "codec": settings(setup.modes),
+            "cut_by": shown.source,
         },
         [dataclasses.asdict(row) for row in rows],
     )

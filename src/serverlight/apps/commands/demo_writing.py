@@ -11,6 +11,7 @@ from serverlight.errors import ConfigError
 if TYPE_CHECKING:
     from serverlight.apps.demo.language import LanguageSetup
     from serverlight.apps.demo.language_report import WritingRow
+    from serverlight.apps.demo.shown import Shown
     from serverlight.link import LinkConfig
 
 __all__ = ["NUM_TOKENS", "demo_writing"]
@@ -20,16 +21,16 @@ NUM_TOKENS = 64
 
 
 def demo_writing(
-    spec: str, cuts: list[str], num_prompts: int | None, num_tokens: int, link: LinkConfig | None, json: str | None
+    spec: str, shown: Shown, num_prompts: int | None, num_tokens: int, link: LinkConfig | None, json: str | None
 ) -> None:
     """Measures and prints; raises :class:`ConfigError` for more than one cut."""
     from serverlight.apps.demo.language import MODES, measure_writing, prepare_writing
     from serverlight.apps.demo.language_report import COLUMNS, summarise, writing_cells, writing_rows
     from serverlight.codec import warm_up
 
-    if len(cuts) > 1:
-        raise ConfigError("cut", f"a language model is shown at one cut, got {len(cuts)}; leave some away")
-    setup = prepare_writing(spec, cuts[0] if cuts else None, num_prompts, num_tokens, link)
+    if len(shown.cuts) > 1:
+        raise ConfigError("cut", f"a language model is shown at one cut, got {len(shown.cuts)}; leave some away")
+    setup = prepare_writing(spec, next(iter(shown.cuts), None), num_prompts, num_tokens, link, shown.codec)
     with progress_bar("compiling the codec (once)", len(MODES) * len(setup.prompts)) as (bar, task):
         warm_up()  # else device and servers would all compile at once
         bar.update(task, description="starting processes")
@@ -38,13 +39,13 @@ def demo_writing(
         )
     rows = writing_rows(texts, setup)
     if json:
-        write_json(json, _document(setup, rows))
+        write_json(json, _document(setup, shown, rows))
     if json != STDOUT:
         print_table(COLUMNS, writing_cells(rows), left=2)
-        print_lines(_caption(setup), summarise(rows))
+        print_lines(_caption(setup), f"The model is {shown.reason}.", summarise(rows))
 
 
-def _document(setup: LanguageSetup, rows: list[WritingRow]) -> dict[str, Any]:
+def _document(setup: LanguageSetup, shown: Shown, rows: list[WritingRow]) -> dict[str, Any]:
     from serverlight.apps.demo.modes import CODED
     from serverlight.evaluation import measured_document
 
@@ -58,6 +59,7 @@ def _document(setup: LanguageSetup, rows: list[WritingRow]) -> dict[str, Any]:
             "tokens": setup.num_tokens,
             "link": str(setup.link) if setup.link else None,
             "codec": {mode: setup.codec(mode).to_dict() for mode in CODED},
+            "cut_by": shown.source,
         },
         [dataclasses.asdict(row) for row in rows],
     )

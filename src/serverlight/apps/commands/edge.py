@@ -74,6 +74,7 @@ def edge(
     planned, credentials = where.read_for_text(model), trust.read(*server)
     torch.set_num_threads(threads)
     with contextlib.closing(_listen(host, port)) as listening:
+        assert planned.cut is not None
         head = LoadedDecoder.head(model, planned.cut)
         plan = planned.plan_for(head.name, head.revision)
         tokenizer = Tokenizer.load(model, head.part.vocab_size)

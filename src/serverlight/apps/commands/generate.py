@@ -92,6 +92,7 @@ def generate(
         raise ConfigError("local", "no cut moves in one process; leave --device-memory and --step-deadline away")
     torch.set_num_threads(threads)
     numbers = read_dtype(dtype)
+    assert planned.cut is not None
     head = LoadedDecoder.head(model, planned.cut, dtype=numbers)
     tokenizer = Tokenizer.load(model, head.part.vocab_size)
     plan = planned.plan_for(head.name, head.revision, return_cut)

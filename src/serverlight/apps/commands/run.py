@@ -53,22 +53,27 @@ def run(
     """Run the head of a model here and its tail on a server, one sample a request, and say what it takes.
 
     A vision model runs on labelled images; any other model on its example inputs, again and again. Settings that are
-    not given are the codec's defaults.
+    not given are the codec's defaults; without a cut those that a search chose, or mild ones.
 
     Example: `serverlight run demo-vision --server 127.0.0.1:50051 --cut layer2.2 --sparsity 0.8`
     """
     import torch
 
+    from serverlight.apps.demo.settings import middle_cut
     from serverlight.models import load_model
     from serverlight.partition import partition
     from serverlight.runtime import connect
 
     check_writable("json", json)
     planned, credentials = where.read(model), trust.read(server)
+    if planned.sends:
+        raise ConfigError("token_ids", "are for language models; leave them away, or run `serverlight generate`")
     torch.set_num_threads(threads)
     loaded = load_model(model)
-    plan = planned.plan_for(loaded.name, loaded.revision)
     parts = partition(loaded.module, loaded.example_inputs)
+    if planned.cut is None:
+        planned = planned.built_in(model, *middle_cut(model, parts))
+    plan = planned.plan_for(loaded.name, loaded.revision)
     samples = _samples(loaded, data, limit)
     with connect(server, plan=plan, model=parts, basis=planned.basis, credentials=credentials) as client:
         results = _send(client, samples.inputs)

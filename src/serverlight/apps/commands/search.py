@@ -16,6 +16,7 @@ from serverlight.errors import ConfigError, Infeasible
 if TYPE_CHECKING:
     from serverlight.apps.search_inputs import Measured
     from serverlight.link import LinkConfig
+    from serverlight.search.constraints import Workload
     from serverlight.search.optimise import SearchResult
     from serverlight.search.quality import QualityTable
 
@@ -41,7 +42,16 @@ def search(
     data: Annotated[
         str | None, typer.Option("--data", metavar="SPEC", help="Samples to calibrate on, where no --quality is given.")
     ] = None,
-    save: Annotated[str | None, typer.Option(metavar="FILE", help="Write the plan.")] = None,
+    fleet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Unlike devices that share the server, as TOML or JSON: a plan for each (docs/search.md).",
+        ),
+    ] = None,
+    save: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the plan; of a fleet a folder, with a plan for each kind.")
+    ] = None,
     frontier: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write the plans that no other beats, for a device to move along."),
@@ -68,7 +78,12 @@ def search(
     for field, path in (("json", json), ("save", save), ("frontier", frontier), ("plot", plot)):
         check_writable(field, path)
     (constraints, objective), workload, link = caps.read(), load.read(), _link(uplink)
+    if fleet:
+        _check_alone(load, frontier=frontier, plot=plot, explain=explain)
     measured = gather(model, device=device_profile, server=server_profile, quality=quality, data=data)
+    if fleet:
+        _search_fleet(fleet, measured, caps, workload, link, save, json)
+        return
 
     def choose(table: QualityTable) -> SearchResult:
         return optimise(
@@ -89,6 +104,57 @@ def search(
     keep(model, result)
     _show(result, measured, explain=explain, json=json)
     _write(result, save, frontier, plot)
+
+
+def _check_alone(load: LoadOptions, **given: object) -> None:
+    """Raises :class:`ConfigError` for what is for one kind of devices only."""
+    if load.devices != LoadOptions().devices:
+        raise ConfigError("devices", "stand in the fleet's file, as `count` of each kind; leave the option away")
+    for field, value in given.items():
+        if value:
+            raise ConfigError(field, "is for one kind of devices; leave it away, or search for one without --fleet")
+
+
+def _search_fleet(
+    path: str,
+    measured: Measured,
+    caps: CapOptions,
+    workload: Workload,
+    link: LinkConfig,
+    save: str | None,
+    json: str | None,
+) -> None:
+    from serverlight.apps import fleet_search as tables
+    from serverlight.apps.member_files import read_fleet
+    from serverlight.search.fleet import FleetPlan, plan_fleet
+
+    constraints, objective = caps.read()
+    fleet = read_fleet(
+        path, device=measured.device, link=link, caps=constraints, requests_per_s=workload.requests_per_s or 1.0
+    )
+
+    def choose(table: QualityTable) -> FleetPlan:
+        return plan_fleet(
+            fleet.members,
+            server=measured.server,
+            table=table,
+            budget=fleet.budget,
+            workload=workload,
+            objective=None if caps.minimise is None else objective,
+        )
+
+    try:
+        found = measured.settle(choose)
+    except Infeasible as error:
+        _show_infeasible(error, json)
+        raise
+    if json:
+        write_json(json, tables.fleet_dict(fleet, found))
+    if json != STDOUT:
+        print_table(tables.COLUMNS, tables.fleet_rows(fleet, found), left=4)
+        print_lines(*tables.fleet_lines(fleet, found), *measured.notes)
+    if save:
+        tables.save_plans(fleet, found, save)
 
 
 def _link(text: str | None) -> LinkConfig:
@@ -123,7 +189,7 @@ def _show_infeasible(error: Infeasible, json: str | None) -> None:
 
     if json:
         write_json(json, tables.infeasible_dict(error))
-    if json != STDOUT:
+    if json != STDOUT and error.nearest:
         named = [(str(i), rival.prediction, rival.broken) for i, rival in enumerate(error.nearest, 1)]
         print_table(tables.PLAN_COLUMNS, tables.plan_rows(named), left=3, title="No plan keeps all caps; the nearest:")
 

@@ -12,11 +12,12 @@ import torch
 
 from serverlight.apps.demo.children import Family
 from serverlight.apps.demo.modes import DEVICE, FP16, OURS, SLICER
+from serverlight.apps.demo.settings import codec_for_text, cut_for_text
 from serverlight.apps.demo.writing import TokenConnection, WholeModel
 from serverlight.codec import CodecConfig
 from serverlight.errors import ConfigError
 from serverlight.evaluation.tasks.tokens import token_ids
-from serverlight.generation import LANGUAGE_CODEC, LoadedDecoder, check_length, layer_of
+from serverlight.generation import LoadedDecoder, check_length, layer_of
 from serverlight.huggingface import find_folder
 from serverlight.link import LinkConfig, LinkProxy
 from serverlight.plan import Plan
@@ -43,19 +44,6 @@ PROMPTS = (
 
 WARM_UP_TOKENS = 4
 
-DEMO_LM_SETTINGS = {
-    (SLICER, "layers.4"): CodecConfig(profile=SLICER, sparsity=0.2552, num_groups=2, distortion=0.03),
-    (OURS, "layers.4"): CodecConfig(profile=OURS, sparsity=0.232),
-}
-"""Settings for ``demo-lm``, by ``python benchmarks/lm_settings.py``: the fewest bits, in frames of one token, that keep the
-divergence on training text within 0.01 nats."""
-
-CAUTIOUS = {
-    SLICER: CodecConfig(profile=SLICER, sparsity=0.2, num_groups=2, distortion=0.03),
-    OURS: LANGUAGE_CODEC,
-}
-"""Settings for every other model and cut, since nobody has calibrated them."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguageSetup:
@@ -80,12 +68,16 @@ class LanguageSetup:
     link: LinkConfig | None
     """The device's link; none for plain loopback."""
 
+    chosen: CodecConfig | None = None
+    """The settings that a search chose for the cut, in the mode of their profile."""
+
     def codec(self, mode: str) -> CodecConfig:
         """Settings of the codec in a mode that has a cut."""
         if mode == FP16:
             return CodecConfig(profile=FP16)
-        found = DEMO_LM_SETTINGS.get((mode, self.cut)) if self.model == "demo-lm" else None
-        return found or CAUTIOUS[mode]
+        if self.chosen is not None and self.chosen.profile == mode:
+            return self.chosen
+        return codec_for_text(self.model, self.cut, mode)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,15 +107,22 @@ class Text:
 Writer: TypeAlias = Callable[[list[int], int], Text]
 
 
-def prepare_writing(spec: str, cut: str | None, num_prompts: int | None, num_tokens: int, link: Any) -> LanguageSetup:
-    """Reads the model's settings and turns the prompts into token ids.
+def prepare_writing(
+    spec: str,
+    cut: str | None,
+    num_prompts: int | None,
+    num_tokens: int,
+    link: Any,
+    chosen: CodecConfig | None = None,
+) -> LanguageSetup:
+    """Reads the model's settings and turns the prompts into token ids; ``chosen`` are a search's settings for the cut.
 
     Raises :class:`ConfigError` for a cut that leaves one side without layers, :class:`ContextExceeded` for more tokens than
     the model holds, and what loading raises.
     """
     embedding = LoadedDecoder.head(spec, "layers.0", dtype=torch.float32)
     num_layers = embedding.part.num_layers
-    cut = cut or f"layers.{num_layers // 2}"
+    cut = cut or cut_for_text(num_layers)
     if not 0 < layer_of(cut) < num_layers:
         raise ConfigError(
             "cut", f"{cut!r} leaves one side without layers; name one of layers.1 to layers.{num_layers - 1}"
@@ -139,6 +138,7 @@ def prepare_writing(spec: str, cut: str | None, num_prompts: int | None, num_tok
         prompts=prompts,
         num_tokens=num_tokens,
         link=link,
+        chosen=chosen,
     )
 
 

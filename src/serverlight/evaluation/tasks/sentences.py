@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from serverlight.errors import ConfigError
 from serverlight.evaluation.tasks.task import Feature, Floats, LossyInput, Quality, RawInput, bootstrap, percentiles
 from serverlight.evaluation.tasks.tokens import raw_tokens, token_ids
 from serverlight.models import LoadedModel
@@ -26,6 +27,8 @@ __all__ = ["ScoredPairs", "SentenceTask", "load_sts_pairs", "spearman"]
 BATCH = 50
 SCORE, FIRST, SECOND = 4, 5, 6
 """Columns of an STS benchmark file."""
+
+MIN_PAIRS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,13 +43,26 @@ class ScoredPairs:
 
 
 def load_sts_pairs(path: pathlib.Path, *, every: int = 1, count: int | None = None) -> ScoredPairs:
-    """Pairs of a tab-separated file of the STS benchmark: each ``every``-th line, ``count`` at most."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[::every][:count]
-    return ScoredPairs(
-        sentences=tuple(text for row in rows for text in (row[FIRST], row[SECOND])),
-        scores=np.array([float(row[SCORE]) for row in rows]),
-    )
+    """Pairs of a tab-separated file of the STS benchmark: each ``every``-th line, ``count`` at most.
+
+    Raises :class:`ConfigError` where the file cannot be read, or is another's.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[::every][:count]
+        scores = np.array([float(row[SCORE]) for row in rows])
+        sentences = tuple(text for row in rows for text in (row[FIRST], row[SECOND]))
+    except OSError as exc:
+        raise ConfigError("sts", f"cannot read {str(path)!r}: {exc.strerror}; check the path") from None
+    except (IndexError, ValueError, csv.Error):
+        raise ConfigError(
+            "sts",
+            f"{path.name} is no file of the STS benchmark: {SECOND + 1} columns with tabs between them, "
+            "a score in the fifth and sentences in the last two; give such a file",
+        ) from None
+    if len(rows) < MIN_PAIRS:
+        raise ConfigError("sts", f"{path.name} has {len(rows)} pairs, too few for a correlation; give more")
+    return ScoredPairs(sentences=sentences, scores=scores)
 
 
 class SentenceTask:
@@ -107,6 +123,18 @@ class SentenceTask:
             num_samples=num_pairs,
             kl=float((1 - (ours * base).sum(1)).mean()),
         )
+
+    def check(self) -> None:
+        """Tries the first sentence; raises :class:`ConfigError` where the layers, one after the other, are not the encoder."""
+        [ids] = token_ids(self._folder, self._pairs.sentences[:1])
+        with torch.inference_mode():
+            whole = self._encoder(input_ids=torch.tensor([ids])).last_hidden_state
+            state = self._encoder.embeddings(input_ids=torch.tensor([ids]))
+            for layer in self._encoder.encoder.layer:
+                state = layer(state) if isinstance(state, Tensor) else None
+        if not isinstance(state, Tensor) or not torch.allclose(state, whole, atol=1e-4):
+            kind = type(self._encoder).__name__
+            raise ConfigError("model", f"{kind} does more than run its layers one after the other; give one like BERT")
 
     @functools.cached_property
     def _features(self) -> list[Feature]:

@@ -11,12 +11,13 @@ import pytest
 
 from serverlight.apps.bench_plots import _front, plot_codecs
 from serverlight.apps.cli import main
+from serverlight.apps.commands.bench_codec import _families, _task_names
 from serverlight.codec.rivals import family
 from serverlight.evaluation.checks import Check
 from serverlight.evaluation.codec_bench import TaskReport, bench_task
 from serverlight.evaluation.rates import RateRow
 from serverlight.evaluation.speed import SpeedRow
-from serverlight.evaluation.tasks import load_task
+from serverlight.evaluation.tasks import UPLINK_TASKS, load_task
 
 RATE_FIELDS = {
     "model", "cut", "codec", "config", "bits_per_element", "ratio_vs_fp16", "quality", "quality_delta_pp",
@@ -54,17 +55,44 @@ def test_demo_needs_no_data(
     codecs = "int-channel,uniform-rans"
     assert run("--codecs", codecs, "--limit", "20", "--quick", "--no-speed", "--json", str(path)) == 0
     fields = json.loads(path.read_text())
-    assert {row["codec"] for row in fields["rows"]} == {*codecs.split(","), "raw input"}
+    assert {row["codec"] for row in fields["rows"]} == {*codecs.split(","), "jpeg input", "raw input"}
+    assert fields["uplink"] == []
     assert all(row.keys() >= RATE_FIELDS for row in fields["rows"])
     assert [task["task"] for task in fields["tasks"]] == ["demo"]
     assert fields["speed"] == []
-    best = {entry["codec"]: entry["bits_per_element"] for entry in fields["tasks"][0]["best"]}
+    best = {e["codec"]: e["bits_per_element"] for e in fields["tasks"][0]["best"] if e["bits_per_element"]}
     printed = capsys.readouterr().out
     for codec, bits in best.items():
         assert any(codec in line and f"{bits:.2f}" in line for line in printed.splitlines())
 
 
 QUICK = ("--tasks", "demo", "--codecs", "q80", "--limit", "4", "--quick")
+
+
+def test_uplink(tmp_path: pathlib.Path, shared_data: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table has a row for each task that was asked for, names those that were not, and is in JSON and Markdown; nothing is
+    timed.
+    """
+    words = ("--uplink", "--tasks", "LM-0.26M-4", "--codecs", "serverlight,q80", "--limit", "6", "--quick")
+    files = ("--json", str(tmp_path / "u.json"), "--markdown", str(tmp_path / "u.md"), "--data", str(shared_data))
+    assert run(*words, *files) == 0
+    fields, page = json.loads((tmp_path / "u.json").read_text()), (tmp_path / "u.md").read_text()
+    assert [(row["model"], row["position"]) for row in fields["uplink"]] == [("stories260K", "late")]
+    assert [cell["codec"] for cell in fields["uplink"][0]["cells"]] == ["serverlight", "q80", "jpeg input", "raw input"]
+    assert fields["speed"] == []
+    printed = capsys.readouterr().out
+    assert "is serverlight best?" in printed
+    assert "Not measured: R56-early" in " ".join(printed.split())
+    assert "How many times less than fp16 each codec sends" in page
+    assert "How many times less than fp16 each codec sends" not in printed
+
+
+def test_uplink_leaves_out_longer_forms() -> None:
+    """By default the table has every codec but the forms of plain SLICER that another form is shorter than."""
+    names = {found.name for found in _families("all", True)}
+    assert {found.name for found in _families("all", False)} - names == {"slicer", "slicer-bitmap", "slicer-csr"}
+    assert list(_task_names("all", None, True)) == list(UPLINK_TASKS)
+    assert [found.name for found in _families("slicer-csr", True)] == ["slicer-csr"]
 
 
 @pytest.fixture
@@ -153,7 +181,8 @@ def test_what_is_done_stays(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("serverlight.apps.bench_run.time_codecs", stop)
     path = tmp_path / "c.json"
     assert run(*QUICK, "--json", str(path)) == 130
-    assert [row["codec"] for row in json.loads(path.read_text())["rows"]] == ["q80", "raw input"]
+    codecs = [row["codec"] for row in json.loads(path.read_text())["rows"]]
+    assert [*dict.fromkeys(codecs)] == ["q80", "jpeg input", "raw input"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,16 +15,19 @@ from serverlight.codec.rivals import Family, Rival, compiled, families, family
 from serverlight.codec.rivals.blocks import DYNAMIC_CODEBOOK, Q80, BlockwiseInt8
 from serverlight.codec.rivals.halves import Halves
 from serverlight.codec.rivals.integers import EntropyCodedInteger, Integer, RotatedInteger, hadamard
+from serverlight.codec.rivals.low_rank import EntropyCodedLowRank, LowRank, scaled_factors
 from serverlight.codec.rivals.plain_slicer import PlainSlicer
 from serverlight.codec.rivals.rans import Stream, Table, pack_streams, unpack_streams
 from serverlight.codec.rivals.rival import as_tokens, from_tokens, read_shape, shape_bytes
+from serverlight.codec.rivals.spectral import EntropyCodedSpectrum, Spectrum, waves
+from serverlight.codec.rivals.threshold_split import ThresholdSplit
 from serverlight.codec.rivals.topk import TopK
 from serverlight.codec.rivals.uniform import SparseUniform, Uniform
 from serverlight.errors import ConfigError
 
 COMPILED = [
     *(("rans", name) for name in ("decode_rans", "encode_rans", "normalise", "write_frequencies")),
-    ("plain_slicer", "quantise_groups"),
+    *((module, "quantise_groups") for module in ("plain_slicer", "threshold_split")),
 ]
 RIVALS = [found for found in families() if found.name != "serverlight"]
 
@@ -60,7 +64,7 @@ def test_round_trip(found: Family, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("one_sided", [False, True])
 def test_finest_setting_is_close(found: Family, one_sided: bool) -> None:
     """At its finest setting every rival stays within a percent of the signal's energy."""
-    finest = {"sparsity": 0, "distortion": 0, "num_groups": 1}
+    finest = {"sparsity": 0, "distortion": 0, "num_groups": 1, "step": 0}
     rival = found.at({axis: finest.get(axis, len(values) - 1) for axis, values in found.axes.items()})
     x = feature(1, 16, 8, 8, one_sided=one_sided)
     error = rival.decode(rival.encode(x)) - x
@@ -112,6 +116,10 @@ def test_config_is_ready_for_json() -> None:
         (Integer(bits=4, scope="tensor", ranges="minmax"), 5 + 4096 + 4),
         (RotatedInteger(bits=4, scope="token"), 5 + 4096 + 2 * 512),
         (TopK(sparsity=0.5), 5 + 2 + 1024 + 2 * 4096),
+        # No outliers in one row of counts; for each token a width of 4 bits, two halves, and no code at all.
+        (ThresholdSplit(threshold=1000, distortion=0.5, levels="middle"), 5 + 1 + 2 + 512 // 2 + 4 * 512),
+        (Spectrum(rows=0.5, columns=0.25), 5 + 2 * 16 * 8 * 8),
+        (LowRank(rank=3), 5 + 2 * 3 * (512 + 16)),
     ],
     ids=lambda v: str(getattr(v, "name", v)),
 )
@@ -219,6 +227,171 @@ def test_bits_are_checked() -> None:
         Integer(bits=9)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ThresholdSplit(threshold=0), "threshold: must be positive, got 0; 1000 takes no outliers out"),
+        (lambda: ThresholdSplit(distortion=1), "distortion: must be from 0 to below 1, got 1"),
+        (lambda: Spectrum(rows=0), "rows: must be above 0 and at most 1, got 0"),
+        (lambda: Spectrum(columns=1.5), r"columns: must be above 0 and at most 1, got 1\.5"),
+        (lambda: EntropyCodedSpectrum(rows=-1), "rows: must be above 0"),
+        (lambda: EntropyCodedSpectrum(step=0), "step: must be positive, got 0"),
+        (lambda: LowRank(rank=0), "rank: must be at least 1, got 0"),
+        (lambda: EntropyCodedLowRank(rank=0), "rank: must be at least 1, got 0"),
+        (lambda: EntropyCodedLowRank(step=-1), "step: must be positive, got -1"),
+    ],
+)
+def test_settings_are_checked(make: Callable[[], Rival], message: str) -> None:
+    """A setting that means nothing is a ConfigError that names the field."""
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+# -- outliers and rows with widths of their own --------------------------------------------------------
+
+
+@st.composite
+def features(draw: st.DrawFn) -> np.ndarray:
+    """Small tensors of any rank up to four, some with a few very large elements, some without negative ones."""
+    shape = draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
+    x = np.random.default_rng(draw(st.integers(0, 99))).laplace(size=(1, *shape)).astype(np.float32)
+    x *= np.float32(draw(st.sampled_from((1e-3, 1.0, 50.0))))
+    x.reshape(-1)[:: draw(st.integers(1, 40))] *= np.float32(draw(st.sampled_from((0, 1, 20))))
+    return np.maximum(x, 0) if draw(st.booleans()) else x
+
+
+NEW_RIVALS = [family(f"{name}{suffix}") for name in ("ts-tabq", "fourier", "low-rank") for suffix in ("", "-rans")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(features(), st.sampled_from(NEW_RIVALS), st.data())
+def test_any_feature_at_any_setting(x: np.ndarray, found: Family, data: st.DataObject) -> None:
+    """Shape, type and bytes are as promised wherever the search may look, and nothing becomes infinite."""
+    rival = found.at({axis: data.draw(st.integers(0, len(values) - 1)) for axis, values in found.axes.items()})
+    message = rival.encode(x)
+    y = rival.decode(message)
+    assert (y.shape, y.dtype) == (x.shape, np.float32)
+    assert np.isfinite(y).all()
+    assert rival.encode(x) == message
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    features(), st.sampled_from((2.0, 4.0, 1000.0)), st.sampled_from((0.005, 0.03, 0.2)),
+    st.sampled_from(("token", "channel")), st.sampled_from(("middle", "ends")),
+)  # fmt: skip
+def test_threshold_split(x: np.ndarray, threshold: float, distortion: float, scope: str, levels: str) -> None:
+    """Outliers come back as halves; the mean error of a row's rest is within its budget; both codings carry the same values."""
+    packed, coded = (
+        ThresholdSplit(threshold=threshold, distortion=distortion, scope=scope, levels=levels, coding=coding)  # type: ignore[arg-type]
+        for coding in ("packed", "rans")
+    )
+    y = packed.decode(packed.encode(x))
+    assert np.array_equal(coded.decode(coded.encode(x)), y)
+    rows, restored = (as_tokens(z) if scope == "token" else as_tokens(z).T for z in (x, y))
+    is_outlier = (np.abs(rows) >= threshold * np.sqrt(np.mean(np.square(rows, dtype=np.float64)))) & (rows != 0)
+    assert np.array_equal(restored[is_outlier], rows[is_outlier].astype(np.float16).astype(np.float32))
+    rest = np.where(is_outlier, 0, rows)
+    spans, errors = np.ptp(rest, axis=1), np.abs(np.where(is_outlier, 0, restored - rows)).mean(1)
+    rounding = 1e-3 * np.abs(rest).max(1) + 1e-7  # of ranges to halves
+    assert (errors <= distortion * spans + rounding + spans / 1024).all()  # no width is above ten
+
+
+def test_widths_follow_the_tokens() -> None:
+    """A token of two values takes fewer bits than one whose values fill its range evenly."""
+    x = np.float32([[0, 1] * 32, np.linspace(0, 1, 64)])
+    rival = ThresholdSplit(threshold=1000, distortion=0.01)
+    sizes = [len(rival.encode(x[[i, i]])) for i in (0, 1)]
+    assert sizes[1] - sizes[0] == 2 * 64 * (5 - 1) // 8  # 32 levels are 0.008 of the range off on average
+
+
+# -- low frequencies, low ranks ------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40))
+def test_waves_are_an_orthonormal_basis(count: int) -> None:
+    """Every row has length 1 and is square to the others; the first is constant."""
+    assert waves(count) @ waves(count).T == pytest.approx(np.eye(count), abs=1e-5)
+    assert np.ptp(waves(count)[0]) == 0
+
+
+@pytest.mark.parametrize("count", [7, 8])
+def test_low_waves_are_low_frequencies(count: int) -> None:
+    """The first 2 k + 1 waves give back what is left of a spectrum when all frequencies above k are dropped."""
+    x = feature(count)
+    for k in range(count // 2):
+        spectrum = np.fft.fft(x)
+        spectrum[k + 1 : count - k] = 0
+        kept = waves(count)[: 2 * k + 1]
+        assert kept.T @ (kept @ x) == pytest.approx(np.fft.ifft(spectrum).real, abs=1e-5)
+
+
+def test_a_map_is_transformed_plane_by_plane() -> None:
+    """A plane that is constant in space takes one coefficient; channels are not mixed."""
+    x = np.ones((1, 3, 8, 8), np.float32) * np.float32([1, 5, -2])[None, :, None, None]
+    rival = Spectrum(rows=0.125, columns=0.125)
+    assert rival.decode(rival.encode(x)) == pytest.approx(x, rel=1e-3)
+    assert len(rival.encode(x)) == len(shape_bytes(x.shape)) + 2 * 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(features(), st.sampled_from((0.3, 0.5, 1.0)), st.sampled_from((0.3, 1.0)))
+def test_dropping_frequencies_is_a_projection(x: np.ndarray, rows: float, columns: float) -> None:
+    """No energy is added, and what came back once comes back again."""
+    rival = Spectrum(rows=rows, columns=columns)
+    y = rival.decode(rival.encode(x))
+    size = float(np.abs(x).max()) + 1e-3
+    assert (y.astype(np.float64) ** 2).sum() <= (x.astype(np.float64) ** 2).sum() * 1.01 + 1e-6
+    assert rival.decode(rival.encode(y)) == pytest.approx(y, abs=0.01 * size)
+
+
+@settings(max_examples=40, deadline=None)
+@given(features(), st.sampled_from((0.125, 0.5, 2.0)))
+def test_quantised_waves_err_by_half_a_step(x: np.ndarray, step: float) -> None:
+    """With all waves kept, the mean squared error of the feature is at most that of half a step in every coefficient."""
+    rival = EntropyCodedSpectrum(rows=1.0, columns=1.0, step=step)
+    half_step = step / 2 * np.sqrt(np.mean(np.square(x, dtype=np.float64)))
+    error = rival.decode(rival.encode(x)).astype(np.float64) - x
+    assert np.sqrt(np.mean(error**2)) <= 1.001 * half_step + 1e-6
+
+
+@settings(max_examples=40, deadline=None)
+@given(features(), st.integers(1, 6))
+def test_low_rank_is_the_best_of_its_rank(x: np.ndarray, rank: int) -> None:
+    """The error is that of the singular values left out, within the rounding of halves."""
+    matrix = as_tokens(x).astype(np.float64)
+    left_out = np.linalg.svd(matrix, compute_uv=False)[rank:]
+    rival = LowRank(rank=rank)
+    error = as_tokens(rival.decode(rival.encode(x))).astype(np.float64) - matrix
+    assert np.sqrt((error**2).sum()) == pytest.approx(
+        np.sqrt((left_out**2).sum()), abs=2e-3 * np.abs(matrix).sum() + 1e-6
+    )
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40)])
+def test_scaled_factors(shape: tuple[int, int]) -> None:
+    """Tall or wide, both factors are singular vectors times their values, and their product over the values is the matrix."""
+    x = feature(*shape)
+    left, right, values = scaled_factors(x, 99)
+    assert (left.shape, right.shape, values.shape) == ((shape[0], 12), (shape[1], 12), (12,))
+    assert left / values @ right.T == pytest.approx(x, abs=1e-4)
+    assert np.linalg.norm(left, axis=0) == pytest.approx(values, rel=1e-4)
+    assert np.linalg.norm(right, axis=0) == pytest.approx(values, rel=1e-4)
+
+
+def test_quantised_factors_err_alike() -> None:
+    """A step is worth as much in columns of small singular values as in those of large ones."""
+    x = feature(64, 3) @ np.diag(np.float32([100, 10, 1])) @ feature(3, 32, seed=1)
+    errors = []
+    for rank in (1, 2, 3):
+        best = LowRank(rank=rank)
+        coded = EntropyCodedLowRank(rank=rank, step=0.02)
+        error = coded.decode(coded.encode(x)) - best.decode(best.encode(x))
+        errors.append(float((error**2).sum()) / rank)
+    assert max(errors) < 2.5 * min(errors)
+
+
 def test_dynamic_codebook() -> None:
     """256 ascending values from -0.99 to 1 with zero among them, finer near zero, symmetric but for the one."""
     assert len(DYNAMIC_CODEBOOK) == 256
@@ -296,7 +469,12 @@ def test_rans_is_near_the_entropy(scale: float) -> None:
 def test_compiled_loops_are_the_functions_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Numba the rivals write the same bytes."""
     x = feature(1, 4, 6, 6)
-    for rival in (SparseUniform(levels=9), PlainSlicer(coding="rans"), PlainSlicer(levels="ends", num_groups=3)):
+    rivals: list[Rival] = [
+        SparseUniform(levels=9),
+        PlainSlicer(coding="rans"),
+        PlainSlicer(levels="ends", num_groups=3),
+    ]
+    for rival in [*rivals, ThresholdSplit()]:
         message, y = rival.encode(x), rival.decode(rival.encode(x))
         with monkeypatch.context() as patch:
             for module, name in COMPILED:

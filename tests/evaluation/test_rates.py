@@ -23,13 +23,13 @@ from serverlight.evaluation.contenders import Contender, OwnCodec, Straightforwa
 from serverlight.evaluation.rates import Probe, RateRow, Scale, bits_at_kl
 from serverlight.evaluation.search import Walk, _find_border
 from serverlight.evaluation.speed import SWEEP_BYTES, sample_feature, sweep_shape, time_codecs
-from serverlight.evaluation.tasks import Feature, Quality, RawInput, load_task
+from serverlight.evaluation.tasks import Feature, LossyInput, Quality, RawInput, load_task
 
 
 class ToyTask:
     """A model whose loss in points is a thousand times the relative error of the features it gets."""
 
-    name, model, cut, base_metric = "toy", "none", "anywhere", 90.0
+    name, model, cut, position, base_metric = "toy", "none", "anywhere", "middle", 90.0
 
     def __init__(self, num_messages: int = 20) -> None:
         rng = np.random.default_rng(0)
@@ -38,7 +38,10 @@ class ToyTask:
 
     @property
     def raw_input(self) -> RawInput:
-        return RawInput(format="nothing", num_bytes=4 * 384 * len(self._features))
+        return RawInput(format="nothing", sizes=np.full(len(self._features), 4 * 384))
+
+    def as_jpeg(self, quality: int) -> LossyInput | None:
+        return None
 
     def features(self) -> Sequence[Feature]:
         return self._features
@@ -255,12 +258,13 @@ def test_report_of_a_task() -> None:
     report = bench_task(ToyTask(), families, reference="uniform-rans")
     fields = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     best = {entry["codec"]: entry for entry in fields["best"]}
-    assert list(best) == ["int-token-rans", "uniform-rans", "q80", "raw input"]
+    assert list(best) == ["int-token-rans", "uniform-rans", "q80", "jpeg input", "raw input"]
+    assert best["jpeg input"]["bits_per_element"] is None
     assert fields["equal_kl"] > 0
     assert best["uniform-rans"]["bits_at_equal_kl"] == pytest.approx(best["uniform-rans"]["bits_per_element"])
     assert best["int-token-rans"]["bits_at_equal_kl"] is not None
     assert best["q80"]["bits_at_equal_kl"] is None
-    assert {row.codec for row in report.rows} == set(best)
+    assert {row.codec for row in report.rows} == set(best) - {"jpeg input"}
     assert fields["ecsq"][0][1] > fields["ecsq"][-1][1] == 0
     assert all(row.keys() == RateRow.__dataclass_fields__.keys() for row in (row.to_dict() for row in report.rows))
 

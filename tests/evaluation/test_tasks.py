@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import pathlib
 
 import numpy as np
@@ -11,13 +12,13 @@ import torch
 
 from serverlight.errors import ConfigError, ModelError
 from serverlight.evaluation.datasets import load_images
-from serverlight.evaluation.tasks import TASK_NAMES, CodecTask, available_tasks, load_task
-from serverlight.evaluation.tasks.catalogue import HELD_OUT
+from serverlight.evaluation.tasks import TASK_NAMES, UPLINK_TASKS, CodecTask, available_tasks, load_task
+from serverlight.evaluation.tasks.catalogue import _TASKS, HELD_OUT
 from serverlight.evaluation.tasks.images import ImageTask
 from serverlight.evaluation.tasks.llama import Llama
 from serverlight.evaluation.tasks.sentences import ScoredPairs, SentenceTask, load_sts_pairs, spearman
-from serverlight.evaluation.tasks.stories import WindowTask, load_windows
-from serverlight.evaluation.tasks.task import bootstrap_interval, kl_divergence
+from serverlight.evaluation.tasks.stories import WindowTask, load_windows, spread_windows
+from serverlight.evaluation.tasks.task import bootstrap_interval, kl_divergence, percentiles
 from serverlight.models import load_model
 from serverlight.partition import partition
 
@@ -166,6 +167,39 @@ def test_image_task_needs_one_tensor() -> None:
         )
 
 
+def test_inputs_as_jpeg(demo: CodecTask) -> None:
+    """A fine JPEG is longer and harms less than a coarse one; there is a size for each image, and a feature of its shape."""
+    found = {}
+    for quality in (5, 95):
+        sent = demo.as_jpeg(quality)
+        assert sent is not None
+        assert len(sent.sizes) == len(sent.features) == 80
+        assert sent.features[0].shape == demo.features()[0].shape
+        found[quality] = (int(sent.sizes.sum()), demo.evaluate(sent.features).kl)
+    assert found[5][0] < found[95][0]
+    assert found[5][1] > found[95][1]
+    assert demo.raw_input.sizes.shape == (80,)
+    assert demo.raw_input.num_bytes == demo.raw_input.sizes.sum()
+
+
+@pytest.mark.parametrize("which", ["sentence_task", "window_task"])
+def test_texts_are_token_ids(which: str, request: pytest.FixtureRequest) -> None:
+    """The raw input of a text is two bytes a token, message by message, and there is no JPEG of it."""
+    task: CodecTask = request.getfixturevalue(which)
+    assert task.raw_input.sizes.tolist() == [2 * x.shape[1] for x in task.features()]
+    assert task.as_jpeg(50) is None
+
+
+@pytest.mark.parametrize("which", ["demo", "sentence_task", "window_task"])
+def test_differences_are_kept_by_resample(which: str, request: pytest.FixtureRequest) -> None:
+    """The interval is that of the differences in the resamples, of as many samples as are said, which divide the messages."""
+    task: CodecTask = request.getfixturevalue(which)
+    quality = task.evaluate([np.round(x, 1) for x in task.features()])
+    assert quality.deltas_pp is not None
+    assert quality.interval_pp == percentiles(quality.deltas_pp)
+    assert len(task.features()) % quality.num_samples == 0
+
+
 # -- sentences ---------------------------------------------------------------------------------------
 
 
@@ -222,6 +256,17 @@ def test_windows(window_task: WindowTask) -> None:
     """Texts that are too short are left out; a window is cut after the tokens wanted, and one more to predict."""
     assert len(window_task.features()) == 3
     assert {x.shape for x in window_task.features()} == {(1, 8, 32)}
+
+
+def test_windows_from_all_over_a_text(llama_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Windows of a long text lie evenly apart, do not overlap, and are no more than there are."""
+    words = [WORDS[2 + i % 8] for i in range(100)]
+    (tmp_path / "text.txt.xz").write_bytes(lzma.compress(" ".join(words).encode()))
+    windows = spread_windows(tmp_path / "text.txt.xz", llama_folder, length=4, count=3)
+    assert windows.shape == (3, 5)
+    starts = [0, 30, 65]  # windows 0, 6 and 13 of 20
+    assert windows.tolist() == [[WORDS.index(word) for word in words[at : at + 5]] for at in starts]
+    assert len(spread_windows(tmp_path / "text.txt.xz", llama_folder, length=4, count=99)) == 20
 
 
 def test_other_models_are_refused(tmp_path: pathlib.Path, bert_folder: pathlib.Path) -> None:
@@ -287,6 +332,28 @@ def test_held_out_tasks_are_asked_for_by_name(shared_data: pathlib.Path) -> None
     """What nothing may be tuned on is not among the tasks that run by themselves."""
     assert set(HELD_OUT) < set(TASK_NAMES)
     assert not set(HELD_OUT) & set(available_tasks(shared_data))
+
+
+def test_six_models_at_three_places() -> None:
+    """The table of uplink reductions has an early, a middle and a late cut of each model, in this order."""
+    assert len(UPLINK_TASKS) == 18
+    assert [_TASKS[name].position for name in UPLINK_TASKS] == ["early", "middle", "late"] * 6
+    assert {name for name, task in _TASKS.items() if not task.position} == set(TASK_NAMES) - set(UPLINK_TASKS)
+
+
+@pytest.mark.parametrize("name", UPLINK_TASKS[::3])
+def test_the_three_tasks_of_a_model(shared_data: pathlib.Path, name: str) -> None:
+    """They have one model and one set of samples, three cuts, and know their places."""
+    three = UPLINK_TASKS[UPLINK_TASKS.index(name) :][:3]
+    for package in _TASKS[name].packages:
+        pytest.importorskip(package)
+    torch.set_num_threads(1)
+    tasks = [load_task(one, shared_data, limit=4) for one in three]
+    assert len({task.model for task in tasks}) == 1
+    assert len({task.cut for task in tasks}) == 3
+    assert [task.position for task in tasks] == ["early", "middle", "late"]
+    assert len({task.base_metric for task in tasks}) == 1
+    assert len({len(task.features()) for task in tasks}) == 1
 
 
 BASES = {"R56-late": 100.0, "LM-0.26M": 59.6875, "ST-5": None, "MBv2-13": None}

@@ -23,8 +23,8 @@ PANEL_INCHES = (5.2, 3.9)
 LEGEND_INCHES = 1.0
 TEXT, GREY, GRID = "#222222", "#666666", "#E4E4E4"
 
-BLUE, RED, ORANGE, GREEN, PURPLE, PINK, BROWN = (
-    "#0072B2", "#C8102E", "#E69F00", "#009E73", "#7F3C8D", "#CC79A7", "#8C564B",
+BLUE, RED, ORANGE, GREEN, PURPLE, PINK, BROWN, TEAL, OLIVE = (
+    "#0072B2", "#C8102E", "#E69F00", "#009E73", "#7F3C8D", "#CC79A7", "#8C564B", "#17A2B8", "#8A8A00",
 )  # fmt: skip
 STYLES = {
     # Colour by what a codec does; dashes are its form with an entropy coder or with another layout.
@@ -36,6 +36,9 @@ STYLES = {
     "rotated": (PURPLE, "-", "<"), "rotated-rans": (PURPLE, "--", "<"),
     "uniform-rans": (PINK, "-", ">"), "uniform-csr-rans": (PINK, "--", ">"),
     "topk-fp16-bitmap": (BROWN, "-", "p"), "topk-fp16-csr": (BROWN, "--", "p"),
+    "ts-tabq": (GREEN, "-", "h"), "ts-tabq-rans": (GREEN, "--", "h"),
+    "fourier": (TEAL, "-", "d"), "fourier-rans": (TEAL, "--", "d"),
+    "low-rank": (OLIVE, "-", "8"), "low-rank-rans": (OLIVE, "--", "8"),
     "fp16": ("#444444", "-", "*"), "fp16-zstd": ("#444444", "--", "*"),
     "blockwise-int8": ("#888888", "-", "X"), "q80": ("#888888", "--", "P"),
     "serverlight (cpu)": (BLUE, "-", "o"), "serverlight (reference)": (BLUE, ":", "o"),

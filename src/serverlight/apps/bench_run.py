@@ -18,6 +18,7 @@ from serverlight.evaluation.contenders import OURS, contenders
 from serverlight.evaluation.extras import extra_checks
 from serverlight.evaluation.speed import SHAPES, SWEEP_BYTES, SpeedRow, sweep_shape, time_codecs
 from serverlight.evaluation.tasks import CodecTask
+from serverlight.evaluation.uplink import uplink_rows
 
 __all__ = ["Results", "measure_rates", "measure_speed"]
 
@@ -84,6 +85,7 @@ class Results:
             "seconds": self.seconds,
             "tasks": [report.to_dict() for report in self.reports.values()],
             "rows": [row.to_dict() for report in self.reports.values() for row in report.rows],
+            "uplink": [row.to_dict() for row in uplink_rows(list(self.reports.values()))],
             "speed": [row.to_dict() for row in self.speed],
             "checks": [check.to_dict() for check in self.checks],
             "extras": [check.to_dict() for check in self.extras],

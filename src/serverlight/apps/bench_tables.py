@@ -29,10 +29,15 @@ class Section:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
 
+    is_wide: bool = False
+    """Whether it has too many columns for a terminal, and is for Markdown only."""
+
 
 def print_sections(sections: Sequence[Section]) -> None:
-    """Prints the tables one below the other."""
+    """Prints the tables one below the other, but for wide ones."""
     for section in sections:
+        if section.is_wide:
+            continue
         print_lines("", section.title)
         print_table(section.columns, section.rows)
         if section.note:

@@ -15,9 +15,11 @@ import numpy as np
 from serverlight.codec.rivals import Rival
 from serverlight.errors import ConfigError
 from serverlight.evaluation.bounds import RateDistortion, ecsq, rate_distortion, rel_mse
+from serverlight.evaluation.resampled import TINY_PP, Draws, bits_in_resamples
 from serverlight.evaluation.tasks import CodecTask, Feature, Quality
+from serverlight.evaluation.tasks.task import NUM_RESAMPLES, Ints
 
-__all__ = ["MAX_LOSS_PP", "RAW_INPUT", "Probe", "RateRow", "Scale", "Sketch", "bits_at_kl"]
+__all__ = ["INPUTS", "JPEG_INPUT", "MAX_LOSS_PP", "RAW_INPUT", "Probe", "RateRow", "Scale", "Sketch", "bits_at_kl"]
 
 FP16_BITS = 16
 MAX_LOSS_PP = 1.0
@@ -26,11 +28,8 @@ PROBE_ELEMENTS = 1 << 18
 MIN_PROBES = 24
 """A probe is large enough to tell which of two settings harms more, and small enough to try hundreds of settings."""
 
-RAW_INPUT = "raw input"
-"""What the row is called that has no codec."""
-
-TINY_PP = 1e-9
-"""A loss of exactly the limit may come out a rounding error above it."""
+RAW_INPUT, JPEG_INPUT = INPUTS = ("raw input", "jpeg input")
+"""What the rows are called that send the input instead of the feature, as it is or as JPEG; the server runs the whole model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,17 +118,25 @@ class Scale:
         """Probes with the first ``probe_messages``, by default as many as hold ``PROBE_ELEMENTS``."""
         self.task = task
         self._judged: dict[bytes, tuple[Quality, float]] = {}
-        sizes = np.cumsum([x.size for x in task.features()])
-        enough = max(MIN_PROBES, int(np.searchsorted(sizes, PROBE_ELEMENTS)) + 1)
+        self._draws: dict[str, Draws] = {}
+        self._num_samples = 0
+        self._elements = np.array([x.size for x in task.features()], np.int64)
+        enough = max(MIN_PROBES, int(np.searchsorted(np.cumsum(self._elements), PROBE_ELEMENTS)) + 1)
         self._probe = list(task.features()[: probe_messages or enough])
 
     def measure(self, rival: Rival, codec: str = "") -> RateRow:
         """All messages through the codec and the tail; ``codec`` is what to call it, if not by its own name."""
-        features = self.task.features()
-        messages = [rival.encode(x) for x in features]
-        bits = _bits_per_element(messages, features)
-        quality, error = self._judge([rival.decode(message) for message in messages])
-        return self._row(codec or rival.name, rival.config, bits, quality, error)
+        messages = [rival.encode(x) for x in self.task.features()]
+        received = [rival.decode(message) for message in messages]
+        sizes = np.array([*map(len, messages)], np.int64)
+        return self._measured(codec or rival.name, rival.config, sizes, received)
+
+    def measure_jpeg(self, quality: int) -> RateRow | None:
+        """All inputs as JPEG of that quality, to a server that runs the whole model; none where they are no images."""
+        sent = self.task.as_jpeg(quality)
+        if sent is None:
+            return None
+        return self._measured(JPEG_INPUT, {"quality": quality}, sent.sizes, sent.features)
 
     def sketch(self, rival: Rival) -> Sketch:
         """The first messages through the codec, but not through the tail."""
@@ -152,12 +159,27 @@ class Scale:
 
     def raw_input(self) -> RateRow:
         """The inputs sent instead of the features, to a server that runs the whole model: nothing is lost."""
-        raw = self.task.raw_input
-        bits = 8 * raw.num_bytes / sum(x.size for x in self.task.features())
-        quality = Quality(metric=self.task.base_metric, delta_pp=0.0, interval_pp=(0.0, 0.0), kl=0.0)
-        return self._row(RAW_INPUT, {"format": raw.format}, bits, quality, 0.0)
+        raw, known = self.task.raw_input, self._num_samples > 0
+        quality = Quality(
+            metric=self.task.base_metric, delta_pp=0.0, interval_pp=(0.0, 0.0), kl=0.0,
+            deltas_pp=np.zeros(NUM_RESAMPLES) if known else None, num_samples=self._num_samples,
+        )  # fmt: skip
+        return self._row(RAW_INPUT, {"format": raw.format}, raw.sizes, quality, 0.0)
 
-    def _row(self, codec: str, config: dict[str, Any], bits: float, quality: Quality, error: float) -> RateRow:
+    def draws_of(self, row: RateRow) -> Draws | None:
+        """The row in each of the task's resamples; none where the task does not keep them."""
+        return self._draws.get(_key(row.codec, row.config))
+
+    def _measured(self, codec: str, config: dict[str, Any], sizes: Ints, received: Sequence[Feature]) -> RateRow:
+        quality, error = self._judge(received)
+        self._num_samples = quality.num_samples
+        return self._row(codec, config, sizes, quality, error)
+
+    def _row(self, codec: str, config: dict[str, Any], sizes: Ints, quality: Quality, error: float) -> RateRow:
+        if quality.deltas_pp is not None:
+            bits_drawn = bits_in_resamples(sizes, self._elements, quality.num_samples)
+            self._draws[_key(codec, config)] = Draws(bits_drawn, quality.deltas_pp)
+        bits = 8 * int(sizes.sum()) / int(self._elements.sum())
         ideal = self.ecsq.bits_at(error)
         return RateRow(
             task=self.task.name,
@@ -199,6 +221,10 @@ class Scale:
             sent = self.task.features()[: len(received)]
             self._judged[key] = (self.task.evaluate(received), rel_mse(sent, received))
         return self._judged[key]
+
+
+def _key(codec: str, config: Mapping[str, Any]) -> str:
+    return repr((codec, sorted(config.items())))
 
 
 def _bits_per_element(messages: Sequence[bytes], features: Sequence[Feature]) -> float:

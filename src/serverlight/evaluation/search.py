@@ -11,7 +11,7 @@ from typing import Any
 from serverlight.codec.rivals import Family, Rival
 from serverlight.evaluation.rates import Probe, RateRow, Scale, Sketch
 
-__all__ = ["Walk"]
+__all__ = ["Walk", "jpeg_rows"]
 
 NOISY = 3
 """Settings below the border that are measured as well, since the figure does not fall evenly there."""
@@ -21,6 +21,9 @@ HOPELESS = 3.0
 
 NEAR = 8.0
 """The grid is refined where the divergence is within this factor of the one looked for."""
+
+QUALITIES = (1, 2, 3, 4, 6, 8, 11, 15, *range(20, 96, 5), 98)
+"""Of JPEG files."""
 
 Point = tuple[int, ...]
 """A setting: an index into each axis of a family."""
@@ -85,16 +88,17 @@ class Walk:
         """
         start = len(self._points) // 2 if expected_kl is None else self._place_of(expected_kl)
         _find_border(len(self._points), lambda i: is_good(self._measure_at(i)), start)
-        return self._best(is_good)
+        return self.best(is_good)
 
     def cheapest_near(self, is_good: Callable[[RateRow], bool], kl: float) -> RateRow | None:
         """As :meth:`cheapest`, after a look at the settings of about that divergence only, and at ever cheaper ones while any is
         good.
         """
         _go_down(min(self._place_of(kl) + 2, len(self._points)), lambda i: is_good(self._measure_at(i)))
-        return self._best(is_good)
+        return self.best(is_good)
 
-    def _best(self, is_good: Callable[[RateRow], bool]) -> RateRow | None:
+    def best(self, is_good: Callable[[RateRow], bool]) -> RateRow | None:
+        """The setting with the fewest bits that is good, of those measured so far."""
         return min(filter(is_good, self.rows), key=lambda row: row.bits_per_element, default=None)
 
     def _place_of(self, kl: float) -> int:
@@ -137,6 +141,28 @@ class Walk:
         probed = {_key(probe.config): probe.kl for probe in self._probes.values() if probe.kl > 0}
         ratios = [row.kl / probed[key] for key, row in self._measured.items() if key in probed and row.kl > 0]
         return statistics.median(ratios) if ratios else 1.0
+
+
+def jpeg_rows(
+    scale: Scale, is_good: Callable[[RateRow], bool], note: Callable[[str], None] = lambda text: None
+) -> tuple[RateRow, ...]:
+    """The inputs as JPEG at the qualities around the border of what is good, ascending; none where they are no images."""
+    rows: dict[int, RateRow] = {}
+
+    def passes(place: int) -> bool:
+        if place not in rows:
+            note(f"jpeg: quality {QUALITIES[place]}")
+            row = scale.measure_jpeg(QUALITIES[place])
+            if row is None:
+                return True
+            rows[place] = row
+        return is_good(rows[place])
+
+    start = len(QUALITIES) // 2
+    passes(start)
+    if rows:
+        _find_border(len(QUALITIES), passes, start)
+    return tuple(rows[place] for place in sorted(rows))
 
 
 def _key(config: Mapping[str, Any]) -> str:

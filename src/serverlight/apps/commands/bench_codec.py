@@ -22,6 +22,9 @@ __all__ = ["bench", "bench_codec"]
 REFERENCE = "serverlight"
 QUICK_SAMPLES = 100
 
+LONGER_FORMS = ("slicer", "slicer-bitmap", "slicer-csr")
+"""What sends the values of `slicer-rans` in more bytes."""
+
 bench = typer.Typer(no_args_is_help=True)
 
 
@@ -55,6 +58,14 @@ def bench_codec(
             help="Models and data of the tasks; without it only `demo` runs, on the shipped model.",
         ),
     ] = None,
+    uplink: Annotated[
+        bool,
+        typer.Option(
+            "--uplink",
+            help="Measure for the table of uplink reductions: six models at an early, a middle and a late cut, no times, and "
+            "of plain SLICER only its shortest form, unless --tasks and --codecs say otherwise.",
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(metavar="N", min=2, help="Samples of each task at most.")] = None,
     speed: Annotated[bool, typer.Option(help="Time the codecs, too.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, coarser grids, fewer sizes.")] = False,
@@ -76,7 +87,9 @@ def bench_codec(
     import torch
 
     from serverlight.apps.bench_run import Results, measure_rates, measure_speed
+    from serverlight.apps.uplink_tables import uplink_sections
     from serverlight.evaluation.tasks import check_task, load_task
+    from serverlight.evaluation.uplink import uplink_rows
 
     for field, path in (("json", json), ("plot", plot), ("markdown", markdown)):
         check_writable(field, path)
@@ -84,11 +97,11 @@ def bench_codec(
         raise ConfigError("resume", "needs the file of an earlier run; give it with --json PATH")
     torch.set_num_threads(threads)
     samples = limit or (QUICK_SAMPLES if quick else None)
-    names = _task_names(tasks, data)
+    names = _task_names(tasks, data, uplink)
     for name in names:
         check_task(name, data)
     loaders = {name: functools.partial(load_task, name, data, limit=samples) for name in names}
-    chosen = _families(codecs)
+    chosen = _families(codecs, uplink)
     settings = {
         "codecs": [family.name for family in chosen], "reference": reference, "max_loss_pp": max_loss,
         "samples": samples, "quick": quick, "threads": threads,
@@ -96,12 +109,13 @@ def bench_codec(
     results = Results.read(json, settings) if resume and json else Results(settings)
     results.save_to = json if json != STDOUT else None
     measure_rates(results, loaders, chosen, rounds=0 if quick else 2)
-    if speed:
+    if speed and not uplink:
         measure_speed(results, quick=quick)
     reports = [results.reports[name] for name in names]
     if json:
         write_json(json, results.to_dict())
     sections = [
+        *uplink_sections(uplink_rows(reports), max_loss, _not_among(names) if uplink else ()),
         *rate_sections(reports, max_loss),
         *speed_sections(results.speed),
         *check_sections(results.checks),
@@ -116,13 +130,24 @@ def bench_codec(
         plot_codecs(reports, results.speed, plot)
 
 
-def _task_names(text: str, data: pathlib.Path | None) -> Sequence[str]:
-    from serverlight.evaluation.tasks import available_tasks
+def _task_names(text: str, data: pathlib.Path | None, uplink: bool) -> Sequence[str]:
+    from serverlight.evaluation.tasks import UPLINK_TASKS, available_tasks
 
-    return available_tasks(data) if text == "all" else [name.strip() for name in text.split(",")]
+    if text != "all":
+        return [name.strip() for name in text.split(",")]
+    return UPLINK_TASKS if uplink else available_tasks(data)
 
 
-def _families(text: str) -> Sequence[Family]:
+def _not_among(names: Sequence[str]) -> Sequence[str]:
+    """The tasks of the table of uplink reductions that were left out."""
+    from serverlight.evaluation.tasks import UPLINK_TASKS
+
+    return [name for name in UPLINK_TASKS if name not in names]
+
+
+def _families(text: str, uplink: bool) -> Sequence[Family]:
     from serverlight.codec.rivals import families, family
 
-    return families() if text == "all" else [family(name.strip()) for name in text.split(",")]
+    if text != "all":
+        return [family(name.strip()) for name in text.split(",")]
+    return [found for found in families() if not (uplink and found.name in LONGER_FORMS)]

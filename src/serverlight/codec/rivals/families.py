@@ -11,9 +11,12 @@ from serverlight.codec.rivals import zstd
 from serverlight.codec.rivals.blocks import Q80, BlockwiseInt8
 from serverlight.codec.rivals.halves import Halves, ShuffledHalves
 from serverlight.codec.rivals.integers import EntropyCodedInteger, EntropyCodedRotatedInteger, Integer, RotatedInteger
+from serverlight.codec.rivals.low_rank import EntropyCodedLowRank, LowRank
 from serverlight.codec.rivals.plain_slicer import PlainSlicer
 from serverlight.codec.rivals.profiles import Profile
 from serverlight.codec.rivals.rival import Rival
+from serverlight.codec.rivals.spectral import EntropyCodedSpectrum, Spectrum
+from serverlight.codec.rivals.threshold_split import ThresholdSplit
 from serverlight.codec.rivals.topk import TopK
 from serverlight.codec.rivals.uniform import SparseUniform, Uniform
 from serverlight.errors import ConfigError
@@ -27,6 +30,18 @@ SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92
 FINE_SPARSITIES = (*(i / 40 for i in range(2, 34)), *(i / 100 for i in range(84, 99)))
 LEVELS = (3, 4, 5, 6, 7, 8, 9, 11, 13, 16, 19, 23, 27, 32, 38, 45, 54, 64, 76, 91, 108, 128, 152, 181, 215, 256)
 SCOPES = ("token", "channel", "tensor")
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+EIGHTHS = tuple(i / 8 for i in range(1, 9))
+STEPS = tuple(round(0.125 * 2 ** (i / 4), 4) for i in range(24))
+"""Steps in units of the root mean square, from 1/8 to 6.7."""
+
+SPLITS: Axes = {
+    "threshold": (4.0, 6.0, 9.0, 14.0, 1000.0),
+    "distortion": (0.003, 0.005, 0.008, 0.012, 0.017, 0.025, 0.036, 0.05, 0.08, 0.13),
+    "scope": ("token", "channel"),
+    "levels": ("middle", "ends"),
+}
+"""Thresholds in units of the root mean square; at the last nothing is split off."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +110,7 @@ def _rivals() -> list[Family]:
     packed: Axes = {"bits": BITS, "ranges": ("absmax", "minmax")}
     slicer: Axes = {**PROFILE_AXES["slicer"], "levels": ("middle", "ends")}
     rotated: Axes = {"bits": BITS, "scope": SCOPES}
+    blocks: Axes = {"rows": (0.5, 0.75, 1.0), "columns": (0.5, 0.75, 1.0), "step": STEPS}
     found = [
         Family(name="fp16", make=Halves, axes={}),
         Family(name="blockwise-int8", make=BlockwiseInt8, axes={"block": (64, 4096)}, pinned=({"block": 64},)),
@@ -108,6 +124,12 @@ def _rivals() -> list[Family]:
         *(Family(name=f"slicer-{c}", make=_plain_slicer(c), axes=slicer) for c in ("bitmap", "csr", "rans")),
         Family(name="uniform-rans", make=Uniform, axes={"levels": LEVELS}),
         Family(name="uniform-csr-rans", make=SparseUniform, axes={"levels": LEVELS}),
+        Family(name="ts-tabq", make=_threshold_split("packed"), axes=SPLITS),
+        Family(name="ts-tabq-rans", make=_threshold_split("rans"), axes=SPLITS),
+        Family(name="fourier", make=Spectrum, axes={"rows": EIGHTHS, "columns": EIGHTHS}),
+        Family(name="fourier-rans", make=EntropyCodedSpectrum, axes=blocks),
+        Family(name="low-rank", make=LowRank, axes={"rank": RANKS}),
+        Family(name="low-rank-rans", make=EntropyCodedLowRank, axes={"rank": RANKS, "step": STEPS}),
     ]
     if zstd.is_available():
         found.insert(1, Family(name="fp16-zstd", make=ShuffledHalves, axes={"level": (1, 19)}))
@@ -125,6 +147,13 @@ def _integers(scope: str, axes: Axes, *, coded: bool = False) -> Family:
 def _plain_slicer(coding: str) -> Callable[..., Rival]:
     def make(**settings: Any) -> Rival:
         return PlainSlicer(coding=coding, **settings)  # type: ignore[arg-type]
+
+    return make
+
+
+def _threshold_split(coding: str) -> Callable[..., Rival]:
+    def make(**settings: Any) -> Rival:
+        return ThresholdSplit(coding=coding, **settings)  # type: ignore[arg-type]
 
     return make
 

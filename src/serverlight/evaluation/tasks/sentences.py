@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serverlight.errors import ConfigError
-from serverlight.evaluation.tasks.task import Feature, Floats, Quality, RawInput, bootstrap_interval
+from serverlight.evaluation.tasks.task import Feature, Floats, LossyInput, Quality, RawInput, bootstrap, percentiles
 from serverlight.evaluation.tasks.tokens import raw_tokens, token_ids
 from serverlight.models import LoadedModel
 
@@ -69,10 +69,18 @@ class SentenceTask:
     """A BERT-like encoder cut after some of its layers, its token states averaged into an embedding."""
 
     def __init__(
-        self, *, name: str, title: str, model: LoadedModel, folder: pathlib.Path, layers: int, pairs: ScoredPairs
+        self,
+        *,
+        name: str,
+        title: str,
+        model: LoadedModel,
+        folder: pathlib.Path,
+        layers: int,
+        pairs: ScoredPairs,
+        position: str = "",
     ) -> None:
         """Takes ``title`` as the model's name in tables, and the tokenizer from ``folder``; cuts after ``layers`` layers."""
-        self.name, self.model, self.cut = name, title, f"encoder.layer.{layers - 1}"
+        self.name, self.model, self.cut, self.position = name, title, f"encoder.layer.{layers - 1}", position
         self._encoder: Any = model.module
         self._folder, self._num_head_layers, self._pairs = folder, layers, pairs
 
@@ -84,7 +92,11 @@ class SentenceTask:
     @property
     def raw_input(self) -> RawInput:
         """The token ids."""
-        return raw_tokens(sum(x.shape[1] for x in self._features))
+        return raw_tokens([x.shape[1] for x in self._features])
+
+    def as_jpeg(self, quality: int) -> LossyInput | None:
+        """None: sentences are no images."""
+        return None
 
     def features(self) -> Sequence[Feature]:
         """One message (1, T, D) for each sentence, pair by pair."""
@@ -102,10 +114,13 @@ class SentenceTask:
             truth = scores[chosen]
             return 100 * (_spearman_rows(similar[chosen], truth) - _spearman_rows(base_similar[chosen], truth))
 
+        deltas = bootstrap(num_pairs, gains)
         return Quality(
             metric=metric,
             delta_pp=metric - 100 * spearman(base_similar, scores),
-            interval_pp=bootstrap_interval(num_pairs, gains),
+            interval_pp=percentiles(deltas),
+            deltas_pp=deltas,
+            num_samples=num_pairs,
             kl=float((1 - (ours * base).sum(1)).mean()),
         )
 

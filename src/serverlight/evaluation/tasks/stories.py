@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import functools
 import json
+import lzma
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from serverlight.evaluation.tasks.llama import Llama
-from serverlight.evaluation.tasks.task import Feature, Quality, RawInput, bootstrap_interval, kl_divergence
+from serverlight.evaluation.tasks.task import Feature, Floats, LossyInput, Quality, RawInput, bootstrap, percentiles
 from serverlight.evaluation.tasks.tokens import raw_tokens, token_ids
 
-__all__ = ["WindowTask", "load_windows"]
+__all__ = ["WindowTask", "load_windows", "spread_windows"]
 
 BATCH = 50
 Ids = npt.NDArray[np.int64]
@@ -37,23 +40,42 @@ def load_windows(path: pathlib.Path, folder: pathlib.Path, *, length: int, count
     return np.array(rows[:count], np.int64).reshape(-1, length + 1)
 
 
+def spread_windows(path: pathlib.Path, folder: pathlib.Path, *, length: int, count: int) -> Ids:
+    """Windows from all over a long text, ``count`` at most: (windows, length + 1).
+
+    Args:
+        path: plain text, compressed by xz.
+        folder: where the tokenizer is.
+        length: tokens that go in; one more is there to be predicted.
+        count: windows wanted.
+    """
+    (ids,) = token_ids(folder, [lzma.decompress(path.read_bytes()).decode()])
+    num_windows = len(ids) // (length + 1)
+    windows = np.array(ids[: num_windows * (length + 1)], np.int64).reshape(-1, length + 1)
+    return windows[np.linspace(0, num_windows, min(count, num_windows), endpoint=False).astype(np.int64)]
+
+
 class WindowTask:
     """A Llama cut after some of its layers, on windows of text."""
 
-    def __init__(self, *, name: str, title: str, model: Llama, layers: int, windows: Ids) -> None:
+    def __init__(self, *, name: str, title: str, model: Llama, layers: int, windows: Ids, position: str = "") -> None:
         """Takes ``title`` as the model's name in tables; cuts after ``layers`` layers."""
-        self.name, self.model, self.cut = name, title, f"model.layers.{layers - 1}"
+        self.name, self.model, self.cut, self.position = name, title, f"model.layers.{layers - 1}", position
         self._llama, self._num_head_layers, self._windows = model, layers, windows
 
     @property
     def base_metric(self) -> float:
         """Next-token accuracy of the uncut model, as a percentage."""
-        return 100 * float(self._is_right(self._base_logits).mean())
+        return 100 * float(self._base_right.mean())
 
     @property
     def raw_input(self) -> RawInput:
         """The token ids."""
-        return raw_tokens(self._windows[:, :-1].size)
+        return raw_tokens([self._windows.shape[1] - 1] * len(self._windows))
+
+    def as_jpeg(self, quality: int) -> LossyInput | None:
+        """None: texts are no images."""
+        return None
 
     def features(self) -> Sequence[Feature]:
         """One message (1, T, D) for each window."""
@@ -61,14 +83,16 @@ class WindowTask:
 
     def evaluate(self, received: Sequence[Feature]) -> Quality:
         """Next-token accuracy and mean KL divergence over all tokens of the first windows; whole windows are resampled."""
-        logits, base = self._logits(received), self._base_logits[: len(received)]
-        right = self._is_right(logits)
-        gains = 100 * (right.mean(1) - self._is_right(base).mean(1))
+        right, divergences = self._judge(received)
+        gains = 100 * (right.mean(1) - self._base_right[: len(right)].mean(1))
+        deltas = bootstrap(len(gains), lambda chosen: gains[chosen].mean(1))
         return Quality(
             metric=100 * float(right.mean()),
             delta_pp=float(gains.mean()),
-            interval_pp=bootstrap_interval(len(gains), lambda chosen: gains[chosen].mean(1)),
-            kl=float(kl_divergence(logits, base).mean()),
+            interval_pp=percentiles(deltas),
+            deltas_pp=deltas,
+            num_samples=len(gains),
+            kl=max(float(divergences.mean()), 0.0),  # not below by rounding
         )
 
     @functools.cached_property
@@ -80,18 +104,33 @@ class WindowTask:
         return list(np.split(states.numpy(), len(states)))
 
     @functools.cached_property
-    def _base_logits(self) -> Feature:
-        return self._logits(self._features)
+    def _base(self) -> list[Tensor]:
+        """Log-probabilities (windows of a batch, T, V) of the uncut model, batch by batch."""
+        return [F.log_softmax(logits, -1) for logits in self._logits(self._features)]
 
-    def _logits(self, features: Sequence[Feature]) -> Feature:
-        """Logits (windows, T, V)."""
-        chunks, layers = [], range(self._num_head_layers, self._llama.num_layers)
-        with torch.inference_mode():
-            for start in range(0, len(features), BATCH):
-                states = torch.from_numpy(np.concatenate(features[start : start + BATCH]))
-                chunks.append(self._llama.logits(self._llama.run(states, layers)).numpy())
-        return np.concatenate(chunks)
-
-    def _is_right(self, logits: Feature) -> npt.NDArray[np.bool_]:
+    @functools.cached_property
+    def _base_right(self) -> npt.NDArray[np.bool_]:
         """(windows, T)"""
-        return np.asarray(logits.argmax(-1) == self._windows[: len(logits), 1:])
+        return np.concatenate([self._is_right(base, at * BATCH) for at, base in enumerate(self._base)])
+
+    def _judge(self, received: Sequence[Feature]) -> tuple[npt.NDArray[np.bool_], Floats]:
+        """Whether each next token is right, and the divergence there, (windows, T) each; batch by batch, since logits are many."""
+        right, divergences = [], []
+        for at, logits in enumerate(self._logits(received)):
+            right.append(self._is_right(logits, at * BATCH))
+            base, ours = self._base[at][: len(logits)], F.log_softmax(logits, -1)
+            divergences.append((base.exp() * (base - ours)).sum(-1, dtype=torch.float64).numpy())
+        return np.concatenate(right), np.concatenate(divergences)
+
+    def _logits(self, features: Sequence[Feature]) -> Iterator[Tensor]:
+        """Logits (windows of a batch, T, V), batch by batch."""
+        layers = range(self._num_head_layers, self._llama.num_layers)
+        for start in range(0, len(features), BATCH):
+            states = torch.from_numpy(np.concatenate(features[start : start + BATCH]))
+            with torch.inference_mode():
+                logits = self._llama.logits(self._llama.run(states, layers))
+            yield logits
+
+    def _is_right(self, logits: Tensor, first: int) -> npt.NDArray[np.bool_]:
+        """Whether the likeliest tokens of the windows from ``first`` on are the next ones, (windows, T)."""
+        return np.asarray(logits.argmax(-1).numpy() == self._windows[first : first + len(logits), 1:])

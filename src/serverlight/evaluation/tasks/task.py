@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CodecTask", "Feature", "Floats", "Quality", "RawInput", "bootstrap_interval", "kl_divergence"]
+__all__ = [
+    "CodecTask",
+    "Feature",
+    "Floats",
+    "Ints",
+    "LossyInput",
+    "Quality",
+    "RawInput",
+    "bootstrap",
+    "bootstrap_interval",
+    "kl_divergence",
+    "percentiles",
+    "resamples",
+]
 
 Feature: TypeAlias = npt.NDArray[np.float32]
 Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
 
 NUM_RESAMPLES = 2000
 
@@ -33,16 +48,38 @@ class Quality:
     kl: float
     """Mean divergence from the uncut model's outputs: Kullback-Leibler's in nats; of embeddings, 1 - cosine."""
 
+    deltas_pp: Floats | None = field(default=None, compare=False, repr=False)
+    """The difference in each of the :func:`resamples`; none where they were not kept."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+    num_samples: int = 0
+    """Samples that were drawn from; as many messages, or a multiple, were judged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RawInput:
     """What a device sends that runs no part of the model."""
 
     format: str
     """How the inputs are written."""
 
-    num_bytes: int
-    """Bytes of all inputs together."""
+    sizes: Ints
+    """Bytes of the input of each message (messages,)."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all inputs together."""
+        return int(self.sizes.sum())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LossyInput:
+    """Inputs that were coded with losses, for a server that runs the whole model."""
+
+    sizes: Ints
+    """Bytes of the input of each message (messages,)."""
+
+    features: Sequence[Feature]
+    """What the feature at the cut is then, message by message."""
 
 
 class CodecTask(Protocol):
@@ -61,12 +98,19 @@ class CodecTask(Protocol):
         """Where it was cut."""
 
     @property
+    def position(self) -> str:
+        """``early``, ``middle`` or ``late`` in the model; empty for a cut that stands for none of them."""
+
+    @property
     def base_metric(self) -> float:
         """The uncut model's figure, as a percentage."""
 
     @property
     def raw_input(self) -> RawInput:
         """The inputs that the features were made of; sent in full, they lose nothing."""
+
+    def as_jpeg(self, quality: int) -> LossyInput | None:
+        """The inputs as JPEG files of that quality; none where they are no images."""
 
     def features(self) -> Sequence[Feature]:
         """One message for each image, sentence or window of tokens, with its batch side of 1 in front, as a device sends it."""
@@ -75,19 +119,37 @@ class CodecTask(Protocol):
         """The quality when the first ``len(received)`` messages arrive as given."""
 
 
-def bootstrap_interval(num_samples: int, statistic: Callable[[npt.NDArray[np.int64]], Floats]) -> tuple[float, float]:
-    """95 % interval of a statistic over resampled samples; always the same resamples.
-
-    Args:
-        num_samples: samples to draw from.
-        statistic: from sample indices (resamples, num_samples) to a value for each resample.
+def bootstrap_interval(num_samples: int, statistic: Callable[[Ints], Floats]) -> tuple[float, float]:
+    """95 % interval of a statistic over resampled samples; see :func:`bootstrap`.
 
     >>> values = np.array([0.0, 1.0] * 50)
     >>> bootstrap_interval(100, lambda chosen: values[chosen].mean(1))
     (0.4, 0.6)
     """
+    return percentiles(bootstrap(num_samples, statistic))
+
+
+def bootstrap(num_samples: int, statistic: Callable[[Ints], Floats]) -> Floats:
+    """A statistic in each of the :func:`resamples` (Efron 1979, doi:10.1214/aos/1176344552).
+
+    Args:
+        num_samples: samples to draw from.
+        statistic: from sample indices (resamples, num_samples) to a value for each resample.
+    """
+    return statistic(resamples(num_samples))
+
+
+@functools.lru_cache(maxsize=4)
+def resamples(num_samples: int) -> Ints:
+    """Sample indices (resamples, num_samples), drawn with replacement; always the same, so that all statistics are paired."""
     chosen = np.random.default_rng(0).integers(0, num_samples, (NUM_RESAMPLES, num_samples))
-    low, high = np.quantile(statistic(chosen), (0.025, 0.975))
+    chosen.setflags(write=False)
+    return chosen
+
+
+def percentiles(values: Floats) -> tuple[float, float]:
+    """What 95 % of the values lie between."""
+    low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
 
 

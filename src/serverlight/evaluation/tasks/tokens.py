@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from serverlight.errors import MissingDependency, ModelError
 from serverlight.evaluation.tasks.task import RawInput
 
@@ -31,6 +33,6 @@ def token_ids(folder: pathlib.Path, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
 
 
-def raw_tokens(count: int) -> RawInput:
-    """So many tokens, each id in two bytes."""
-    return RawInput(format="token ids of 2 bytes", num_bytes=ID_BYTES * count)
+def raw_tokens(counts: Sequence[int]) -> RawInput:
+    """Messages of so many tokens each, every id in two bytes."""
+    return RawInput(format="token ids of 2 bytes", sizes=ID_BYTES * np.array(counts, np.int64))

@@ -55,6 +55,17 @@ def test_a_cheap_batch_is_not_waited_for() -> None:
     assert window.closes_s(oldest_s=10.001, now_s=10.001) == 10.001
 
 
+def test_two_groups_become_one() -> None:
+    """Those that came while a batch ran wait a little for those that it answered, and not for who needs longer than that."""
+    window = steady(0.001, 0.002, 0.02, batch_s=0.1)
+    window.took(0.1, now_s=10.0)
+    window.arrived(3, 9.95)  # while it ran
+    assert window.closes_s(oldest_s=9.95, now_s=10.0) == pytest.approx(10.004)
+    window.arrived(0, 10.001)
+    window.arrived(1, 10.002)
+    assert window.closes_s(oldest_s=9.95, now_s=10.002) == 10.002
+
+
 def test_who_is_gone_is_not_waited_for() -> None:
     """A client that left."""
     window = steady(0.001, 0.002)
@@ -67,11 +78,14 @@ def test_who_is_gone_is_not_waited_for() -> None:
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["arrived", "answered", "forget"]), st.floats(0, 0.02))),
     st.floats(0, 0.05),
     st.floats(0, 0.03),
+    st.floats(4.9, 5.1),
 )
-def test_wait_is_bounded(events: list[tuple[int, str, float]], batch_s: float, waited_s: float) -> None:
-    """Whatever came before, nobody waits longer than the delay or than a batch takes, and nobody waits for the past."""
+def test_wait_is_bounded(events: list[tuple[int, str, float]], batch_s: float, waited_s: float, ended_s: float) -> None:
+    """Whatever came before, nobody waits longer than the delay or than a batch takes, or after a batch than a tenth of its
+    time; and nobody waits for the past.
+    """
     window, now_s = Window(max_delay_s=DELAY_S), 5.0
-    window.took(batch_s)
+    window.took(batch_s, now_s=ended_s)
     for client, what, seconds in events:
         now_s += seconds
         if what == "forget":
@@ -79,4 +93,5 @@ def test_wait_is_bounded(events: list[tuple[int, str, float]], batch_s: float, w
         else:
             getattr(window, what)(client, now_s)
     closes_s = window.closes_s(oldest_s=now_s - waited_s, now_s=now_s)
-    assert now_s <= closes_s <= max(now_s, now_s - waited_s + min(DELAY_S, batch_s))
+    bound_s = max(now_s - waited_s + min(DELAY_S, batch_s), ended_s + min(DELAY_S, 0.1 * batch_s))
+    assert now_s <= closes_s <= max(now_s, bound_s)

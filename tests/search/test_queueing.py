@@ -44,7 +44,7 @@ def simulate(
         running, waiting = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
         run_s = batch.ms(len(running)) / 1e3
         now_s += run_s
-        window.took(run_s)
+        window.took(run_s, now_s=now_s)
         took_ms.extend((now_s - came_s) * 1e3 for came_s, _ in running)
         take_in()
         for _, device in running:

@@ -280,7 +280,7 @@ class ServerCore:
             with self._changed:
                 seconds = (now_s := time.monotonic()) - started_s
                 self._scheduler.took(seconds, self._running, now_s=now_s)
-                self._window.took(seconds)
+                self._window.took(seconds, now_s=now_s)
                 self._running = []
                 self._changed.notify_all()
 

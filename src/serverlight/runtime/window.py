@@ -12,6 +12,10 @@ _NEWEST_SHARE = 0.25
 _LATE = 2.0
 """One that is later than so many times its usual gap is not coming soon, and nobody waits for it."""
 
+_LITTLE = 0.1
+"""A wait of such a share of a batch's time is worth it for whoever may join: all but the smallest part of a batch is paid anew for
+each batch, however full."""
+
 _LEAST_GAP_S = 5e-4
 """Gaps below it are as good as none, and vary by as much."""
 
@@ -27,8 +31,9 @@ class Window:
 
     Without a wait, clients that answer at once fall into two groups that take turns, each in half a batch: while one
     group's batch runs, the other's requests arrive. A wait is bounded by ``max_delay_s``, and by what a batch takes: one
-    that is cheaper than the wait is not worth it. A client that is alone is never kept waiting, nor is anyone for one
-    whose device needs longer than that.
+    that is cheaper than the wait is not worth it. Those that came while a batch ran have waited already; after it they wait
+    for a tenth of its time at the most, which is enough for two such groups to become one. A client that is alone is never
+    kept waiting, nor is anyone for one whose device needs longer than that.
 
     >>> window = Window(max_delay_s=0.005)
     >>> window.took(0.1)
@@ -45,7 +50,7 @@ class Window:
     def __init__(self, *, max_delay_s: float) -> None:
         self._max_delay_s = max_delay_s
         self._paces: dict[object, _Pace] = {}
-        self._batch_s = 0.0
+        self._batch_s, self._free_s = 0.0, 0.0
 
     def arrived(self, client: object, now_s: float) -> None:
         """A request came."""
@@ -63,13 +68,16 @@ class Window:
         """The client is gone."""
         self._paces.pop(client, None)
 
-    def took(self, seconds: float) -> None:
-        """Notes how long a batch ran."""
+    def took(self, seconds: float, *, now_s: float = 0.0) -> None:
+        """Notes how long a batch ran that has just ended."""
+        self._free_s = now_s
         self._batch_s = seconds if not self._batch_s else self._batch_s + _NEWEST_SHARE * (seconds - self._batch_s)
 
     def closes_s(self, *, oldest_s: float, now_s: float) -> float:
         """Until when the request that came at ``oldest_s`` is to wait for others, by the same clock; ``now_s`` for no more."""
-        last_s = oldest_s + min(self._max_delay_s, self._batch_s)
+        since_arrival_s = oldest_s + min(self._max_delay_s, self._batch_s)
+        since_batch_s = self._free_s + min(self._max_delay_s, _LITTLE * self._batch_s)
+        last_s = max(since_arrival_s, since_batch_s)
         if last_s <= now_s:
             return now_s
         awaited = (self._awaited(pace, now_s, last_s) for pace in self._paces.values())

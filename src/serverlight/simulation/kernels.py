@@ -19,7 +19,7 @@ __all__ = ["run_server"]
 njit = numba.njit(nogil=True, error_model="numpy")
 entry_point = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-_NEWEST_SHARE, _LATE, _LEAST_GAP_S = 0.25, 2.0, 5e-4
+_NEWEST_SHARE, _LATE, _LITTLE, _LEAST_GAP_S = 0.25, 2.0, 0.1, 5e-4
 """As in ``runtime/window.py``."""
 
 _TURN_SHARE, _ACTIVE_S = 0.2, 1.0
@@ -378,7 +378,8 @@ def _closes_s(s: State, limits: Limits, now_s: float) -> float:
     oldest_s = math.inf
     for i in range(s.server[0].turns):
         oldest_s = min(oldest_s, s.slots[s.devices[s.ring[(s.server[0].ring + i) % len(s.ring)]].first].arrived_s)
-    last_s = oldest_s + min(limits.max_delay_s, s.server[0].batch_s)
+    batch_s, ended_s = s.server[0].batch_s, s.server[0].ended_s
+    last_s = max(oldest_s + min(limits.max_delay_s, batch_s), ended_s + min(limits.max_delay_s, _LITTLE * batch_s))
     if last_s <= now_s:
         return now_s
     closes_s, size, start = now_s, len(s.devices), s.server[0].scan
@@ -537,6 +538,7 @@ def _run_batch(s: State, t: Tables, limits: Limits, o: Outcome, now_s: float, rn
     mean_s, batch_s = s.server[0].mean_s, s.server[0].batch_s
     s.server[0].mean_s = spent_s / size if mean_s == 0 else mean_s + _TURN_SHARE * (spent_s / size - mean_s)
     s.server[0].batch_s = spent_s if batch_s == 0 else batch_s + _NEWEST_SHARE * (spent_s - batch_s)
+    s.server[0].ended_s = now_s
     o.server[0] += max(0.0, min(now_s, limits.end_s) - max(started_s, limits.warm_s))
     return now_s
 

@@ -183,6 +183,7 @@ SERVER = np.dtype(
         ("unread_end", "i8"),
         ("is_asleep", "i8"),  # whether it has waited since the last batch
         ("batch_s", "f8"),
+        ("ended_s", "f8"),  # when the last batch did
         ("mean_s", "f8"),
         ("newest_s", "f8"),  # when somebody last sent something, and when somebody else did
         ("other_s", "f8"),

@@ -217,6 +217,7 @@ def table(result: dict[str, Any]) -> str:
 def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     """Predicted against measured, one panel for each figure."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     for axes, (what, key) in zip(figure.subplots(1, len(FIGURES)), FIGURES.items(), strict=True):
@@ -227,6 +228,10 @@ def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
         ends = [min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])]
         if what != "quality":
             axes.set(xscale="log", yscale="log")
+            for axis in (axes.xaxis, axes.yaxis):  # plain numbers
+                axis.set_major_locator(LogLocator(subs=(1,) if key == "uplink_bytes" else (1, 2, 5)))
+                axis.set_major_formatter("{x:,g}")
+                axis.set_minor_formatter("")
             ends[0] = min(row[side][key] for row in rows for side in ("measured", "predicted") if known(row, what))
         axes.plot(ends, ends, color="#999999", linewidth=1, zorder=0)
         axes.set(title=what, xlabel=f"measured {key}", ylabel="predicted")

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from serverlight.apps.axes import TEXT, finish_axes
 from serverlight.evaluation.codec_bench import TaskReport
 from serverlight.evaluation.load import LoadRow
 from serverlight.evaluation.load.figures import FP16, FULL, IN_PROCESS, OURS, SERIAL
@@ -21,7 +22,6 @@ __all__ = ["plot_codecs", "plot_drift", "plot_load"]
 COLUMNS = 3
 PANEL_INCHES = (5.2, 3.9)
 LEGEND_INCHES = 1.0
-TEXT, GREY, GRID = "#222222", "#666666", "#E4E4E4"
 
 BLUE, RED, ORANGE, GREEN, PURPLE, PINK, BROWN, TEAL, OLIVE = (
     "#0072B2", "#C8102E", "#E69F00", "#009E73", "#7F3C8D", "#CC79A7", "#8C564B", "#17A2B8", "#8A8A00",
@@ -91,7 +91,9 @@ def _draw_rates(axes: Axes, report: TaskReport) -> None:
     ticks = (0.25, 0.5, 1, 2, 4, 8, 16)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _finish(axes, f"{report.task}: {report.model}, {report.cut}", "bits per element", "squared error / squared signal")
+    finish_axes(
+        axes, f"{report.task}: {report.model}, {report.cut}", "bits per element", "squared error / squared signal"
+    )
 
 
 # -- speed -------------------------------------------------------------------------------------------
@@ -114,7 +116,7 @@ def _draw_times(axes: Axes, rows: Sequence[SpeedRow], what: str) -> None:
     copies = sorted({row.tensor_bytes: row.tensor_bytes / row.memcpy_gb_s / 1e3 for row in rows}.items())
     axes.plot(*zip(*copies, strict=True), "k--", label="memcpy of the tensor", linewidth=1.4)
     axes.set(xscale="log", yscale="log")
-    _finish(axes, f"time to {what}", "size of the tensor", "microseconds")
+    finish_axes(axes, f"time to {what}", "size of the tensor", "microseconds")
     _label_sizes(axes, rows)
 
 
@@ -126,7 +128,7 @@ def _draw_ratios(axes: Axes, rows: Sequence[SpeedRow], what: str) -> None:
     axes.axhline(1, color="black", linestyle="--", linewidth=1.4)
     axes.set(xscale="log", yscale="log")
     label = "size of the tensor, which is that of the buffer that memcpy copies"
-    _finish(axes, f"throughput to {what}, over that of memcpy", label, "share of memcpy")
+    finish_axes(axes, f"throughput to {what}, over that of memcpy", label, "share of memcpy")
     _label_sizes(axes, rows)
 
 
@@ -181,10 +183,10 @@ def plot_drift(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     nats, place = "KL divergence from the uncut model, nats", "position, tokens"
     for axes in (read, own):
         axes.set(xscale="log", yscale="log")
-    _finish(read, "the same text read by both, frames of one token", place, nats)
-    _finish(rates, "the same, by bytes and by tokens of a frame", "bytes a token", nats)
-    _finish(parted, "texts drawn with the same luck, still equal", place, "share of texts")
-    _finish(own, "the cut model's own text, drawn", place, nats)
+    finish_axes(read, "the same text read by both, frames of one token", place, nats)
+    finish_axes(rates, "the same, by bytes and by tokens of a frame", "bytes a token", nats)
+    finish_axes(parted, "texts drawn with the same luck, still equal", place, "share of texts")
+    finish_axes(own, "the cut model's own text, drawn", place, nats)
     rates.xaxis.set_minor_formatter(NullFormatter())
     rates.set_xticks(ticks := (16, 32, 64, 128, 256), [f"{tick}" for tick in ticks])
     rates.legend(fontsize=8, frameon=False)
@@ -262,10 +264,10 @@ def plot_load(rows: Sequence[LoadRow], path: str) -> None:
         ours = [row for row in rows if row.workload == workload]
         items = {"vision": "images", "lm": "tokens"}[workload]
         _draw_load(axes[0], [(row, row.throughput_per_s) for row in ours])
-        _finish(axes[0], f"{workload}: throughput of the server", "devices", f"{items} a second")
+        finish_axes(axes[0], f"{workload}: throughput of the server", "devices", f"{items} a second")
         times = [(row, FIXED_WORK * row.device_0_s_per_item) for row in ours if row.device_0_s_per_item is not None]
         _draw_load(axes[1], times)
-        _finish(axes[1], f"{workload}: {FIXED_WORK} {items} of device 0", "devices", "seconds")
+        finish_axes(axes[1], f"{workload}: {FIXED_WORK} {items} of device 0", "devices", "seconds")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     figure.savefig(path, dpi=110)
@@ -311,19 +313,6 @@ def _draw_line(axes: Axes, points: Sequence[tuple[float, float]], name: str) -> 
         x, y, color=colour, linestyle=dashes, marker=marker, label=name, linewidth=2.4 if ours else 1.0,
         markersize=4 if ours else 3, zorder=3 if ours else 2,
     )  # fmt: skip
-
-
-def _finish(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left", color=TEXT)
-    axes.set_xlabel(x, fontsize=9, color=GREY)
-    axes.set_ylabel(y, fontsize=9, color=GREY)
-    axes.tick_params(which="both", labelsize=8, labelcolor=GREY, color=GRID)
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(GRID)
 
 
 def _title(figure: SubFigure, text: str) -> None:

@@ -15,6 +15,7 @@ from serverlight.apps.terminal import STDOUT, check_writable, write_json
 from serverlight.errors import ConfigError
 
 if TYPE_CHECKING:
+    from serverlight.apps.bench_run import Results
     from serverlight.codec.rivals import Family
 
 __all__ = ["bench", "bench_codec"]
@@ -87,9 +88,7 @@ def bench_codec(
     import torch
 
     from serverlight.apps.bench_run import Results, measure_rates, measure_speed
-    from serverlight.apps.uplink_tables import uplink_sections
     from serverlight.evaluation.tasks import check_task, load_task
-    from serverlight.evaluation.uplink import uplink_rows
 
     for field, path in (("json", json), ("plot", plot), ("markdown", markdown)):
         check_writable(field, path)
@@ -111,7 +110,17 @@ def bench_codec(
     measure_rates(results, loaders, chosen, rounds=0 if quick else 2)
     if speed and not uplink:
         measure_speed(results, quick=quick)
-    reports = [results.reports[name] for name in names]
+    _tell(results, names, uplink=uplink, json=json, markdown=markdown, plot=plot)
+
+
+def _tell(
+    results: Results, names: Sequence[str], *, uplink: bool, json: str | None, markdown: str | None, plot: str | None
+) -> None:
+    """Writes what was asked for."""
+    from serverlight.apps.uplink_tables import uplink_sections
+    from serverlight.evaluation.uplink import uplink_rows
+
+    reports, max_loss = [results.reports[name] for name in names], results.settings["max_loss_pp"]
     if json:
         write_json(json, results.to_dict())
     sections = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from serverlight.apps.axes import GREY, TEXT, finish_axes
 
 __all__ = ["Line", "plot_bars", "plot_memory", "plot_metadata", "plot_quality", "plot_uplink"]
 
@@ -15,7 +16,6 @@ Line = Sequence[tuple[float, float]]
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#C8102E", "#7F3C8D", "#56B4E9"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
-TEXT, GREY, GRID = "#222222", "#666666", "#E4E4E4"
 COLUMNS = 3
 PANEL_INCHES = (4.4, 3.3)
 
@@ -49,7 +49,7 @@ def plot_quality(panels: Mapping[str, Mapping[str, Mapping[str, Line]]], max_los
         axes.set(xscale="log", ylim=(-WORST_PP, 2.0))
         axes.set_xticks(BITS, [f"{tick:g}" for tick in BITS])
         axes.xaxis.set_minor_formatter(NullFormatter())
-        _finish(axes, model, "bits per element", "percentage points against uncut")
+        finish_axes(axes, model, "bits per element", "percentage points against uncut")
         axes.legend(fontsize=7, frameon=False, loc="lower right", handlelength=3.2)
     figure.savefig(path, dpi=130)
 
@@ -79,7 +79,7 @@ def plot_uplink(rows: Sequence[tuple[str, float, float, str]], path: str) -> Non
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(1, 2.2 * most)
     axes.axvline(10, color=GREY, linestyle=":", linewidth=1)
-    _finish(axes, "", "fewer bytes than fp16 (logarithmic; dotted: the 10x of the paper)", "")
+    finish_axes(axes, "", "fewer bytes than fp16 (logarithmic; dotted: the 10x of the paper)", "")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
 
@@ -97,7 +97,7 @@ def plot_bars(values: Mapping[str, float], x: str, path: str) -> None:
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.margins(x=0.12)
-    _finish(axes, "", x, "")
+    finish_axes(axes, "", x, "")
     figure.savefig(path, dpi=130)
 
 
@@ -109,7 +109,7 @@ def plot_memory(panels: Mapping[str, Mapping[str, Line]], path: str) -> None:
         for colour, (cut, line) in zip(_colours(len(lines)), lines.items(), strict=True):
             axes.plot(*zip(*line, strict=True), color=colour, label=cut)
         axes.set_ylim(bottom=0)
-        _finish(axes, model, "tokens of the sequence, w", "MiB on the device")
+        finish_axes(axes, model, "tokens of the sequence, w", "MiB on the device")
         axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
 
@@ -126,23 +126,10 @@ def plot_metadata(lines: Mapping[str, Line], path: str) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    _finish(axes, "", "bytes of a frame (logarithmic)", "percent of them metadata")
+    finish_axes(axes, "", "bytes of a frame (logarithmic)", "percent of them metadata")
     axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
 
 
 def _colours(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
-
-
-def _finish(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left", color=TEXT)
-    axes.set_xlabel(x, fontsize=9, color=GREY)
-    axes.set_ylabel(y, fontsize=9, color=GREY)
-    axes.tick_params(which="both", labelsize=8, labelcolor=TEXT, color=GRID)
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(GRID)

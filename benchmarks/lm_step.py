@@ -271,7 +271,8 @@ def count_bytes(relay: Relay, plan: Plan, head: LoadedDecoder, num_steps: int) -
     sequence = RemoteSequence(link, plan, SAMPLING, device)
     token_ids, frame_bytes, skipped = PROMPT, 0, (0, 0)
     for step in range(num_steps + 1):
-        frame = device.run(torch.tensor([token_ids])).frame
+        frame = device.run(torch.tensor([token_ids])).piece
+        assert isinstance(frame, bytes)
         sequence.send((frame,), more=False)
         reply, _ = sequence.wait()[-1]
         assert reply.token_id is not None

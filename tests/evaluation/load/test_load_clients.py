@@ -49,7 +49,7 @@ def test_features_are_recorded_one_request_an_image(scripts: list[Requests]) -> 
 def test_closed_loop(address: str, scripts: list[Requests]) -> None:
     """Each device sends when it has its answer: its samples follow each other, and none is lost."""
     turn = run_turn([address] * 3, scripts, SHORT)
-    assert turn.seconds >= 0.3
+    assert turn.seconds >= 0.29  # the loop counts in milliseconds
     assert set(Counter(sample.client for sample in turn.answers)) == {0, 1, 2}
     for client in range(3):
         mine = [sample for sample in turn.samples if sample.client == client]

@@ -22,15 +22,19 @@ if TESTS not in sys.path:
 
 from made_up import plain_table, text_profile, vision_profile  # noqa: E402
 from serverlight.apps.report import keys, runner  # noqa: E402
+from serverlight.apps.report.blocks import Table  # noqa: E402
 from serverlight.apps.report.compose import compose, write  # noqa: E402
 from serverlight.apps.report.found import Found  # noqa: E402
 from serverlight.apps.report.html import as_html  # noqa: E402
 from serverlight.apps.report.markdown import as_markdown  # noqa: E402
 from serverlight.apps.report.parts import Command, Function, Part, Stage  # noqa: E402
 from serverlight.apps.report.records import Record, Shelf  # noqa: E402
+from serverlight.apps.report.sections.rates import reductions  # noqa: E402
 from serverlight.apps.report.settings import QUICK, Settings, Subject  # noqa: E402
 from serverlight.apps.report.stages import STAGES  # noqa: E402
-from serverlight.apps.report.uplink import Best, Where, verdict  # noqa: E402
+from serverlight.apps.uplink_tables import verdict_text  # noqa: E402
+from serverlight.evaluation.codec_bench import TaskReport  # noqa: E402
+from serverlight.evaluation.uplink import uplink_row  # noqa: E402
 
 Cli = Callable[..., Any]
 
@@ -345,37 +349,21 @@ def test_page_in_a_browser(tmp_path: pathlib.Path, records: list[Record], browse
 # -- who wins -----------------------------------------------------------------------------------------
 
 
-def at_one_cut(**bits: tuple[float, float | None]) -> Where:
-    best = {
-        name.replace("_", "-"): Best(
-            codec=name.replace("_", "-"), bits=each, delta_pp=-0.5, interval_pp=(-1.0, 0.0), bits_at_equal_kl=at_kl
-        )
-        for name, (each, at_kl) in bits.items()
-    }
-    return Where(
-        task="T", model="M", cut="c", position="", base=90.0, messages=10, elements=100.0, codecs=tuple(best), best=best,
-        raw_bits=None,
-    )  # fmt: skip
+def test_a_row_says_who_wins(tmp_path: pathlib.Path, records: list[Record]) -> None:
+    """The table says of each cut what the comparison of the codecs says: who is best, or tied, and why."""
+    found = Found(settings=settings_at(tmp_path), records=records)
+    table = next(block for block in reductions(found).blocks if isinstance(block, Table))
+    codec = filed("codec_amd*.json")
+    expected = {row.cut: row for i in (1, 2, 5) for row in [uplink_row(report_of(one_task(codec, i)))]}
+    assert len(table.rows) == 3
+    for cells in table.rows:
+        row = expected[cells[1].partition(" (")[0]]
+        assert cells[-2:] == [verdict_text(row), row.reason]
+        assert cells[5].startswith(f"{row.cell('serverlight').reduction:.1f}")
 
 
-@pytest.mark.parametrize(
-    ("bits", "words", "winners"),
-    [
-        ({"serverlight": (1.0, 1.0), "fp16": (16.0, None)}, "serverlight", {"serverlight"}),
-        ({"serverlight": (1.005, 1.0), "rans": (1.0, 1.2)}, "tied with rans", {"serverlight", "rans"}),
-        ({"serverlight": (1.2, 1.0), "rans": (1.0, 1.25)}, "at equal divergence ours takes 20 % fewer", {"rans"}),
-        ({"serverlight": (1.2, 1.2), "rans": (1.0, 1.0)}, "20 % at equal divergence, too", {"rans"}),
-        ({"serverlight": (1.2, 1.2), "rans": (1.0, None)}, "rans, 20 % fewer bytes than ours", {"rans"}),
-        ({"rans": (1.0, None)}, "no setting of ours is within the loss", {"rans"}),
-        ({"serverlight": (1.0, None), "jpeg_input": (0.1, None)}, "serverlight", {"serverlight"}),
-        ({}, "none within the loss", set()),
-    ],
-)
-def test_a_row_says_who_wins(bits: dict[str, tuple[float, float | None]], words: str, winners: set[str]) -> None:
-    """The fewest bytes win, within a percent it is a tie, and where a rival wins the row tells what is known of why."""
-    found = verdict(at_one_cut(**bits))
-    assert words in found.words
-    assert found.winners == winners
+def report_of(document: dict[str, Any]) -> TaskReport:
+    return TaskReport.from_dict(document["tasks"][0], document["rows"])
 
 
 # -- the command --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from serverlight.apps.bench_tables import NONE, Section
 if TYPE_CHECKING:
     from serverlight.evaluation.uplink import UplinkCell, UplinkRow
 
-__all__ = ["uplink_sections"]
+__all__ = ["loss_text", "reduction_text", "uplink_sections", "verdict_text"]
 
 PLACES = ("model", "cut")
 
@@ -36,8 +36,8 @@ def _verdicts(rows: Sequence[UplinkRow], max_loss_pp: float, left_out: str) -> S
         columns=(*PLACES, reference, "loss, pp", "best codec", "its reduction", "verdict", "why"),
         rows=tuple(
             (
-                *_place(row), _reduction(row.cell(reference)), _loss(row.cell(reference)), row.best or NONE,
-                _reduction(row.cell(row.best or "")), _verdict(row), row.reason,
+                *_place(row), reduction_text(row.cell(reference)), loss_text(row.cell(reference)), row.best or NONE,
+                reduction_text(row.cell(row.best or "")), verdict_text(row), row.reason,
             )
             for row in rows
         ),
@@ -52,7 +52,7 @@ def _reductions(rows: Sequence[UplinkRow], max_loss_pp: float) -> Section:
     return _wide(
         rows,
         title=f"How many times less than fp16 each codec sends at no more than {max_loss_pp:g} pp loss:",
-        show=_reduction,
+        show=reduction_text,
         note=f"Cheapest setting of each codec, all bytes counted, with 95 % intervals; {NONE} where every setting loses more.",
     )
 
@@ -61,7 +61,7 @@ def _losses(rows: Sequence[UplinkRow]) -> Section:
     return _wide(
         rows,
         title="What each codec loses there, in percentage points:",
-        show=_loss,
+        show=loss_text,
         note="With 95 % intervals by a bootstrap that pairs both outputs of each sample; negative is a gain.",
     )
 
@@ -82,7 +82,7 @@ def _place(row: UplinkRow) -> tuple[str, str]:
     return row.model, f"{row.position}: {row.cut}"
 
 
-def _verdict(row: UplinkRow) -> str:
+def verdict_text(row: UplinkRow) -> str:
     """In words, with all that are tied."""
     return f"tied with {', '.join(row.tied_with)}" if row.verdict == "tied" else row.verdict
 
@@ -91,11 +91,13 @@ def _best(row: UplinkRow) -> str:
     return f"{row.reference}, tied" if row.verdict == "tied" else row.best or NONE
 
 
-def _reduction(cell: UplinkCell) -> str:
+def reduction_text(cell: UplinkCell) -> str:
+    """How many times less it sends than halves, with its interval."""
     return _with_interval(cell.reduction, cell.reduction_interval, 1)
 
 
-def _loss(cell: UplinkCell) -> str:
+def loss_text(cell: UplinkCell) -> str:
+    """Percentage points that it loses, with their interval."""
     return _with_interval(cell.loss_pp, cell.loss_interval_pp, 2)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from serverlight.codec import CodecConfig
 from serverlight.evaluation import load_images
-from serverlight.generation import LoadedDecoder
+from serverlight.generation import LoadedDecoder, num_layers_of
 from serverlight.huggingface import find_folder
 from serverlight.link import LinkConfig, LinkProxy
 from serverlight.models import load_model
@@ -134,7 +134,7 @@ class Texts:
     def __init__(self, name: str, spec: str, text: str, *, samples: int) -> None:
         self.name, self.spec = name, spec
         self.workload = Workload(prompt_tokens=PROMPT_TOKENS, new_tokens=NEW_TOKENS)
-        self._head = LoadedDecoder.head(spec, f"layers.{_num_layers(spec)}", dtype=torch.float32)
+        self._head = LoadedDecoder.head(spec, f"layers.{num_layers_of(spec)}", dtype=torch.float32)
         self._tail = LoadedDecoder.tail(spec, "layers.0", dtype=torch.float32)
         windows = _windows(SHARED / text, spec)
         self._calibration, self._test = windows[:samples], windows[samples : 2 * samples]
@@ -183,12 +183,6 @@ class Texts:
 def _quantile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def _num_layers(spec: str) -> int:
-    from serverlight.huggingface import SETTINGS_FILES, read_config
-
-    return int(read_config(spec, find_folder(spec, SETTINGS_FILES)).num_hidden_layers)
 
 
 def _windows(path: pathlib.Path, spec: str) -> list[list[int]]:

@@ -59,6 +59,7 @@ ONLY_IN = {  # package -> the files that may import it
     "PIL": {"models/images.py"},
     "matplotlib": {
         "apps/plots.py",
+        "apps/axes.py",
         "apps/bench_plots.py",
         "apps/search_plots.py",
         "apps/fleet_plots.py",

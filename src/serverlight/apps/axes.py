@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["GREY", "GRID", "TEXT", "finish_axes"]
 
 TEXT, GREY, GRID = "#222222", "#666666", "#E4E4E4"
-
-Axes = Any
-"""Of matplotlib, which whoever draws brings."""
 
 
 def finish_axes(axes: Axes, title: str, x: str, y: str) -> None:

@@ -78,7 +78,9 @@ class Recipe:
 
         from serverlight.runtime import Server
         from serverlight.runtime.catalogue import Catalogue
+        from serverlight.runtime.memory import keep_freed_memory
 
+        keep_freed_memory()
         read_dtype(self.dtype)
         torch.set_num_threads(self.threads)
         catalogue = Catalogue(self._offers(), memory_bytes=self._bytes_for_weights())

@@ -200,7 +200,8 @@ class Device:
     def _pieces(self, ids: list[int], sizes: list[int]) -> tuple[Piece, ...]:
         if self._sends_ids:
             self._cache.skip(len(ids))
-            return tuple(tuple(part.tolist()) for part in torch.split(torch.tensor(ids), sizes))
+            left = iter(ids)
+            return tuple(tuple(itertools.islice(left, size)) for size in sizes)
         with torch.inference_mode():
             hidden = self._head(torch.tensor([ids]), self._cache)
         return tuple(self._codec.encode(part) for part in hidden.split(sizes, dim=1))

@@ -79,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     from serverlight.models.loader import is_language_model, load_model
+    from serverlight.runtime.memory import keep_freed_memory
     from serverlight.runtime.server import Server
 
+    keep_freed_memory()  # as `serverlight serve` does
     torch.set_num_threads(options.threads)
     if is_language_model(options.model):
         from serverlight.generation import LoadedDecoder

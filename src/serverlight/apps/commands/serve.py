@@ -126,9 +126,6 @@ def serve(
 def _serve_one(
     recipe: Recipe, watch: WatchOptions, host: str, port: int, stopping: threading.Event, json: str | None
 ) -> None:
-    from serverlight.runtime.memory import keep_freed_memory
-
-    keep_freed_memory()
     server = recipe.make(host, port)
     served = what_is_served(server.core.engines.catalogue)
     facts = served[0] if len(served) == 1 else {"models": served}

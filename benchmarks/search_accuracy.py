@@ -5,9 +5,11 @@
 
 Each plan has a cut, codec settings and a link drawn by lot, such that it is predicted to lose at most 5 percentage points. Latency
 is the median of some requests (of a language model: of decode steps), server time the processor time of the server's whole
-process, bytes are those of the messages. Quality is measured on samples that the table was not made of, in one process, which
-gives the same bits as sockets do. A table of qualities is made first, unless the folder of --work has it, then a new profile of
-this machine.
+process, bytes are those of the messages. All plans of a model take turns, several times, since a machine's speed changes with
+the minute; a plan's figure is the median of its turns.
+
+Quality is measured on samples that the table was not made of, in one process, which gives the same bits as sockets do. A table of
+qualities is made first, unless the folder of --work has it, then a new profile of this machine.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
-from search_subjects import NAMES, Linked, Subject, linked_server, load_subject, prepare
+from search_subjects import NAMES, Linked, Measured, Subject, linked_server, load_subject, prepare
 from serverlight.environment import describe_environment
 from serverlight.link import LinkConfig
 from serverlight.search.candidates import candidate_of, candidates
@@ -45,7 +47,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(NAMES), help="some of them, with commas between them")
     parser.add_argument("--plans", type=int, default=40, help="of each model")
-    parser.add_argument("--requests", type=int, default=30, help="of each plan")
+    parser.add_argument("--requests", type=int, default=12, help="of each plan in each round")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each plan; all plans of a model take turns")
     parser.add_argument("--samples", type=int, default=400, help="images to calibrate on; a tenth as many texts")
     parser.add_argument("--budget", type=float, default=0.1, help="share of the grid that the calibration may run")
     parser.add_argument(
@@ -63,7 +66,9 @@ def main() -> int:
         began_s = time.monotonic()
         rows += measure_model(load_subject(name, args.samples), args)
         print(f"{name}: {time.monotonic() - began_s:.0f} s", file=sys.stderr)
-    settings = {key: getattr(args, key) for key in ("plans", "requests", "samples", "budget", "quantile", "seed")}
+    settings = {
+        key: getattr(args, key) for key in ("plans", "requests", "rounds", "samples", "budget", "quantile", "seed")
+    }
     result = {
         **describe_environment(),
         "settings": settings,
@@ -88,11 +93,10 @@ def measure_model(subject: Subject, args: argparse.Namespace) -> list[dict[str, 
     plans = draw_plans(subject, profile, qualities, args)
     cuts = list(dict.fromkeys(p.candidate.cut for p, _ in plans if p.candidate.cut))
     with linked_server(subject, cuts) as server:
-        rows = [measure_plan(subject, server, p, link, args) for p, link in plans]
+        rounds = [[measure_plan(subject, server, p, link, args) for p, link in plans] for _ in range(args.rounds)]
     lost = true_losses(subject, [p for p, _ in plans])
-    for row, loss in zip(rows, lost, strict=True):
-        row["measured"]["loss_pp"] = loss
-    return rows
+    turns = zip(*rounds, strict=True)
+    return [row_of(subject, p, link, t, loss) for (p, link), t, loss in zip(plans, turns, lost, strict=True)]
 
 
 def draw_plans(
@@ -123,15 +127,24 @@ def draw_plans(
 
 def measure_plan(
     subject: Subject, server: Linked, prediction: Prediction, link: LinkConfig, args: argparse.Namespace
-) -> dict[str, Any]:
-    """What was predicted and what came."""
+) -> Measured:
+    """One turn of a plan."""
     chosen = prediction.candidate
     assert chosen.cut is not None
     assert chosen.codec is not None
     server.set(link)
-    measured = subject.measure(
+    return subject.measure(
         server.address, chosen.cut, chosen.codec, is_raw=chosen.is_raw, requests=args.requests, quantile=args.quantile
     )
+
+
+def row_of(
+    subject: Subject, prediction: Prediction, link: LinkConfig, turns: Sequence[Measured], loss_pp: float | None
+) -> dict[str, Any]:
+    """What was predicted and what came."""
+    chosen = prediction.candidate
+    assert chosen.codec is not None
+    names = [field.name for field in dataclasses.fields(Measured)]
     return {
         "model": subject.name,
         "cut": chosen.cut,
@@ -146,8 +159,14 @@ def measure_plan(
             part: getattr(prediction, f"{part}_ms")
             for part in ("head", "encode", "uplink", "rtt", "queue", "decode", "tail", "message", "downlink")
         },
-        "measured": dataclasses.asdict(measured),
+        "measured": {**{name: middle(getattr(turn, name) for turn in turns) for name in names}, "loss_pp": loss_pp},
     }  # fmt: skip
+
+
+def middle(values: Iterable[float | None]) -> float | None:
+    """The median of what is known."""
+    known_values = [value for value in values if value is not None]
+    return statistics.median(known_values) if known_values else None
 
 
 def true_losses(subject: Subject, predictions: Sequence[Prediction]) -> list[float | None]:
@@ -199,8 +218,9 @@ def table(result: dict[str, Any]) -> str:
     """Markdown."""
     settings = result["settings"]
     lines = [
-        f"Median absolute errors of {settings['plans']} random feasible plans each, {settings['requests']} requests or steps a "
-        f"plan; {result['cpu']}, {result['cores']} cores, load {result['load']:.1f}, {result['date']}.",
+        f"Median absolute errors of {settings['plans']} random feasible plans each, {settings['rounds']} turns "
+        f"of {settings['requests']} requests or steps a plan; {result['cpu']}, {result['cores']} cores, "
+        f"load {result['load']:.1f}, {result['date']}.",
         "",
         "| model | latency | uplink bytes | server time | quality loss | first token |",
         "| --- | --- | --- | --- | --- | --- |",

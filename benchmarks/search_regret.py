@@ -72,9 +72,10 @@ def main() -> int:
     profile = profile_model(subject.spec, fresh=True)
     configs = spread(candidate_configs(profile.kind), args.settings)
     cuts = spread([cut.name for cut in profile.cuts if cut.name not in CUTS_LEFT_OUT], args.cuts)
-    truth = measure_grid(subject, cuts, configs, link, args)
+    measured = measure_grid(subject, cuts, configs, link, args)
+    truth = smoothed(measured)
     table = subject.calibrate(cuts, configs, args.budget)
-    rows = [one_set(truth, profile, table, subject, link, caps) for caps in draw_caps(truth, profile, args)]
+    rows = [one_set((truth, measured), profile, table, subject, link, caps) for caps in draw_caps(truth, profile, args)]
     settings = {key: getattr(args, key) for key in vars(args) if key not in ("json", "markdown")}
     result = {
         **describe_environment(), "settings": settings, "load": os.getloadavg()[0], "plans": len(truth),
@@ -95,15 +96,16 @@ def spread(values: Sequence[Any], count: int) -> list[Any]:
     return [values[round(i * (len(values) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def smoothed(truth: dict[Key, Observed]) -> dict[Key, Observed]:
-    """All plans at a cut run one tail, so their server time is a line in the bytes; that takes noise out of the least of many."""
-    found = dict(truth)
-    for cut in {key[0] for key in truth}:
-        own = [key for key in truth if key[0] == cut]
-        sizes, times = ([getattr(truth[key], name) for key in own] for name in ("uplink_bytes", "server_ms"))
-        line = statistics.linear_regression(sizes, times) if len(set(sizes)) > 1 else (0.0, statistics.fmean(times))
-        for key, size in zip(own, sizes, strict=True):
-            found[key] = dataclasses.replace(truth[key], server_ms=line[0] * size + line[1])
+def smoothed(measured: dict[Key, Observed]) -> dict[Key, Observed]:
+    """All plans at a cut run one head and one tail, so their times are lines in the bytes; that takes noise out of the extremes."""
+    found = dict(measured)
+    for cut in {key[0] for key in measured}:
+        own = [key for key in measured if key[0] == cut]
+        for name in ("server_ms", "latency_ms"):
+            sizes, times = ([getattr(measured[key], field) for key in own] for field in ("uplink_bytes", name))
+            line = statistics.linear_regression(sizes, times) if len(set(sizes)) > 1 else (0.0, statistics.fmean(times))
+            for key, size in zip(own, sizes, strict=True):
+                found[key] = dataclasses.replace(found[key], **{name: line[0] * size + line[1]})
     return found
 
 
@@ -151,41 +153,29 @@ def draw_caps(truth: dict[Key, Observed], profile: Profile, args: argparse.Names
     return drawn
 
 
+Truths = tuple[dict[Key, Observed], dict[Key, Observed]]
+"""The grid by its lines, and as it was measured."""
+
+
 def one_set(
-    truth: dict[Key, Observed],
-    profile: Profile,
-    table: QualityTable,
-    subject: Subject,
-    link: LinkConfig,
-    caps: Constraints,
+    truths: Truths, profile: Profile, table: QualityTable, subject: Subject, link: LinkConfig, caps: Constraints
 ) -> dict[str, Any]:
     """The search beside the whole grid."""
-    allowed = [key for key, plan in truth.items() if not exceeds(key, plan, caps, profile)]
-    smooth = smoothed(truth)
-    best_ms, best_raw_ms = (min(times[key].server_ms for key in allowed) for times in (smooth, truth))
-    measured = list[Key]()
+    truth = truths[0]
 
     def measure(prediction: Prediction) -> Observed:
-        measured.append(key_of(prediction))
-        return truth[measured[-1]]
+        return truth[key_of(prediction)]
 
-    row: dict[str, Any] = {
-        "caps": {k: v for k, v in dataclasses.asdict(caps).items() if v is not None},
-        "best_ms": best_ms,
-    }
     free = optimise(device=profile, server=profile, table=table, link=link, workload=subject.workload)
     result = dataclasses.replace(in_grid(free, truth), constraints=caps)
     confirmed = confirm(result, measure, most=max(1, int((SHARE - (table.tail_share or 0)) * len(truth))))
-    chosen = None if confirmed.best is None else key_of(confirmed.best)
     hopeful = (p for p in result.predictions if not broken_caps(p, caps, result.scene))
     believed = min(hopeful, key=lambda p: p.server_busy_ms, default=None)
-    row["unconfirmed"] = (
-        None if believed is None else figures(key_of(believed), truth, (best_ms, best_raw_ms), caps, profile)
-    )
+    chosen = {"unconfirmed": believed, "confirmed": confirmed.best}
     return {
-        **row,
-        "measured": len(measured),
-        "confirmed": chosen and figures(chosen, truth, (best_ms, best_raw_ms), caps, profile),
+        "caps": {k: v for k, v in dataclasses.asdict(caps).items() if v is not None},
+        "measured": len(confirmed.observed),
+        **{name: p and figures(key_of(p), truths, caps, profile) for name, p in chosen.items()},
     }
 
 
@@ -198,18 +188,15 @@ def key_of(prediction: Prediction) -> Key:
     return prediction.candidate.cut or "", prediction.candidate.codec or CodecConfig()
 
 
-def figures(
-    key: Key, truth: dict[Key, Observed], best_ms: tuple[float, float], caps: Constraints, profile: Profile
-) -> dict[str, Any]:
-    """Per cent; ``raw_regret`` is that of single measurements, whose least is too small by their noise."""
-    over = exceeds(key, truth[key], caps, profile)
-    return {
-        "cut": key[0],
-        "codec": key[1].to_dict(),
-        "regret": 100 * (smoothed(truth)[key].server_ms / best_ms[0] - 1),
-        "raw_regret": 100 * (truth[key].server_ms / best_ms[1] - 1),
-        "over": 100 * max(over.values(), default=0.0),
-    }
+def figures(key: Key, truths: Truths, caps: Constraints, profile: Profile) -> dict[str, Any]:
+    """Per cent, by the lines; ``raw_...`` by single measurements, whose least is too small by their noise."""
+    found: dict[str, Any] = {"cut": key[0], "codec": key[1].to_dict()}
+    for prefix, truth in zip(("", "raw_"), truths, strict=True):
+        best_ms = min(plan.server_ms for at, plan in truth.items() if not exceeds(at, plan, caps, profile))
+        over = exceeds(key, truth[key], caps, profile)
+        found[f"{prefix}regret"] = 100 * (truth[key].server_ms / best_ms - 1)
+        found[f"{prefix}over"] = 100 * max(over.values(), default=0.0)
+    return found
 
 
 def exceeds(key: Key, plan: Observed, caps: Constraints, profile: Profile) -> dict[str, float]:
@@ -246,21 +233,25 @@ def tell(result: dict[str, Any]) -> str:
         f"{100 * (result['tail_share'] or 0):.1f} % of the tail runs; {result['cpu']}, load {result['load']:.1f}, "
         f"{result['date']}.",
         "",
-        "| chosen | worst regret | mean regret | mean, unsmoothed | worst over a cap | within both | measurements |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| chosen | worst regret | mean | mean, single | worst over a cap | worst, single | within both | measurements |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in ("unconfirmed", "confirmed"):
         found = [row[name] for row in rows if row[name] is not None]
         good = sum(f["regret"] <= REGRET and f["over"] <= OVER for f in found)
         regrets = [f["regret"] for f in found if f["over"] <= OVER] or [float("nan")]
-        over = max((f["over"] for f in found), default=float("nan"))
+        over, raw_over = (max((f[name] for f in found), default=float("nan")) for name in ("over", "raw_over"))
         spent = "none" if name == "unconfirmed" else f"{max(row['measured'] for row in rows)} plans at most"
         told = "by prediction alone" if name == "unconfirmed" else "confirmed by measuring"
         raw = statistics.fmean([f["raw_regret"] for f in found if f["over"] <= OVER] or [float("nan")])
         regret = f"{max(regrets):.1f} % | {statistics.fmean(regrets):.1f} % | {raw:.1f} %"
-        cells = f"{regret} | {over:.1f} % | {good} of {len(rows)}"
+        cells = f"{regret} | {over:.1f} % | {raw_over:.1f} % | {good} of {len(rows)}"
         lines.append(f"| {told} | {cells} | {spent} |")
     kept = ", ".join(f"{name}: {'holds' if held else 'FAILS'}" for name, held in result["holds"].items())
+    lines += [
+        "",
+        "Figures are those of a line through the plans of each cut; single ones have the noise of their measurement.",
+    ]
     return (
         "\n".join(
             [*lines, "", f"Bounds: regret {REGRET:g} %, caps {OVER:g} %, {SHARE:.0%} of the measurements. {kept}."]

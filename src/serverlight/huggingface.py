@@ -61,6 +61,7 @@ __all__ = [
     "stop_ids",
     "stopping_criteria",
     "write_random_llama",
+    "write_random_resnet",
 ]
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -195,6 +196,15 @@ def write_random_llama(folder: pathlib.Path, *, layers: int, hidden: int, heads:
     torch.manual_seed(1)
     with quiet():
         transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+
+
+def write_random_resnet(folder: pathlib.Path) -> None:
+    """Saves a ResNet-50 of random weights for images of 224 x 224, with the usual mean and standard deviation beside it."""
+    torch.manual_seed(1)
+    with quiet():
+        transformers.ResNetForImageClassification(transformers.ResNetConfig()).save_pretrained(folder)
+    normalize = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (folder / PROCESSOR_FILE).write_text(json.dumps({"size": {"height": 224, "width": 224}, **normalize}))
 
 
 # -- classes ---------------------------------------------------------------------------------------

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from serverlight.apps.load_bench import LoadBench, run_bench
+from serverlight.apps.made_models import make_resnet
+from serverlight.apps.vision import load_model_images
 from serverlight.errors import ConfigError
+from serverlight.models import load_model
 
 FIELDS = {
     "workload", "system", "clients", "cuts", "throughput_per_s", "latency_ms_p50", "latency_ms_p95", "latency_ms_p99",
@@ -106,11 +109,22 @@ def test_wrong_settings_are_refused(change: dict[str, Any], field: str) -> None:
 
 def test_quick_is_shorter() -> None:
     """A quick look takes a shipped model and one short turn."""
-    quick = LoadBench(**{**BENCH, "lm": "random-llama", "rounds": 5, "duration_s": 60.0}).quick()
-    assert (quick.lm, quick.rounds, quick.duration_s, quick.clients) == ("demo-lm", 1, 1.0, (1, 8))
+    quick = LoadBench(
+        **{**BENCH, "vision": "random-resnet", "lm": "random-llama", "rounds": 5, "duration_s": 60.0}
+    ).quick()
+    assert (quick.vision, quick.lm, quick.rounds, quick.duration_s) == ("demo-vision", "demo-lm", 1, 1.0)
+    assert quick.clients == (1, 8)
 
 
 def test_no_path_is_told() -> None:
     """Models and data in folders of the user's are known by their last name."""
     told = LoadBench(**{**BENCH, "lm": "/home/me/models/llama"}).to_dict()
     assert told["lm"] == "llama"
+
+
+def test_made_models_are_what_they_say(tmp_path: pathlib.Path) -> None:
+    """The ResNet-50 that is made for the purpose loads as any other, and the images beside it fit it."""
+    spec, data = make_resnet(tmp_path)
+    model = load_model(spec)
+    assert round(sum(weight.numel() for weight in model.module.parameters()) / 1e6) == 24
+    assert load_model_images(model, data, 2).images.shape == (2, 224, 224, 3)

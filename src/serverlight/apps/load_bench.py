@@ -16,9 +16,10 @@ import torch
 
 from serverlight.apps.bench_tables import Section
 from serverlight.apps.load_cells import Cell, Load, lm_load, vision_load
-from serverlight.apps.load_options import NOTHING, RANDOM_LLAMA
+from serverlight.apps.load_options import NOTHING, RANDOM_LLAMA, RANDOM_RESNET
 from serverlight.apps.load_run import Cores, measure_load
 from serverlight.apps.load_tables import load_heading, load_sections
+from serverlight.apps.made_models import make_llama, make_resnet
 from serverlight.apps.options import read_dtype
 from serverlight.apps.terminal import progress_bar
 from serverlight.errors import ConfigError
@@ -31,7 +32,6 @@ from serverlight.runtime.memory import keep_freed_memory
 
 __all__ = ["LoadBench", "LoadResult", "run_bench"]
 
-RANDOM_LLAMA_SIZES = {"layers": 12, "hidden": 768, "heads": 12, "vocab_size": 32_000}
 MAX_CLIENTS = 200
 """A server takes 256 streams unless told otherwise, and those of a turn may outlive it a little."""
 
@@ -72,6 +72,7 @@ class LoadBench:
         """A look at the same in a minute."""
         return dataclasses.replace(
             self,
+            vision="demo-vision" if self.vision == RANDOM_RESNET else self.vision,
             lm="demo-lm" if self.lm == RANDOM_LLAMA else self.lm,
             clients=(1, 8),
             tokens=min(self.tokens, 64),
@@ -158,19 +159,16 @@ def _loads(bench: LoadBench) -> Iterator[list[Load]]:
     with tempfile.TemporaryDirectory() as folder:
         loads = list[Load]()
         if bench.vision != NOTHING:
-            loads.append(vision_load(bench.vision, bench.clients, list(bench.vision_cuts), bench.data))
+            spec, data = bench.vision, bench.data
+            if spec == RANDOM_RESNET:
+                spec, made = make_resnet(pathlib.Path(folder))
+                data = data or made
+            loads.append(vision_load(spec, bench.clients, list(bench.vision_cuts), data))
         if bench.lm != NOTHING:
-            spec = _make_llama(pathlib.Path(folder)) if bench.lm == RANDOM_LLAMA else bench.lm
+            spec = make_llama(pathlib.Path(folder)) if bench.lm == RANDOM_LLAMA else bench.lm
             text = _read_text(bench.text)
             loads.append(lm_load(spec, bench.clients, list(bench.lm_cuts), text, bench.tokens, read_dtype(bench.dtype)))
         yield loads
-
-
-def _make_llama(folder: pathlib.Path) -> str:
-    from serverlight.huggingface import write_random_llama
-
-    write_random_llama(folder, **RANDOM_LLAMA_SIZES)
-    return str(folder)
 
 
 def _read_text(path: str | None) -> str:

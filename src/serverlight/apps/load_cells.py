@@ -91,7 +91,7 @@ def vision_load(spec: str, clients: Sequence[int], wanted: list[str], data: str 
     model = load_model(spec)
     parts = partition(model.module, model.example_inputs)
     images = load_model_images(model, data, NUM_IMAGES).images
-    deep = wanted or [cut.name for cut in choose_cuts(spec, parts, [])[1:]]
+    deep = wanted or [cut.name for cut in choose_cuts(spec, parts, [])]
     files = record_files(model, parts, [encode_jpeg(image, JPEG_QUALITY) for image in images])
     halves = record_features(model, parts, _shallow_cut(parts), HALVES, images)
     coded = [record_features(model, parts, cut, codec_for(spec, cut, "serverlight"), images) for cut in deep]

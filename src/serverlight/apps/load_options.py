@@ -10,6 +10,7 @@ __all__ = [
     "CLIENTS",
     "NOTHING",
     "RANDOM_LLAMA",
+    "RANDOM_RESNET",
     "ClientsOption",
     "DeviceTimeOption",
     "DurationOption",
@@ -31,9 +32,18 @@ CLIENTS = "1,2,4,8,16,32,64"
 RANDOM_LLAMA = "random-llama"
 """About 125 M parameters; how fast it is does not depend on what they are."""
 
+RANDOM_RESNET = "random-resnet"
+"""A ResNet-50, of the size that people serve: how fast it is does not depend on its weights either."""
+
 NOTHING = "none"
 
-VisionOption = Annotated[str, typer.Option(metavar="MODEL", help=f"Model of images, `{NOTHING}` for none.")]
+VisionOption = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL",
+        help=f"Model of images; `{RANDOM_RESNET}` is made for the purpose (a ResNet-50), `{NOTHING}` for none.",
+    ),
+]
 LmOption = Annotated[
     str,
     typer.Option(

@@ -8,11 +8,20 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from serverlight.search.caps import broken_caps, objective_value
+from serverlight.search.caps import broken_caps, cap_values, objective_value, set_caps
 from serverlight.search.optimise import SearchResult
 from serverlight.search.prediction import Prediction
 
-__all__ = ["Confirmed", "Observed", "confirm"]
+__all__ = ["ALIKE", "Confirmed", "Observed", "confirm"]
+
+ALIKE = 0.02
+"""No prediction tells plans apart whose objectives differ by less; of such plans the one with the most room is tried first."""
+
+UNCERTAIN_CAPS = ("latency_ms", "first_token_ms", "max_quality_loss", "server_ms", "energy_mj")
+"""What only a measurement knows; a plan's bytes and memory are known."""
+
+LEAST_CAP = 0.1
+"""Caps below are taken as this, so that a cap of nothing divides nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +51,8 @@ def confirm(result: SearchResult, measure: Callable[[Prediction], Observed], *, 
     """Measures the plan that seems best, corrects the others by what was off, and goes on until the best is a measured one.
 
     The server's time of a cut is off by a factor, its latency by an amount: those of the cut's own measurements, else the medians
-    of all. A plan that breaks a cap when it is measured is out.
+    of all. A plan that sends no more than a measured one at the same cut loses no less. A plan that breaks a cap when it is
+    measured is out.
 
     Args:
         result: what was predicted.
@@ -64,11 +74,13 @@ def confirm(result: SearchResult, measure: Callable[[Prediction], Observed], *, 
         corrected = {id(p): _corrected(p, observed) for p in left}
         hopeful = [p for p in left if is_allowed(corrected[id(p)])]
         known = min((value(p) for p in measured if is_allowed(p)), default=math.inf)
-        following = min(hopeful, key=lambda p: value(corrected[id(p)]), default=None)
-        if following is None and known == math.inf:  # by the predictions nothing fits; what is nearest may
+        least = min((value(corrected[id(p)]) for p in hopeful), default=math.inf)
+        alike = [p for p in hopeful if value(corrected[id(p)]) <= least * (1 + ALIKE)]
+        following: Prediction | None = None
+        if alike and least * (1 + ALIKE) < known:
+            following = min(alike, key=lambda p: (_tightness(corrected[id(p)], result), value(corrected[id(p)])))
+        elif not alike and known == math.inf:  # by the predictions nothing fits; what is nearest may
             following = min(left, key=lambda p: excess(corrected[id(p)]), default=None)
-        elif following is not None and value(corrected[id(following)]) >= known:
-            following = None
         if following is None:
             break
         left.remove(following)
@@ -78,13 +90,22 @@ def confirm(result: SearchResult, measure: Callable[[Prediction], Observed], *, 
     return Confirmed(best=min(filter(is_allowed, measured), key=value, default=None), observed=tuple(observed))
 
 
+def _tightness(prediction: Prediction, result: SearchResult) -> float:
+    """How much of its caps a plan takes, of those that it may turn out to break."""
+    caps, values = set_caps(result.constraints), cap_values(prediction)
+    return sum((values[name] or 0.0) / max(caps[name], LEAST_CAP) for name in UNCERTAIN_CAPS if name in caps)
+
+
 def _corrected(prediction: Prediction, observed: list[tuple[Prediction, Observed]]) -> Prediction:
     if not observed:
         return prediction
-    own = [pair for pair in observed if pair[0].candidate.cut == prediction.candidate.cut] or observed
+    at_cut = [pair for pair in observed if pair[0].candidate.cut == prediction.candidate.cut]
+    own = at_cut or observed
     factor = statistics.median(seen.server_ms / p.server_busy_ms if p.server_busy_ms else 1.0 for p, seen in own)
     later_ms = statistics.median(seen.latency_ms - p.latency_ms for p, seen in own)
-    return _changed(prediction, server_ms=factor * prediction.server_busy_ms, later_ms=later_ms)
+    changed = _changed(prediction, server_ms=factor * prediction.server_busy_ms, later_ms=later_ms)
+    losses = [seen.loss_pp for p, seen in at_cut if p.uplink_bytes >= prediction.uplink_bytes]
+    return dataclasses.replace(changed, loss_pp=max([prediction.loss_pp, *losses]))
 
 
 def _as_observed(prediction: Prediction, seen: Observed) -> Prediction:

@@ -11,6 +11,7 @@ from serverlight.apps.bench_tables import as_markdown, print_sections
 from serverlight.apps.load_options import (
     CLIENTS,
     RANDOM_LLAMA,
+    RANDOM_RESNET,
     ClientsOption,
     DeviceTimeOption,
     DurationOption,
@@ -34,7 +35,7 @@ __all__ = ["bench_runtime"]
 
 
 def bench_runtime(
-    vision: VisionOption = "demo-vision",
+    vision: VisionOption = RANDOM_RESNET,
     lm: LmOption = RANDOM_LLAMA,
     clients: ClientsOption = CLIENTS,
     vision_cut: VisionCutOption = None,

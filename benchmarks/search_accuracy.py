@@ -6,7 +6,8 @@
 Each plan has a cut, codec settings and a link drawn by lot, such that it is predicted to lose at most 5 percentage points. Latency
 is the median of some requests (of a language model: of decode steps), server time the processor time of the server's whole
 process, bytes are those of the messages. All plans of a model take turns, several times, since a machine's speed changes with
-the minute; a plan's figure is the median of its turns.
+the minute; a plan's figure is the median of its turns. Left out are turns before or after which a fixed loop on the server's core
+took over a tenth longer than in the quickest quarter: others, outside of the machine that one sees, had a part of the core.
 
 Quality is measured on samples that the table was not made of, in one process, which gives the same bits as sockets do. A table of
 qualities is made first, unless the folder of --work has it, then a new profile of this machine.
@@ -39,6 +40,7 @@ from serverlight.search.profile import Profile
 from serverlight.search.quality import QualityTable
 
 MOST_LOSS_PP, MOST_LATENCY_MS = 5.0, 1000.0
+SLOWER = 1.1
 BOUNDS = {"latency": 10.0, "uplink bytes": 3.0, "server time": 10.0, "quality": 0.5}
 """Per cent; of quality, percentage points."""
 
@@ -93,10 +95,25 @@ def measure_model(subject: Subject, args: argparse.Namespace) -> list[dict[str, 
     plans = draw_plans(subject, profile, qualities, args)
     cuts = list(dict.fromkeys(p.candidate.cut for p, _ in plans if p.candidate.cut))
     with linked_server(subject, cuts) as server:
-        rounds = [[measure_plan(subject, server, p, link, args) for p, link in plans] for _ in range(args.rounds)]
+        rounds = [[take_turn(subject, server, p, link, args) for p, link in plans] for _ in range(args.rounds)]
     lost = true_losses(subject, [p for p, _ in plans])
-    turns = zip(*rounds, strict=True)
+    usual_ms, *_ = statistics.quantiles([turn.core_ms for turns in rounds for turn in turns], n=4)
+    turns = [undisturbed(own, usual_ms) for own in zip(*rounds, strict=True)]
     return [row_of(subject, p, link, t, loss) for (p, link), t, loss in zip(plans, turns, lost, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One turn of a plan, and what the loop on the server's core took beside it, the longer of before and after."""
+
+    measured: Measured
+    core_ms: float
+
+
+def undisturbed(turns: Sequence[Turn], usual_ms: float) -> list[Measured]:
+    """Those without others on the core, or at least the one with the least of them."""
+    kept = [turn.measured for turn in turns if turn.core_ms <= SLOWER * usual_ms]
+    return kept or [min(turns, key=lambda turn: turn.core_ms).measured]
 
 
 def draw_plans(
@@ -125,17 +142,19 @@ def draw_plans(
     return drawn
 
 
-def measure_plan(
+def take_turn(
     subject: Subject, server: Linked, prediction: Prediction, link: LinkConfig, args: argparse.Namespace
-) -> Measured:
+) -> Turn:
     """One turn of a plan."""
     chosen = prediction.candidate
     assert chosen.cut is not None
     assert chosen.codec is not None
     server.set(link)
-    return subject.measure(
+    before_ms = server.core_ms()
+    measured = subject.measure(
         server.address, chosen.cut, chosen.codec, is_raw=chosen.is_raw, requests=args.requests, quantile=args.quantile
     )
+    return Turn(measured, max(before_ms, server.core_ms()))
 
 
 def row_of(
@@ -160,6 +179,7 @@ def row_of(
             for part in ("head", "encode", "uplink", "rtt", "queue", "decode", "tail", "message", "downlink")
         },
         "measured": {**{name: middle(getattr(turn, name) for turn in turns) for name in names}, "loss_pp": loss_pp},
+        "turns_server_ms": [turn.server_ms for turn in turns],
     }  # fmt: skip
 
 

@@ -34,6 +34,9 @@ from serverlight.search.serving import served
 
 SHARED = pathlib.Path(os.environ.get("SERVERLIGHT_SHARED", pathlib.Path(__file__).parents[2] / "shared" / "data"))
 JPEG_QUALITY = 90
+LOOP = 200_000
+"""Rounds of the loop that tells how fast the server's core is; some 15 ms."""
+
 PROMPT_TOKENS, NEW_TOKENS, TEXT_TOKENS = 64, 24, 128
 
 
@@ -232,12 +235,26 @@ def prepare(subject: Subject, folder: pathlib.Path | None, budget: float | None)
 class Linked:
     """A server behind a link that can be set."""
 
-    def __init__(self, proxy: LinkProxy) -> None:
-        self._proxy, self.address = proxy, proxy.address
+    def __init__(self, proxy: LinkProxy, core: int | None) -> None:
+        self._proxy, self._core, self.address = proxy, core, proxy.address
 
     def set(self, link: LinkConfig) -> None:
         """From now on."""
         self._proxy.set_link(link)
+
+    def core_ms(self) -> float:
+        """What a fixed loop takes just now on the server's core: longer where others have a part of it."""
+        own = os.sched_getaffinity(0) if self._core is not None else set[int]()
+        if self._core is not None:
+            os.sched_setaffinity(0, {self._core})
+        try:
+            started_s, total = time.thread_time(), 0
+            for i in range(LOOP):
+                total += i * i
+            return (time.thread_time() - started_s) * 1e3
+        finally:
+            if self._core is not None:
+                os.sched_setaffinity(0, own)
 
 
 @contextlib.contextmanager
@@ -251,7 +268,7 @@ def linked_server(subject: Subject, cuts: Sequence[str]) -> Iterator[Linked]:
             os.sched_setaffinity(0, {cores[0]})
         try:
             with LinkProxy(serving.address(list(cuts)), LinkConfig()) as proxy:
-                yield Linked(proxy)
+                yield Linked(proxy, cores[-1] if len(cores) > 1 else None)
         finally:
             if len(cores) > 1:
                 os.sched_setaffinity(0, set(cores))

@@ -253,6 +253,8 @@ FIXED_WORK = 100
 def plot_load(rows: Sequence[LoadRow], path: str) -> None:
     """Draws throughput, and the first device's time for a fixed workload, against the number of devices (as Figure 2 of the
     paper), a row of panels for each workload; the name's end tells the format.
+
+    Rows whose turns were too short to tell a rate are left out.
     """
     workloads = list(dict.fromkeys(row.workload for row in rows))
     figure = Figure(
@@ -261,7 +263,7 @@ def plot_load(rows: Sequence[LoadRow], path: str) -> None:
         facecolor="white",
     )
     for axes, workload in zip(figure.subplots(len(workloads), 2, squeeze=False), workloads, strict=True):
-        ours = [row for row in rows if row.workload == workload]
+        ours = [row for row in rows if row.workload == workload and not row.is_short]
         items = {"vision": "images", "lm": "tokens"}[workload]
         _draw_load(axes[0], [(row, row.throughput_per_s) for row in ours])
         finish_axes(axes[0], f"{workload}: throughput of the server", "devices", f"{items} a second")

@@ -66,7 +66,9 @@ TokensOption = Annotated[
     int, typer.Option(metavar="N", min=1, help="Tokens after each prompt, then the text begins anew.")
 ]
 DurationOption = Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds of a turn.")]
-WarmupOption = Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds before a turn that do not count.")]
+WarmupOption = Annotated[
+    float, typer.Option(metavar="S", min=0.0, help="Seconds before a turn that do not count: those of the prompts.")
+]
 RoundsOption = Annotated[int, typer.Option(metavar="N", min=1, help="Turns of each row; all rows take turns.")]
 RateOption = Annotated[
     float | None,

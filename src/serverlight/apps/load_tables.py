@@ -38,7 +38,11 @@ def load_heading(document: dict[str, Any]) -> str:
 
 def _section(rows: Sequence[LoadRow]) -> Section:
     item = ITEMS[rows[0].workload]
-    notes = dict.fromkeys(f"{row.system}: {row.note}." for row in rows if row.note)
+    notes = list(dict.fromkeys(f"{row.system}: {row.note}." for row in rows if row.note))
+    if short := [f"{row.system} with {row.clients}" for row in rows if row.is_short]:
+        notes.append(
+            f"Less than an answer a device in a turn: {', '.join(short)}; a longer --duration tells their rate."
+        )
     return Section(
         title=f"{rows[0].workload}, one item is one {item}; latencies corrected for coordinated omission:",
         columns=(

@@ -16,6 +16,7 @@ from serverlight.models.checkpoint import checkpoint_digest
 from serverlight.models.loader import is_language_model
 from serverlight.partition import partition
 from serverlight.partition.inputs import as_call
+from serverlight.runtime.memory import keep_freed_memory
 from serverlight.search.codec_cost import measure_codec, sample_map, sample_tokens
 from serverlight.search.depth import anchors_of
 from serverlight.search.energy import find_sources, measure_watts
@@ -72,6 +73,8 @@ def profile_model(
         raise ConfigError("on", f"must be device or server, got {on!r}; leave it out for both")
     cache, is_language, before = cache or ProfileCache(), is_language_model(model), torch.get_num_threads()
     torch.set_num_threads(threads)
+    if on != "device":
+        keep_freed_memory()  # as `serverlight serve` does, whose tails these are
     try:
         loaded = None if is_language else load_model(model)
         revision = checkpoint_digest(model) if loaded is None else loaded.revision

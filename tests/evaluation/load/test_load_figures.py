@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serverlight.apps.load_tables import load_sections
 from serverlight.evaluation.load.claims import load_checks
 from serverlight.evaluation.load.figures import (
     IN_PROCESS,
@@ -155,6 +156,15 @@ def test_turn_without_answers_has_a_row() -> None:
     row = row_of(Turn(begin_s=0.0, end_s=1.0))
     assert (row.items, row.throughput_per_s, row.latency_ms_p99, row.mean_batch) == (0, 0.0, 0.0, 0.0)
     assert row.device_0_s_per_item is None
+
+
+def test_turns_that_were_too_short_are_told() -> None:
+    """Less than an answer a device in each turn tells no rate; the table says so."""
+    turn = Turn(begin_s=0.0, end_s=1.0, samples=[sample(0.1, 0.2), sample(0.1, 0.3)])
+    short, long = (dataclasses.replace(row_of(turn, turn), clients=clients) for clients in (3, 2))
+    assert (short.is_short, long.is_short) == (True, False)
+    assert "a longer --duration" in load_sections([short], [])[0].note
+    assert "a longer --duration" not in load_sections([long], [])[0].note
 
 
 def test_checks_compare_equal_numbers_of_devices() -> None:

@@ -44,7 +44,7 @@ def bench_runtime(
     text: TextOption = None,
     tokens: TokensOption = 256,
     duration: DurationOption = 5.0,
-    warmup: WarmupOption = 1.0,
+    warmup: WarmupOption = 2.0,
     rounds: RoundsOption = 2,
     rate: RateOption = None,
     device_time: DeviceTimeOption = False,

@@ -169,6 +169,11 @@ class LoadRow:
     note: str = ""
     """What one must know to read the row."""
 
+    @property
+    def is_short(self) -> bool:
+        """Whether devices had less than one answer each in a turn, which was too short for so slow a server to tell a rate."""
+        return self.rate_per_s is None and self.items < self.clients * max(1, len(self.turns_per_s))
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
         return {**dataclasses.asdict(self), "cuts": list(self.cuts), "turns_per_s": list(self.turns_per_s)}

@@ -25,7 +25,7 @@ FP16_BITS = 16
 MAX_LOSS_PP = 1.0
 """The loss in percentage points at which rates are compared."""
 PROBE_ELEMENTS = 1 << 18
-MIN_PROBES = 24
+MIN_PROBES = 8
 """A probe is large enough to tell which of two settings harms more, and small enough to try hundreds of settings."""
 
 RAW_INPUT, JPEG_INPUT = INPUTS = ("raw input", "jpeg input")

@@ -17,6 +17,7 @@ from serverlight.codec.rivals import Family, family
 from serverlight.codec.rivals.integers import Integer
 from serverlight.codec.rivals.uniform import Uniform
 from serverlight.errors import ConfigError
+from serverlight.evaluation import rates
 from serverlight.evaluation.bounds import rel_mse
 from serverlight.evaluation.codec_bench import TaskReport, bench_task
 from serverlight.evaluation.contenders import Contender, OwnCodec, StraightforwardTorch, contenders
@@ -109,10 +110,11 @@ def test_equal_features_are_judged_once() -> None:
     assert rows[1].bits_per_element < rows[0].bits_per_element
 
 
-def test_probes_are_of_the_first_messages() -> None:
-    """A probe sends as few messages as it was told to."""
+def test_probes_are_of_the_first_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe of large features sends as few messages as it was told to."""
+    monkeypatch.setattr(rates, "PROBE_ELEMENTS", 1)
     task, rival = ToyTask(), Integer(bits=4)
-    scale = Scale(task, probe_messages=3)
+    scale = Scale(task, min_probes=3)
     sketch = scale.sketch(rival)
     assert task.times_judged == 0
     found = scale.probe(sketch)

@@ -13,7 +13,17 @@ import numpy as np
 
 from serverlight.codec.rivals import Family
 from serverlight.evaluation.bounds import RateDistortion
-from serverlight.evaluation.rates import JPEG_INPUT, MAX_LOSS_PP, RAW_INPUT, Probe, RateRow, Scale, bits_at_kl
+from serverlight.evaluation.rates import (
+    COARSE_PROBES,
+    JPEG_INPUT,
+    MAX_LOSS_PP,
+    MIN_PROBES,
+    RAW_INPUT,
+    Probe,
+    RateRow,
+    Scale,
+    bits_at_kl,
+)
 from serverlight.evaluation.resampled import cheapest_bits
 from serverlight.evaluation.search import Walk, jpeg_rows
 from serverlight.evaluation.tasks import CodecTask
@@ -139,14 +149,14 @@ def bench_task(
         families: the codecs.
         reference: name of the one whose divergence the others are compared at; without it there is no such comparison.
         max_loss_pp: loss at which rates are compared, in percentage points.
-        rounds: how often each grid is refined.
+        rounds: how often each grid is refined; with none, settings are tried on fewer messages, too.
         progress: see :data:`Progress`.
     """
 
     def keeps(row: RateRow) -> bool:
         return row.keeps(max_loss_pp)
 
-    scale = Scale(task)
+    scale = Scale(task, min_probes=MIN_PROBES if rounds else COARSE_PROBES)
     walks = _walk_all(scale, families, keeps, max_loss_pp, rounds, progress)
     kl = next((_settled_kl(walk, keeps) for walk in walks if walk.family.name == reference), None)
     comparisons = [_compare(walk, keeps, kl) for walk in walks]

@@ -25,8 +25,9 @@ FP16_BITS = 16
 MAX_LOSS_PP = 1.0
 """The loss in percentage points at which rates are compared."""
 PROBE_ELEMENTS = 1 << 18
-MIN_PROBES = 8
-"""A probe is large enough to tell which of two settings harms more, and small enough to try hundreds of settings."""
+MIN_PROBES, COARSE_PROBES = 24, 8
+"""A probe is large enough to tell which of two settings harms more, and small enough to try hundreds of settings; the second
+is for a look only, where features are large."""
 
 RAW_INPUT, JPEG_INPUT = INPUTS = ("raw input", "jpeg input")
 """What the rows are called that send the input instead of the feature, as it is or as JPEG; the server runs the whole model."""
@@ -114,15 +115,15 @@ class Sketch:
 class Scale:
     """Measures codecs on one task; bounds, features and qualities are kept, so that equal features are judged once."""
 
-    def __init__(self, task: CodecTask, *, probe_messages: int | None = None) -> None:
-        """Probes with the first ``probe_messages``, by default as many as hold ``PROBE_ELEMENTS``."""
+    def __init__(self, task: CodecTask, *, min_probes: int = MIN_PROBES) -> None:
+        """Probes with the first messages: as many as hold ``PROBE_ELEMENTS``, and at least ``min_probes``."""
         self.task = task
         self._judged: dict[bytes, tuple[Quality, float]] = {}
         self._draws: dict[str, Draws] = {}
         self._num_samples = 0
         self._elements = np.array([x.size for x in task.features()], np.int64)
-        enough = max(MIN_PROBES, int(np.searchsorted(np.cumsum(self._elements), PROBE_ELEMENTS)) + 1)
-        self._probe = list(task.features()[: probe_messages or enough])
+        enough = max(min_probes, int(np.searchsorted(np.cumsum(self._elements), PROBE_ELEMENTS)) + 1)
+        self._probe = list(task.features()[:enough])
 
     def measure(self, rival: Rival, codec: str = "") -> RateRow:
         """All messages through the codec and the tail; ``codec`` is what to call it, if not by its own name."""

@@ -11,7 +11,17 @@ from serverlight.errors import ConfigError
 from serverlight.search.constraints import Constraints, Objective
 from serverlight.search.prediction import Prediction, Scene
 
-__all__ = ["LINK_CAPS", "LOAD", "Broken", "broken_caps", "cap_values", "check_caps", "objective_value", "set_caps"]
+__all__ = [
+    "LINK_CAPS",
+    "LOAD",
+    "Broken",
+    "broken_caps",
+    "cap_values",
+    "check_caps",
+    "objective_value",
+    "set_caps",
+    "share_of",
+]
 
 LOAD = "requests_per_s"
 """Stands among the caps: a plan must keep up with what is asked."""
@@ -35,10 +45,15 @@ class Broken:
     @property
     def excess(self) -> float:
         """How far above, as a share of the cap."""
-        return (self.value - self.cap) / max(self.cap, _LEAST_LOSS_PP)
+        return share_of(self.cap, self.value - self.cap)
 
     def __str__(self) -> str:
         return f"{self.field} {self.value:.4g} (cap {self.cap:.4g})"
+
+
+def share_of(cap: float, value: float) -> float:
+    """A value as a share of a cap."""
+    return value / max(cap, _LEAST_LOSS_PP)
 
 
 def set_caps(constraints: Constraints) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from serverlight.search.caps import broken_caps, cap_values, objective_value, set_caps
+from serverlight.search.caps import broken_caps, cap_values, objective_value, set_caps, share_of
 from serverlight.search.optimise import SearchResult
 from serverlight.search.prediction import Prediction
 
@@ -22,9 +22,6 @@ UNCERTAIN_CAPS = ("latency_ms", "first_token_ms", "max_quality_loss", "server_ms
 
 LOSS_POWER = 2
 """A measured loss is taken to fall with this power of the bytes, so that what follows a plan that lost too much is not its twin."""
-
-LEAST_CAP = 0.1
-"""Caps below are taken as this, so that a cap of nothing divides nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +93,7 @@ def confirm(result: SearchResult, measure: Callable[[Prediction], Observed], *, 
 def _tightness(prediction: Prediction, result: SearchResult) -> float:
     """How much of its caps a plan takes, of those that it may turn out to break."""
     caps, values = set_caps(result.constraints), cap_values(prediction)
-    return sum((values[name] or 0.0) / max(caps[name], LEAST_CAP) for name in UNCERTAIN_CAPS if name in caps)
+    return sum(share_of(caps[name], values[name] or 0.0) for name in UNCERTAIN_CAPS if name in caps)
 
 
 def _corrected(prediction: Prediction, observed: list[tuple[Prediction, Observed]]) -> Prediction:

@@ -52,7 +52,8 @@ def profile_model(
     """Measures a model on this machine, or finds what was measured before.
 
     It takes half a minute to two for the shipped models. Times are those of the runtime: heads of one sample or prompt, tails
-    in the server's own worker, and what messages add by a rehearsal over loopback with a server in a process of its own.
+    in the server's own worker, and what messages add by a rehearsal over loopback with a server in a process of its own. Unless it
+    is to be a device, this process keeps freed memory from then on, as a server does.
 
     Args:
         model: What the commands take for MODEL.

@@ -324,8 +324,9 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# A link that swings between 50 and 0.5 Mbit/s",
         "",
-        f"{report['date']}, {report['cpu']}, a busy machine; {report['model']}, {BATCH} images a request, one every "
-        f"{report['period_ms']:.0f} ms, deadline {report['deadline_ms']:.0f} ms, round trip {2 * DELAY_MS:.0f} ms. Device: played, "
+        f"{report['date']}, {report['cpu']}, load {report['load_before']:.1f} before it; {report['model']}, "
+        f"{BATCH} images a request, one every {report['period_ms']:.0f} ms, deadline "
+        f"{report['deadline_ms']:.0f} ms, round trip {2 * DELAY_MS:.0f} ms. Device: played, "
         f"{report['device_ms']:.0f} ms for the whole model. Made by `python benchmarks/link_swing.py`.",
         "",
         f"Objective: milliseconds of the server a request plus {MS_PER_PP:g} for each percentage point lost (disagreement "
@@ -390,6 +391,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "model": pathlib.Path(args.model).stem,
         **{name: getattr(args, name) for name in ("images", "deadline_ms", "period_ms", "device_ms")},
+        "load_before": os.getloadavg()[0],
         "choices": [as_row(each) for each in choices],
         "traces": {},
         **environment,

@@ -98,8 +98,8 @@ def measure_model(subject: Subject, args: argparse.Namespace) -> list[dict[str, 
         rounds = [[take_turn(subject, server, p, link, args) for p, link in plans] for _ in range(args.rounds)]
     lost = true_losses(subject, [p for p, _ in plans])
     usual_ms, *_ = statistics.quantiles([turn.core_ms for turns in rounds for turn in turns], n=4)
-    turns = [undisturbed(own, usual_ms) for own in zip(*rounds, strict=True)]
-    return [row_of(subject, p, link, t, loss) for (p, link), t, loss in zip(plans, turns, lost, strict=True)]
+    turns, limit_ms = zip(*rounds, strict=True), SLOWER * usual_ms
+    return [row_of(subject, p, link, t, limit_ms, loss) for (p, link), t, loss in zip(plans, turns, lost, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +110,9 @@ class Turn:
     core_ms: float
 
 
-def undisturbed(turns: Sequence[Turn], usual_ms: float) -> list[Measured]:
+def undisturbed(turns: Sequence[Turn], limit_ms: float) -> list[Measured]:
     """Those without others on the core, or at least the one with the least of them."""
-    kept = [turn.measured for turn in turns if turn.core_ms <= SLOWER * usual_ms]
+    kept = [turn.measured for turn in turns if turn.core_ms <= limit_ms]
     return kept or [min(turns, key=lambda turn: turn.core_ms).measured]
 
 
@@ -158,12 +158,17 @@ def take_turn(
 
 
 def row_of(
-    subject: Subject, prediction: Prediction, link: LinkConfig, turns: Sequence[Measured], loss_pp: float | None
+    subject: Subject,
+    prediction: Prediction,
+    link: LinkConfig,
+    turns: Sequence[Turn],
+    limit_ms: float,
+    loss_pp: float | None,
 ) -> dict[str, Any]:
     """What was predicted and what came."""
     chosen = prediction.candidate
     assert chosen.codec is not None
-    names = [field.name for field in dataclasses.fields(Measured)]
+    kept, every = undisturbed(turns, limit_ms), [turn.measured for turn in turns]
     return {
         "model": subject.name,
         "cut": chosen.cut,
@@ -178,9 +183,17 @@ def row_of(
             part: getattr(prediction, f"{part}_ms")
             for part in ("head", "encode", "uplink", "rtt", "queue", "decode", "tail", "message", "downlink")
         },
-        "measured": {**{name: middle(getattr(turn, name) for turn in turns) for name in names}, "loss_pp": loss_pp},
-        "turns_server_ms": [turn.server_ms for turn in turns],
+        "measured": {**medians(kept), "loss_pp": loss_pp},
+        "measured_in_all_turns": medians(every),
+        "turns": [{"server_ms": turn.measured.server_ms, "core_ms": turn.core_ms} for turn in turns],
+        "turns_kept": len(kept),
     }  # fmt: skip
+
+
+def medians(turns: Sequence[Measured]) -> dict[str, float | None]:
+    """Of each figure."""
+    names = [field.name for field in dataclasses.fields(Measured)]
+    return {name: middle(getattr(turn, name) for turn in turns) for name in names}
 
 
 def middle(values: Iterable[float | None]) -> float | None:
@@ -204,6 +217,9 @@ def true_losses(subject: Subject, predictions: Sequence[Prediction]) -> list[flo
 
 # -- telling ----------------------------------------------------------------------------------------
 
+TIMES = ("latency", "server time")
+"""What depends on which turns are left out."""
+
 FIGURES = {"latency": "latency_ms", "uplink bytes": "uplink_bytes", "server time": "server_ms", "quality": "loss_pp"}
 
 
@@ -222,6 +238,8 @@ def errors(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
         ]
         if firsts:
             found[model]["first token"] = 100 * statistics.median(firsts)
+        every = [{**row, "measured": row["measured_in_all_turns"]} for row in own]
+        found[model] |= {f"{what}, all turns": statistics.median(error(row, what) for row in every) for what in TIMES}
     return found
 
 
@@ -242,16 +260,23 @@ def table(result: dict[str, Any]) -> str:
         f"of {settings['requests']} requests or steps a plan; {result['cpu']}, {result['cores']} cores, "
         f"load {result['load']:.1f}, {result['date']}.",
         "",
-        "| model | latency | uplink bytes | server time | quality loss | first token |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model | latency | uplink bytes | server time | quality loss | first token | latency, all turns | server, all |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model, found in result["errors"].items():
         cells = [f"{found[what]:.2f} {'pp' if what == 'quality' else '%'}{'' if found[what] <= bound else ' (above)'}"
                  for what, bound in BOUNDS.items()]  # fmt: skip
         first = f"{found['first token']:.1f} %" if "first token" in found else "-"
-        lines.append(f"| {model} | {' | '.join(cells)} | {first} |")
+        every = [f"{found[f'{what}, all turns']:.2f} %" for what in TIMES]
+        lines.append(f"| {model} | {' | '.join([*cells, first, *every])} |")
+    left_out = 1 - sum(row["turns_kept"] for row in result["rows"]) / sum(len(row["turns"]) for row in result["rows"])
     bounds = ", ".join(f"{what} {bound:g} {'pp' if what == 'quality' else '%'}" for what, bound in BOUNDS.items())
-    return "\n".join([*lines, "", f"Bounds: {bounds}."]) + "\n"
+    return (
+        "\n".join(
+            [*lines, "", f"Bounds: {bounds}. {left_out:.0%} of the turns are left out, but for the last two columns."]
+        )
+        + "\n"
+    )
 
 
 def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:

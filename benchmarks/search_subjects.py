@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from serverlight.apps.load_run import Cores, bound_to
 from serverlight.codec import CodecConfig
 from serverlight.evaluation import load_images
 from serverlight.generation import LoadedDecoder, num_layers_of
@@ -244,31 +245,20 @@ class Linked:
 
     def core_ms(self) -> float:
         """What a fixed loop takes just now on the server's core: longer where others have a part of it."""
-        own = os.sched_getaffinity(0) if self._core is not None else set[int]()
-        if self._core is not None:
-            os.sched_setaffinity(0, {self._core})
-        try:
+        with bound_to(self._core):
             started_s, total = time.thread_time(), 0
             for i in range(LOOP):
                 total += i * i
             return (time.thread_time() - started_s) * 1e3
-        finally:
-            if self._core is not None:
-                os.sched_setaffinity(0, own)
 
 
 @contextlib.contextmanager
 def linked_server(subject: Subject, cuts: Sequence[str]) -> Iterator[Linked]:
     """One thread in a process of its own; device and server have a core each where there are two."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(cores) > 1:
-        os.sched_setaffinity(0, {cores[-1]})  # what is started now inherits it
-    with served(subject.spec, threads=1) as serving:
-        if len(cores) > 1:
-            os.sched_setaffinity(0, {cores[0]})
-        try:
-            with LinkProxy(serving.address(list(cuts)), LinkConfig()) as proxy:
-                yield Linked(proxy, cores[-1] if len(cores) > 1 else None)
-        finally:
-            if len(cores) > 1:
-                os.sched_setaffinity(0, set(cores))
+    cores = Cores.choose()
+    with contextlib.ExitStack() as stack:
+        with bound_to(cores.server):  # what is started now inherits it
+            serving = stack.enter_context(served(subject.spec, threads=1))
+        stack.enter_context(bound_to(cores.devices))
+        with LinkProxy(serving.address(list(cuts)), LinkConfig()) as proxy:
+            yield Linked(proxy, cores.server)

@@ -15,7 +15,7 @@ from serverlight.evaluation.load.figures import IN_PROCESS, OURS, SERIAL
 from serverlight.evaluation.load.in_process import run_batches
 from serverlight.link import LinkConfig, LinkProxy
 
-__all__ = ["Cores", "measure_load"]
+__all__ = ["Cores", "bound_to", "measure_load"]
 
 SERIAL_WORDS = ["--max-batch-requests", "1"]
 LANGUAGE_WORDS = ["--max-sessions", "256", "--kv-memory", "4096"]
@@ -36,7 +36,7 @@ class Cores:
 
 
 @contextlib.contextmanager
-def _bound_to(core: int | None) -> Iterator[None]:
+def bound_to(core: int | None) -> Iterator[None]:
     """Binds this thread, and what it starts meanwhile, to a core."""
     if core is None:
         yield
@@ -70,7 +70,7 @@ def measure_load(
         family = stack.enter_context(Family())
         delay = [] if max_batch_delay_ms is None else ["--max-batch-delay", str(max_batch_delay_ms)]
         words = {"batched": delay, "serial": SERIAL_WORDS}
-        with _bound_to(cores.server):
+        with bound_to(cores.server):
             servers = {
                 _start(family, load, name, words[name], dtype): name
                 for name in dict.fromkeys(cell.server for cell in load.cells if cell.server)
@@ -105,10 +105,10 @@ def _take_turn(
 ) -> Turn:
     if cell.server is None:
         assert cell.batches
-        with _bound_to(cores.server):
+        with bound_to(cores.server):
             return run_batches(cell.batches(), pace)
     paced = _paced(cell, pace, number)
-    with contextlib.ExitStack() as stack, _bound_to(cores.devices):
+    with contextlib.ExitStack() as stack, bound_to(cores.devices):
         reached = [addresses[cell.server]] * len(cell.scripts)
         if links:
             reached = [

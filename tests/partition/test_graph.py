@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 import torch
-from small_net import SmallNet, crossing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from serverlight.errors import ConfigError, CutNotFound
 from serverlight.partition import Partition, TensorSpec, partition
+from small_net import SmallNet, crossing
 
 # -- cuts ------------------------------------------------------------------------------------------
 

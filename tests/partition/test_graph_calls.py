@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from small_net import SmallNet, crossing
 from torch import Tensor, nn
 
 import serverlight.partition as package
 from serverlight.errors import ConfigError, InputMismatch, NotExportable
 from serverlight.partition import Partition, partition
+from small_net import SmallNet, crossing
 
 # -- inputs ----------------------------------------------------------------------------------------
 

@@ -48,6 +48,17 @@ def test_slow_devices_are_not_waited_for() -> None:
     assert window.closes_s(oldest_s=10.001, now_s=10.0041) == 10.0041
 
 
+def test_a_client_that_has_paused_is_waited_for_again() -> None:
+    """One long silence says little of the next gap."""
+    window = steady(0.001, 0.002)
+    window.arrived(0, 10.001)
+    window.arrived(1, 40.0)  # half a minute later, as a user who has read the answer
+    window.answered(0, 41.0)
+    window.answered(1, 41.0)
+    window.arrived(0, 41.001)
+    assert window.closes_s(oldest_s=41.001, now_s=41.001) > 41.005
+
+
 def test_a_cheap_batch_is_not_waited_for() -> None:
     """No wait is longer than the batch that it would save."""
     window = steady(0.001, 0.005, batch_s=0.002)

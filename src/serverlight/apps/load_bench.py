@@ -8,7 +8,7 @@ import importlib.resources
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,9 +137,11 @@ def run_bench(bench: LoadBench) -> LoadResult:
     )
     with _loads(bench) as loads, progress_bar("preparing", _num_turns(loads, bench)) as (bar, job):
 
-        def show(cell: Cell) -> None:
-            what = f"{cell.workload}, {cell.system}, {len(cell.scripts)} clients"
-            bar.update(job, advance=1, description=what)
+        def show(cells: Sequence[Cell]) -> None:
+            what = (
+                f"{cells[0].workload}, {' and '.join(cell.system for cell in cells)}, {len(cells[0].scripts)} clients"
+            )
+            bar.update(job, advance=len(cells), description=what)
 
         for load in loads:
             rows += measure_load(

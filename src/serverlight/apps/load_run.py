@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from typing import Any
 
 from serverlight.apps.demo.children import Child, Family
 from serverlight.apps.load_cells import Cell, Load
-from serverlight.evaluation.load import LoadRow, Pace, Turn, load_row, run_turn
+from serverlight.evaluation.load import LoadRow, Pace, Turn, load_row, run_beside, run_turn
 from serverlight.evaluation.load.figures import IN_PROCESS, OURS, SERIAL
 from serverlight.evaluation.load.in_process import run_batches
 from serverlight.link import LinkConfig, LinkProxy
 
 __all__ = ["Cores", "bound_to", "measure_load"]
+
+SLICE_S, WARM_S = 1.0, 0.5
+"""About how long ours and its bound run at a time; how long the bound runs before the first."""
 
 SERIAL_WORDS = ["--max-batch-requests", "1"]
 LANGUAGE_WORDS = ["--max-sessions", "256", "--kv-memory", "4096"]
@@ -58,10 +62,10 @@ def measure_load(
     max_batch_delay_ms: float | None,
     links: Sequence[LinkConfig],
     cores: Cores,
-    on_turn: Callable[[Cell], None],
+    on_turn: Callable[[Sequence[Cell]], None],
 ) -> list[LoadRow]:
-    """A row for each cell. All cells have a turn in each round, so that a slow minute of the machine falls on all; those that
-    are set against each other have theirs one after the other, in one order and then in the other.
+    """A row for each cell. All cells have a turn in each round, so that a slow minute of the machine falls on all; a server
+    and its bound share one, second by second, and the server without batches comes before it and then after it.
 
     Raises :class:`~serverlight.errors.PeerUnavailable`, with its last words, when a server process fails.
     """
@@ -77,18 +81,24 @@ def measure_load(
             }
         addresses = {servers[child]: message["address"] for child, message in (family.hear() for _ in servers)}
         for number in range(rounds):
-            for i in _order(load.cells, number):
-                on_turn(load.cells[i])
-                turns[i].append(_take_turn(load.cells[i], addresses, pace, number, links, cores))
+            for group in _order(load.cells, number):
+                on_turn([load.cells[i] for i in group])
+                taken = _take_turns([load.cells[i] for i in group], addresses, pace, number, links, cores)
+                for i, own in zip(group, taken, strict=True):
+                    turns[i] += own
     return [_row(cell, turns[i], pace) for i, cell in enumerate(load.cells)]
 
 
-def _order(cells: Sequence[Cell], number: int) -> list[int]:
-    """In which the cells have their turns in a round."""
-    rivals = [i for i, cell in enumerate(cells) if cell.system in (SERIAL, IN_PROCESS)]
-    scripts = [cells[i].scripts for i in rivals]
-    compared = [*rivals, *(i for i, cell in enumerate(cells) if cell.system == OURS and cell.scripts in scripts)]
-    alone = [i for i in range(len(cells)) if i not in compared]
+def _order(cells: Sequence[Cell], number: int) -> list[tuple[int, ...]]:
+    """Which cells have their turns in a round, one after the other; ours and the bound of it have theirs together."""
+    bounds = {cell.scripts: i for i, cell in enumerate(cells) if cell.system == IN_PROCESS}
+    pairs = [
+        (i, bounds[cell.scripts]) for i, cell in enumerate(cells) if cell.system == OURS and cell.scripts in bounds
+    ]
+    serial = [(i,) for i, cell in enumerate(cells) if cell.system == SERIAL]
+    compared = [*serial, *pairs]
+    apart = [i for group in compared for i in group]
+    alone = [(i,) for i in range(len(cells)) if i not in apart]
     return alone + (compared if number % 2 else compared[::-1])
 
 
@@ -100,13 +110,16 @@ def _start(family: Family, load: Load, name: str, own: Sequence[str], dtype: str
     return family.start(f"{name} server", "serverlight", "serve", load.model, *words)
 
 
-def _take_turn(
-    cell: Cell, addresses: Mapping[Any, str], pace: Pace, number: int, links: Sequence[LinkConfig], cores: Cores
-) -> Turn:
-    if cell.server is None:
-        assert cell.batches
-        with bound_to(cores.server):
-            return run_batches(cell.batches(), pace)
+def _take_turns(
+    cells: Sequence[Cell],
+    addresses: Mapping[Any, str],
+    pace: Pace,
+    number: int,
+    links: Sequence[LinkConfig],
+    cores: Cores,
+) -> list[list[Turn]]:
+    """Those of each cell: of a server one, of a server beside its bound one for each slice."""
+    cell, *bounds = cells
     paced = _paced(cell, pace, number)
     with contextlib.ExitStack() as stack, bound_to(cores.devices):
         reached = [addresses[cell.server]] * len(cell.scripts)
@@ -115,7 +128,27 @@ def _take_turn(
                 stack.enter_context(LinkProxy(address, links[i % len(links)], seed=2 * i)).address
                 for i, address in enumerate(reached)
             ]
-        return run_turn(reached, cell.scripts, paced)
+        if not bounds:
+            return [[run_turn(reached, cell.scripts, paced)]]
+        rival = _bound(bounds[0], cores)
+        if paced.rate_per_s is not None:  # an open loop does not stand still
+            return [[run_turn(reached, cell.scripts, paced)], [rival(pace.duration_s)]]
+        slices = max(1, round(pace.duration_s / SLICE_S))
+        pairs = run_beside(reached, cell.scripts, paced, rival, slices=slices)
+    return [list(turns) for turns in zip(*pairs, strict=True)]
+
+
+def _bound(cell: Cell, cores: Cores) -> Callable[[float], Turn]:
+    """Runs the same batches without a server, on the server's core; they are warm."""
+    assert cell.batches is not None
+    batches = itertools.cycle(cell.batches())
+
+    def run(seconds: float) -> Turn:
+        with bound_to(cores.server):
+            return run_batches(batches, seconds)
+
+    run(WARM_S)
+    return run
 
 
 def _paced(cell: Cell, pace: Pace, number: int) -> Pace:

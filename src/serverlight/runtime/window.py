@@ -19,6 +19,9 @@ each batch, however full."""
 _LEAST_GAP_S = 5e-4
 """Gaps below it are as good as none, and vary by as much."""
 
+_PAUSE = 2.0
+"""A gap counts as so many times the longest wait at the most: a client that has paused once is soon waited for again."""
+
 
 @dataclass(kw_only=True, slots=True)
 class _Pace:
@@ -56,7 +59,7 @@ class Window:
         """A request came."""
         pace = self._paces.setdefault(client, _Pace())
         if pace.answered_s is not None:
-            gap_s, pace.answered_s = now_s - pace.answered_s, None
+            gap_s, pace.answered_s = min(now_s - pace.answered_s, _PAUSE * self._max_delay_s), None
             pace.gap_s = gap_s if pace.gap_s is None else pace.gap_s + _NEWEST_SHARE * (gap_s - pace.gap_s)
 
     def answered(self, client: object, now_s: float) -> None:

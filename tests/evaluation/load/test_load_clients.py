@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import pytest
 import serverlight as sl
 from serverlight.codec import CodecConfig
 from serverlight.errors import PeerUnavailable, PlanMismatch
-from serverlight.evaluation.load import Pace, Requests, record_features, record_files, run_turn
+from serverlight.evaluation.load import Pace, Requests, Turn, record_features, record_files, run_beside, run_turn
 from serverlight.evaluation.load.in_process import image_batches, run_batches
 from serverlight.models.images import encode_png
 from serverlight.partition import Partition, partition
@@ -58,6 +59,28 @@ def test_closed_loop(address: str, scripts: list[Requests]) -> None:
     assert all(sample.batch_size >= 1 and sample.process_cpu_ms > 0 for sample in turn.samples)
 
 
+def test_beside_a_rival_one_runs_at_a_time(address: str, scripts: list[Requests]) -> None:
+    """While the rival runs no device has asked and none does; then they go on, and no answer is lost between slices."""
+    ran = list[tuple[float, float]]()
+
+    def rival(seconds: float) -> Turn:
+        turn = Turn(begin_s=time.perf_counter())
+        time.sleep(seconds / 4)
+        turn.end_s = time.perf_counter()
+        ran.append((turn.begin_s, turn.end_s))
+        return turn
+
+    pairs = run_beside([address] * 3, scripts, SHORT, rival, slices=3)
+    assert len(pairs) == len(ran) == 3
+    for ours, theirs in pairs:
+        assert ours.seconds >= 0.09
+        assert ours.end_s <= theirs.begin_s
+        assert ours.answers == ours.samples  # all came within the slice
+        assert {sample.client for sample in ours.answers} == {0, 1, 2}
+        asked = [(sample.due_s, sample.done_s) for sample in ours.answers]
+        assert all(done <= begin or due >= end for due, done in asked for begin, end in ran)
+
+
 def test_open_loop(address: str, scripts: list[Requests]) -> None:
     """Requests go out at their times, whether or not those before them have an answer."""
     turn = run_turn([address] * 3, scripts, Pace(warmup_s=0.1, duration_s=0.6, rate_per_s=60.0, seed=3))
@@ -86,5 +109,5 @@ def test_what_a_device_meets_ends_the_turn(address: str, scripts: list[Requests]
 def test_batches_in_one_process(demo: tuple[sl.LoadedModel, Partition], scripts: list[Requests]) -> None:
     """There is a batch for each cut with all devices that have cut there, and batches take turns."""
     batches = image_batches(demo[1], [scripts[i % 2] for i in range(5)])
-    turn = run_batches(batches, SHORT)
+    turn = run_batches(itertools.cycle(batches), 0.3)
     assert {sample.batch_size for sample in turn.answers} == {2, 3}

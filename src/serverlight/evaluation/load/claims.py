@@ -44,8 +44,20 @@ def _beside(rows: Sequence[LoadRow], workload: str, system: str, limit: float | 
 
 
 def _ratio(ours: LoadRow, theirs: LoadRow) -> float:
-    """Of the throughputs: the median over the rounds, in each of which the two had their turns one after the other, since a
-    machine that is shared is faster in one minute than in the next.
+    """Of the throughputs: the median over pairs that were measured one right after the other, since a machine that is shared is
+    faster in one minute than in the next. Ours has more turns where another rival ran in between; then some of them make one.
     """
-    pairs = [(our, their) for our, their in zip(ours.turns_per_s, theirs.turns_per_s, strict=False) if their]
-    return statistics.median(o / t for o, t in pairs) if pairs else ours.throughput_per_s / theirs.throughput_per_s
+    if not (ours.turns_per_s and theirs.turns_per_s):
+        return ours.throughput_per_s / theirs.throughput_per_s
+    own = _in_groups(ours.turns_per_s, len(theirs.turns_per_s))
+    return statistics.median(our / their for our, their in zip(own, theirs.turns_per_s, strict=False) if their)
+
+
+def _in_groups(values: Sequence[float], count: int) -> list[float]:
+    """Means of as many groups of neighbours.
+
+    >>> _in_groups([1.0, 3.0, 5.0, 7.0], 2), _in_groups([1.0, 3.0], 2)
+    ([2.0, 6.0], [1.0, 3.0])
+    """
+    size = max(1, len(values) // count)
+    return [statistics.fmean(values[first : first + size]) for first in range(0, len(values), size)]

@@ -1,11 +1,12 @@
-"""Many devices in one process, on one event loop: each has a gRPC stream of its own and sends what was prepared for it."""
+"""A device on an event loop: it has a gRPC stream of its own and sends what was prepared for it, when it may."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ from serverlight.evaluation.load.figures import Sample, Turn, arrivals
 from serverlight.evaluation.load.scripts import Requests, Script, Text
 from serverlight.plan import Plan
 from serverlight.runtime.grpc_stream import AsyncGrpcStream
-from serverlight.runtime.loops import run_on_loop
 from serverlight.runtime.messages import (
     CloseSession,
     Failure,
@@ -30,7 +30,7 @@ from serverlight.runtime.messages import (
 )
 from serverlight.sampling import Sampling
 
-__all__ = ["Pace", "run_turn"]
+__all__ = ["Device", "Pace", "TurnState"]
 
 GREETING_S = 30.0
 LATE_S = 5.0
@@ -54,49 +54,8 @@ class Pace:
     seed: int = 0
 
 
-def run_turn(addresses: Sequence[str], scripts: Sequence[Script], pace: Pace) -> Turn:
-    """Lets a device for each script talk to the server at its address; raises what any of them meets.
-
-    Raises:
-        PeerUnavailable: a server is gone, or gives no answer.
-        ServerlightError: a request is refused, other than for now.
-    """
-    return run_on_loop(_run(addresses, scripts, pace))
-
-
-async def _run(addresses: Sequence[str], scripts: Sequence[Script], pace: Pace) -> Turn:
-    shared = _Shared(pace, len(scripts))
-    devices = [_Device(i, address, shared) for i, address in enumerate(addresses)]
-    tasks = [asyncio.create_task(device.run(script)) for device, script in zip(devices, scripts, strict=True)]
-    try:
-        await _while_all_run(tasks, shared.wait_ready())
-        await _while_all_run(tasks, asyncio.sleep(pace.warmup_s))
-        shared.turn.begin_s = time.perf_counter()
-        await _while_all_run(tasks, asyncio.sleep(pace.duration_s))
-        shared.turn.end_s = time.perf_counter()
-        if pace.rate_per_s is not None:
-            await _while_all_run(tasks, shared.wait_answered())
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(device.close() for device in devices))
-    return shared.turn
-
-
-async def _while_all_run(tasks: Sequence[asyncio.Task[None]], what: Coroutine[Any, Any, None]) -> None:
-    """Waits for something, and raises at once what a device raises meanwhile."""
-    waiting = asyncio.ensure_future(what)
-    try:
-        done, _ = await asyncio.wait({*tasks, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-    for task in done:
-        task.result()
-
-
-class _Shared:
-    """What all devices of a turn write to."""
+class TurnState:
+    """What all devices of a turn write to, and whether they may ask."""
 
     def __init__(self, pace: Pace, num_devices: int) -> None:
         self.pace, self.turn, self.num_devices = pace, Turn(), num_devices
@@ -107,6 +66,9 @@ class _Shared:
         """Of an open loop: device and request without an answer -> when it was due."""
         self._connected, self._answered = set[int](), set[int]()
         self._ready = asyncio.Event()
+        self._gate, self._answered_all = asyncio.Event(), asyncio.Event()
+        self._gate.set()
+        self._num_under_way = 0
 
     def connected(self, device: int) -> None:
         """A device may begin; the last one lets all begin."""
@@ -124,6 +86,34 @@ class _Shared:
         if len(self._answered) == self.num_devices:
             self._ready.set()
 
+    async def may_ask(self) -> None:
+        """Of a closed loop: until a device may send its next request."""
+        await self._gate.wait()
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """While a request has no answer."""
+        self._num_under_way += 1
+        self._answered_all.clear()
+        try:
+            yield
+        finally:
+            self._num_under_way -= 1
+            if not self._num_under_way:
+                self._answered_all.set()
+
+    async def stand_still(self) -> None:
+        """Lets no device ask any more, and waits until all have their answers."""
+        self._gate.clear()
+        while self._num_under_way:  # a prompt in pieces has several answers
+            await self._answered_all.wait()
+
+    def go_on(self) -> Turn:
+        """Lets devices ask again, in a new turn."""
+        self.turn = Turn(begin_s=time.perf_counter())
+        self._gate.set()
+        return self.turn
+
     async def wait_ready(self) -> None:
         """Until every device has had an answer, or of an open loop is connected."""
         await self._ready.wait()
@@ -138,10 +128,10 @@ class _Shared:
         self.turn.unanswered_ms = [(now_s - since_s) * 1e3 for since_s in late if since_s >= self.turn.begin_s]
 
 
-class _Device:
+class Device:
     """One device and its stream."""
 
-    def __init__(self, number: int, address: str, shared: _Shared) -> None:
+    def __init__(self, number: int, address: str, shared: TurnState) -> None:
         self._number, self._shared = number, shared
         self._stream = AsyncGrpcStream(address)
         self._sent_bytes = 0
@@ -177,6 +167,7 @@ class _Device:
         """One request after the other."""
         numbers, payloads = itertools.count(1), _from(script.payloads, self._number)
         while True:
+            await self._shared.may_ask()
             due_s, content = time.perf_counter(), next(payloads)
             num_bytes, reply = await self._insist(
                 lambda content=content: InferRequest(request_id=next(numbers), payloads=content)
@@ -216,6 +207,7 @@ class _Device:
     async def _write(self, script: Text) -> None:
         """One text after the other, the same again."""
         while True:
+            await self._shared.may_ask()
             await self._stream.send(OpenSession(sampling=Sampling()))
             numbers, due_s, num_bytes = itertools.count(1), time.perf_counter(), 0
             for i, frame in enumerate(script.prompt):
@@ -224,6 +216,7 @@ class _Device:
             self._add_token(script, due_s, num_bytes, reply, is_first=True)
             for frame in script.steps:
                 await self._think(script)
+                await self._shared.may_ask()
                 due_s = time.perf_counter()
                 num_bytes, reply = await self._step(next(numbers), frame)
                 self._add_token(script, due_s, num_bytes, reply)
@@ -247,13 +240,14 @@ class _Device:
     async def _insist(self, make: Any) -> tuple[int, ServerMessage]:
         """Sends what ``make`` makes until the server takes it; the bytes of all attempts, and the answer."""
         num_bytes = 0
-        while True:
-            num_bytes += await self._stream.send(make())
-            reply = await self._receive()
-            if not (isinstance(reply, Failure) and reply.request_id and isinstance(reply.error, ServerBusy)):
-                return num_bytes, reply
-            self._shared.turn.num_refused += 1
-            await asyncio.sleep(reply.error.retry_after_ms / 1e3)
+        with self._shared.asking():
+            while True:
+                num_bytes += await self._stream.send(make())
+                reply = await self._receive()
+                if not (isinstance(reply, Failure) and reply.request_id and isinstance(reply.error, ServerBusy)):
+                    return num_bytes, reply
+                self._shared.turn.num_refused += 1
+                await asyncio.sleep(reply.error.retry_after_ms / 1e3)
 
     async def _receive(self) -> ServerMessage:
         return await self._stream.receive()

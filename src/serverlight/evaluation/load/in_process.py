@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
 from serverlight.codec import decode
-from serverlight.evaluation.load.clients import Pace
 from serverlight.evaluation.load.figures import Sample, Turn
 from serverlight.evaluation.load.scripts import Requests, Text
 from serverlight.generation import LoadedDecoder, layer_of
@@ -58,14 +56,12 @@ def text_batches(tail: LoadedDecoder, scripts: Sequence[Text]) -> list[Batch]:
     return [_Sweeps(tail.part, scripts)]
 
 
-def run_batches(batches: Sequence[Batch], pace: Pace) -> Turn:
-    """Runs the batches in turn, again and again, on this thread."""
-    turn, source = Turn(), itertools.cycle(batches)
-    turn.begin_s = time.perf_counter() + pace.warmup_s
-    turn.end_s = turn.begin_s + pace.duration_s
-    due_s = time.perf_counter()
-    while due_s < turn.end_s:
-        ran = next(source)()
+def run_batches(batches: Iterator[Batch], seconds: float) -> Turn:
+    """Runs batches for so long, on this thread; the last one to its end."""
+    turn = Turn(begin_s=time.perf_counter())
+    due_s = turn.begin_s
+    while due_s < turn.begin_s + seconds:
+        ran = next(batches)()
         done_s, cpu_ms = time.perf_counter(), time.process_time() * 1e3
         turn.samples += [
             Sample(
@@ -75,6 +71,7 @@ def run_batches(batches: Sequence[Batch], pace: Pace) -> Turn:
             for client in range(ran.num_items)
         ]  # fmt: skip
         due_s = done_s
+    turn.end_s = time.perf_counter()
     return turn
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from serverlight.search.depth import anchors_of, before_cuts, behind_cuts, shift
 from serverlight.search.fitting import STEP_TERMS, Point, fit_curve
 from serverlight.search.language_parts import LanguageParts, Sizes
 from serverlight.search.profile import Curve, CutCost, Side
+from serverlight.search.steady import CoreWatch, Steady
 from serverlight.search.stopwatch import Clock, lower_quartile, quiet_collector, repeats_for, timed, work_clock
 
 __all__ = ["HeadBench", "Lap", "TailBench", "measure_language", "run_laps"]
@@ -53,7 +55,12 @@ MAX_KV_BYTES = 2**34
 
 
 def measure_language(
-    parts: LanguageParts, *, on: Side | None = None, budget_s: float = 30.0, advance: Callable[[], None]
+    parts: LanguageParts,
+    *,
+    on: Side | None = None,
+    budget_s: float = 30.0,
+    watch: CoreWatch | None = None,
+    advance: Callable[[], None],
 ) -> tuple[CutCost, ...]:
     """Costs of the cuts ``layers.0`` to ``layers.N``, and of ``output``, with all on the device.
 
@@ -61,13 +68,15 @@ def measure_language(
         parts: The model.
         on: The side that counts; the other is measured at the most telling points alone.
         budget_s: About how long it may take.
+        watch: Tells what to take again.
         advance: Is called once for each side.
     """
+    watch = watch or CoreWatch()
     head_points = HEAD_POINTS[: ENOUGH_POINTS if on == "server" else None]
     tail_points = TAIL_POINTS[: ENOUGH_POINTS if on == "device" else None]
-    heads = _measure(HeadBench(parts), _that_fit(head_points, parts.head.part), budget_s / 2)
+    heads = _measure(HeadBench(parts), _that_fit(head_points, parts.head.part), budget_s / 2, watch)
     advance()
-    tails = _measure(TailBench(parts), _that_fit(tail_points, parts.tail.part), budget_s / 2)
+    tails = _measure(TailBench(parts), _that_fit(tail_points, parts.tail.part), budget_s / 2, watch)
     advance()
     sizes = Sizes(parts)
     cuts = [
@@ -115,7 +124,7 @@ class Lap:
     point: Point
 
 
-def _measure(bench: HeadBench | TailBench, points: Sequence[Point], budget_s: float) -> list[Curve]:
+def _measure(bench: HeadBench | TailBench, points: Sequence[Point], budget_s: float, watch: CoreWatch) -> list[Curve]:
     """A curve for each cut."""
     run = bench.prepare(points[0], bench.anchors[0])
     run()  # brings everything into the caches
@@ -124,9 +133,11 @@ def _measure(bench: HeadBench | TailBench, points: Sequence[Point], budget_s: fl
     first_ms = (time.perf_counter() - started_s) * 1e3
     if first_ms * len(points) * LEAST_ROUNDS > budget_s * 1e3:
         points = points[:ENOUGH_POINTS]
-    measured: list[list[tuple[Point, float]]] = [[] for _ in range(bench.num_layers + 1)]
+    steady = Steady[dict[int, list[Lap]]](watch)
     for point in points:
-        laps = run_laps(bench, point, budget_s / len(points))
+        steady.take(functools.partial(run_laps, bench, point, budget_s / len(points)))
+    measured: list[list[tuple[Point, float]]] = [[] for _ in range(bench.num_layers + 1)]
+    for laps in steady.settle():
         true_point = laps[bench.anchors[0]][len(laps[bench.anchors[0]]) // 2].point
         for depth, ms in enumerate(bench.at_cuts(laps)):
             measured[depth].append((true_point, ms))

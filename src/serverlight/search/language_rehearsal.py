@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from serverlight.runtime.messages import Timing
 from serverlight.search.fitting import Point
 from serverlight.search.language_parts import LanguageParts
 from serverlight.search.rehearsal import REST_S, Exchange, Notes
+from serverlight.search.steady import CoreWatch, Steady
 from serverlight.search.stopwatch import timed, work_clock
 
 __all__ = ["PROMPTS", "rehearse_language"]
@@ -26,22 +28,31 @@ PROMPTS, TEXTS, STEPS = (1, 32, 128), 6, 12
 
 
 def rehearse_language(
-    parts: LanguageParts, address: str, cuts: Sequence[str], *, advance: Callable[[], None]
+    parts: LanguageParts,
+    address: str,
+    cuts: Sequence[str],
+    *,
+    watch: CoreWatch | None = None,
+    advance: Callable[[], None],
 ) -> tuple[Exchange, ...]:
-    """Prompts of some lengths at some cuts, and steps after each of them; ``advance`` is called for each cut, and once more.
+    """Prompts of some lengths at some cuts, and steps after each of them; ``advance`` is called for each cut, and once more;
+    ``watch`` tells which to take again.
 
     The last are prompts in whole halves, so that it shows what a kilobyte costs.
     """
     longest = (parts.head.part.context_length or 10**9) - STEPS - 1
     lengths = [min(tokens, longest) for tokens in PROMPTS]
-    found = list[Exchange]()
-    for cut in cuts:
-        found += _at_cut(parts, address, cut, LANGUAGE_CODEC, lengths)
+    steady = Steady[list[Exchange]](watch or CoreWatch())
+
+    def take(cut: str, codec: CodecConfig, lengths: Sequence[int], *, with_rests: bool = True) -> None:
+        steady.take(lambda: list(_at_cut(parts, address, cut, codec, lengths, with_rests=with_rests)))
         advance()
-    large = _at_cut(parts, address, cuts[-1], CodecConfig(profile="fp16"), lengths[1:], with_rests=False)
-    found += (done for done in large if done.opens)
-    advance()
-    return tuple(found)
+
+    for cut in cuts:
+        take(cut, LANGUAGE_CODEC, lengths)
+    take(cuts[-1], CodecConfig(profile="fp16"), lengths[1:], with_rests=False)
+    *usual, large = steady.settle()
+    return (*itertools.chain.from_iterable(usual), *(done for done in large if done.opens))
 
 
 def _at_cut(

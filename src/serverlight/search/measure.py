@@ -30,6 +30,7 @@ from serverlight.search.rehearsal import (
 )
 from serverlight.search.serving import served
 from serverlight.search.single_shot import candidate_cuts, example_batch, measure_single_shot, weight_bytes
+from serverlight.search.steady import CoreWatch
 
 __all__ = ["Progress", "profile_model"]
 
@@ -51,7 +52,8 @@ def profile_model(
 ) -> Profile:
     """Measures a model on this machine, or finds what was measured before.
 
-    It takes half a minute to two for the shipped models. Times are those of the runtime: heads of one sample or prompt, tails
+    It takes half a minute to two for the shipped models; what was measured while others had a part of the processor is measured
+    again, for a further 20 s at the most. Times are those of the runtime: heads of one sample or prompt, tails
     in the server's own worker, and what messages add by a rehearsal over loopback with a server in a process of its own. Unless it
     is to be a device, this process keeps freed memory from then on, as a server does.
 
@@ -95,15 +97,18 @@ def profile_model(
 
 def _of_single_shot(model: LoadedModel, machine: dict[str, Any], progress: Progress) -> Profile:
     batches = DEVICE_BATCHES if machine["side"] == "device" else SERVER_BATCHES
+    watch = CoreWatch()
     with served(model.name, threads=machine["torch_threads"]) as serving:
         parts = partition(model.module, model.example_inputs)
         names = [cut.name for cut in candidate_cuts(parts)]
         rehearsed = [names[depth] for depth in anchors_of(len(names))]
         advance = _counter(progress, len(batches) + len(rehearsed) + 3)
-        cuts = measure_single_shot(model, parts, batches=batches, advance=advance)
+        cuts = measure_single_shot(model, parts, batches=batches, watch=watch, advance=advance)
         codec = measure_codec(CodecConfig(), sample_map)
         advance()
-        exchanges = rehearse_single_shot(model, parts, serving.address(rehearsed), rehearsed, advance=advance)
+        exchanges = rehearse_single_shot(
+            model, parts, serving.address(rehearsed), rehearsed, watch=watch, advance=advance
+        )
     args, kwargs = as_call(example_batch(model, 1))
     watts = _watts(lambda: model.module(*args, **kwargs))
     advance()
@@ -131,15 +136,16 @@ def _of_language_model(
     from serverlight.search.language_parts import LanguageParts
     from serverlight.search.language_rehearsal import rehearse_language
 
+    watch = CoreWatch()
     with served(model, threads=machine["torch_threads"], dtype=dtype) as serving:
         parts = LanguageParts.load(model, dtype=getattr(torch, dtype) if dtype else None)
         head = parts.head.part
         rehearsed = [f"layers.{depth}" for depth in anchors_of(parts.num_layers + 1)]
         advance = _counter(progress, len(rehearsed) + 5)
-        cuts = measure_language(parts, on=machine["side"], advance=advance)
+        cuts = measure_language(parts, on=machine["side"], watch=watch, advance=advance)
         codec = measure_codec(LANGUAGE_CODEC, lambda elements: sample_tokens(elements, head.hidden_size))
         advance()
-        exchanges = rehearse_language(parts, serving.address(rehearsed), rehearsed, advance=advance)
+        exchanges = rehearse_language(parts, serving.address(rehearsed), rehearsed, watch=watch, advance=advance)
     token = torch.zeros(1, 1, dtype=torch.int64)
     watts = _watts(lambda: head(token))
     advance()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ from serverlight.search.depth import between
 from serverlight.search.fitting import SIZE_TERMS, Point, fit_curve
 from serverlight.search.profile import CodecCost, Curve, CutCost, MessageCost
 from serverlight.search.single_shot import example_batch
+from serverlight.search.steady import CoreWatch, Steady
 from serverlight.search.stopwatch import timed, work_clock
 
 __all__ = [
@@ -123,23 +125,32 @@ class Notes:
 
 
 def rehearse_single_shot(
-    model: LoadedModel, parts: Partition, address: str, cuts: Sequence[str], *, advance: Callable[[], None]
+    model: LoadedModel,
+    parts: Partition,
+    address: str,
+    cuts: Sequence[str],
+    *,
+    watch: CoreWatch | None = None,
+    advance: Callable[[], None],
 ) -> tuple[Exchange, ...]:
-    """Requests of some sizes at some cuts; ``advance`` is called for each cut, and once more.
+    """Requests of some sizes at some cuts; ``advance`` is called for each cut, and once more;
+    ``watch`` tells which to take again.
 
     The last are large: whole halves at the widest cut, so that it shows what a kilobyte costs.
     """
-    found = list[Exchange]()
-    for cut in cuts:
-        plan = Plan(model=model.name, revision=model.revision, cut=cut)
-        found += _at_cut(model, parts, address, plan, BATCHES)
+    steady = Steady[list[Exchange]](watch or CoreWatch())
+
+    def take(plan: Plan, batches: Sequence[int]) -> None:
+        steady.take(lambda: list(_at_cut(model, parts, address, plan, batches)))
         advance()
+
+    for cut in cuts:
+        take(Plan(model=model.name, revision=model.revision, cut=cut), BATCHES)
     widest = max(map(parts.cut, cuts), key=lambda cut: cut.elements_per_sample)
     plan = Plan(model=model.name, revision=model.revision, cut=widest.name, codec=CodecConfig(profile="fp16"))
     fitting = [batch for batch in LARGE_BATCHES if batch * 2 * widest.elements_per_sample <= LARGE_BYTES]
-    found += _at_cut(model, parts, address, plan, fitting)
-    advance()
-    return tuple(found)
+    take(plan, fitting)
+    return tuple(itertools.chain.from_iterable(steady.settle()))
 
 
 def _at_cut(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from serverlight.runtime.worker import Worker
 from serverlight.search.depth import anchors_of, before_cuts, behind_cuts, shift_to
 from serverlight.search.fitting import BATCH_TERMS, Point, fit_curve
 from serverlight.search.profile import CutCost
+from serverlight.search.steady import CoreWatch, Steady
 from serverlight.search.stopwatch import lower_quartile, quiet_collector, repeats_for, timed, work_clock
 
 __all__ = ["CutTimes", "SingleShotBench", "candidate_cuts", "example_batch", "measure_single_shot", "peak_bytes"]
@@ -44,15 +46,22 @@ def candidate_cuts(parts: Partition) -> tuple[CutPoint, ...]:
 
 
 def measure_single_shot(
-    model: LoadedModel, parts: Partition, *, batches: Sequence[int] = BATCHES, budget_s: float = 15.0, advance: Advance
+    model: LoadedModel,
+    parts: Partition,
+    *,
+    batches: Sequence[int] = BATCHES,
+    budget_s: float = 15.0,
+    watch: CoreWatch | None = None,
+    advance: Advance,
 ) -> tuple[CutCost, ...]:
-    """Costs of all candidate cuts; ``advance`` is called once for each batch size."""
-    bench = SingleShotBench(model, parts, max(batches))
-    times = list[CutTimes]()
+    """Costs of all candidate cuts; ``advance`` is called once for each batch size, ``watch`` tells which to take again."""
+    bench, steady = SingleShotBench(model, parts, max(batches)), Steady[CutTimes](watch or CoreWatch())
+    longest_ms = 0.0
     for batch in batches:
-        if not times or times[-1].behind[0] < MOST_MS / 2:
-            times.append(bench.measure(batch, budget_s / len(batches)))
+        if longest_ms < MOST_MS / 2:
+            longest_ms = steady.take(functools.partial(bench.measure, batch, budget_s / len(batches))).behind[0]
         advance()
+    times = steady.settle()
     heads = [parts.split(cut)[0] for cut in bench.cuts]
     tails = [parts.split(cut)[1] for cut in bench.cuts]
     return tuple(

@@ -20,9 +20,6 @@ ALIKE = 0.02
 UNCERTAIN_CAPS = ("latency_ms", "first_token_ms", "max_quality_loss", "server_ms", "energy_mj")
 """What only a measurement knows; a plan's bytes and memory are known."""
 
-LOSS_POWER = 2
-"""A measured loss is taken to fall with this power of the bytes, so that what follows a plan that lost too much is not its twin."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observed:
@@ -51,8 +48,9 @@ def confirm(result: SearchResult, measure: Callable[[Prediction], Observed], *, 
     """Measures the plan that seems best, corrects the others by what was off, and goes on until the best is a measured one.
 
     The server's time of a cut is off by a factor, its latency by an amount: those of the cut's own measurements, else the medians
-    of all. A plan that sends no more than a measured one at the same cut loses no less, and one that sends a little more loses
-    nearly as much. A plan that breaks a cap when it is measured is out.
+    of all. A plan that sends no more than a measured one at the same cut loses no less, and one that sends so many times more
+    is taken to lose so many times less at best: what follows a plan that lost too much is not its twin. A plan that breaks a cap
+    when it is measured is out.
 
     Args:
         result: what was predicted.
@@ -105,7 +103,7 @@ def _corrected(prediction: Prediction, observed: list[tuple[Prediction, Observed
     later_ms = statistics.median(seen.latency_ms - p.latency_ms for p, seen in own)
     changed = _changed(prediction, server_ms=factor * prediction.server_busy_ms, later_ms=later_ms)
     sent = max(1, prediction.uplink_bytes)
-    losses = [seen.loss_pp * min(1.0, p.uplink_bytes / sent) ** LOSS_POWER for p, seen in at_cut]
+    losses = [seen.loss_pp * min(1.0, p.uplink_bytes / sent) for p, seen in at_cut]
     return dataclasses.replace(changed, loss_pp=max([prediction.loss_pp, *losses]))
 
 

@@ -27,6 +27,9 @@ class Budget:
     samples: int
     """Images, sentence pairs or windows of each task, at most."""
 
+    large_samples: int
+    """The same where a sample takes several times longer: images of ImageNet."""
+
     coarse: bool
     """Whether grids of settings are not refined."""
 
@@ -69,7 +72,7 @@ class Budget:
 
 
 FULL = Budget(
-    tasks=None, codecs="all", samples=120, coarse=True, ablation_tasks=None, ablation_samples=None, speed_s=0.3,
+    tasks=None, codecs="all", samples=120, large_samples=60, coarse=True, ablation_tasks=None, ablation_samples=None, speed_s=0.3,
     clients=(1, 2, 4, 8, 16, 32), turn_s=2.0, tokens=64, quality_samples=200, quality_texts=24, drift_tokens=512,
     drift_windows=6, drift_texts=4, drift_rates=(1, 2, 4), drift_chunks=(1, 16, 128), questions=60,
     questionnaires=("hellaswag", "piqa", "arc_easy", "boolq"), devices=100_000, hours=0.1,
@@ -77,8 +80,8 @@ FULL = Budget(
 
 QUICK = Budget(
     tasks=("demo", "R56-mid", "ST-3", "LM-0.26M"), codecs="serverlight,slicer,slicer-rans,fp16,int-token,uniform-csr-rans",
-    samples=30, coarse=True, ablation_tasks=("demo", "LM-0.26M"), ablation_samples=24, speed_s=0.05, clients=(1, 8),
-    turn_s=0.6, tokens=16, quality_samples=40, quality_texts=6, drift_tokens=160, drift_windows=2, drift_texts=2,
+    samples=30, large_samples=30, coarse=True, ablation_tasks=("demo", "LM-0.26M"), ablation_samples=24, speed_s=0.05,
+    clients=(1, 8), turn_s=0.6, tokens=16, quality_samples=40, quality_texts=6, drift_tokens=160, drift_windows=2, drift_texts=2,
     drift_rates=(2, 4), drift_chunks=(1, 16), questions=6, questionnaires=("piqa",), devices=2000, hours=0.02,
 )  # fmt: skip
 

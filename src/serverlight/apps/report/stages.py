@@ -39,11 +39,13 @@ CLOZE = "tinystories_cloze_dev"
 
 def rates(settings: Settings) -> Iterator[Part]:
     """Every task of the codec's comparison."""
+    budget = settings.budget
     for name in _task_names(settings):
-        words = ["bench", "codec", "--tasks", name, "--no-speed", "--limit", str(settings.budget.samples)]
-        words += ["--codecs", settings.budget.codecs] + (["--quick"] if settings.budget.coarse else [])
+        count = budget.large_samples if catalogue.is_large(name) else budget.samples
+        words = ["bench", "codec", "--tasks", name, "--no-speed", "--limit", str(count)]
+        words += ["--codecs", budget.codecs] + (["--quick"] if budget.coarse else [])
         work = Command(words=(*words, *_data(settings)), modules=(f"{COMMANDS}.bench_codec",), resumes=True)
-        yield _of_task(settings, name, work, minutes=0.7 if settings.is_quick else 1.7)
+        yield _of_task(settings, name, work, minutes=0.7 if settings.is_quick else 2.5)
 
 
 def ablation(settings: Settings) -> Iterator[Part]:
@@ -219,7 +221,10 @@ PROFILE = Stage(
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="rates", title="The codec beside its rivals", parts=rates,
-        budget=lambda s: f"{s.budget.samples} samples of a task" + (", coarse grids" if s.budget.coarse else ""),
+        budget=lambda s: (
+            f"{s.budget.samples} samples of a task, {s.budget.large_samples} of large images"
+            + (", coarse grids" if s.budget.coarse else "")
+        ),
     ),
     Stage(
         name="ablation", title="What each stage of the codec is worth", parts=ablation,

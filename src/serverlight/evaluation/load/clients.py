@@ -108,11 +108,16 @@ class TurnState:
         while self._num_under_way:  # a prompt in pieces has several answers
             await self._answered_all.wait()
 
-    def go_on(self) -> Turn:
-        """Lets devices ask again, in a new turn."""
-        self.turn = Turn(begin_s=time.perf_counter())
+    async def go_on(self) -> None:
+        """Lets devices ask again, in a new turn, which begins when each of them has had an answer: until then the server does
+        not know for whom to wait.
+        """
+        self.turn = turn = Turn()
+        self._answered.clear()
+        self._ready.clear()
         self._gate.set()
-        return self.turn
+        await self.wait_ready()
+        turn.begin_s = time.perf_counter()
 
     async def wait_ready(self) -> None:
         """Until every device has had an answer, or of an open loop is connected."""

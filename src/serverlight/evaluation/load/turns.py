@@ -31,7 +31,8 @@ def run_beside(
 ) -> list[tuple[Turn, Turn]]:
     """As :func:`run_turn` of a closed loop, in slices: after each the devices stand still, and the rival has as long.
 
-    The two are so close together that what else goes on in the machine falls on both. A slice ends with the last answer.
+    The two are so close together that what else goes on in the machine falls on both. A slice begins when each device has had
+    an answer, and ends with the last one.
     """
     return run_on_loop(_run_beside(addresses, scripts, pace, rival, slices))
 
@@ -53,7 +54,8 @@ async def _run_beside(
     async with _devices(addresses, scripts, pace) as (state, tasks):
         for _ in range(slices):
             await _while_all_run(tasks, state.stand_still())
-            turn = state.go_on()
+            await _while_all_run(tasks, state.go_on())
+            turn = state.turn
             await _while_all_run(tasks, asyncio.sleep(pace.duration_s / slices))
             await _while_all_run(tasks, state.stand_still())
             turn.end_s = time.perf_counter()

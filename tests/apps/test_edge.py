@@ -30,6 +30,7 @@ from serverlight.generation import DecoderLoopback, LoadedDecoder  # noqa: E402
 from serverlight.plan import Plan  # noqa: E402
 from serverlight.runtime.core import ServerConfig  # noqa: E402
 from serverlight.runtime.decoder_client import DecoderClient  # noqa: E402
+from serverlight.runtime.exits import Caps  # noqa: E402
 from serverlight.runtime.server import Server  # noqa: E402
 from serverlight.sampling import Sampling  # noqa: E402
 from serverlight.text import Tokenizer  # noqa: E402
@@ -136,9 +137,10 @@ def serve(head: LoadedDecoder, tokenizer: Tokenizer, plan: Plan) -> Iterator[Ser
             address: str,
             tokenizer: Tokenizer = tokenizer,
             wrap: Callable[[Any], Any] = lambda source: source,
+            caps: Caps | None = None,
             **more: Any,
         ) -> str:
-            client = DecoderClient([address], plan=plan, head=head, timeout_s=2.0, recovery_s=0.2)
+            client = DecoderClient([address], plan=plan, head=head, timeout_s=2.0, recovery_s=0.2, caps=caps)
             answers = Answers(wrap(client), tokenizer, head.part, max_tokens=40)
             return stack.enter_context(listening(make_app(answers, model="tiny", api_key=KEY, **more)))
 
@@ -407,6 +409,31 @@ def test_a_server_that_is_full(
             client.completions.create(model="tiny", prompt="once", stream=stream)
     assert int(refused.value.response.headers["Retry-After"]) >= 1
     assert refused.value.code == "rate_limit_exceeded"
+
+
+@pytest.mark.parametrize("on_limit", ["shallower", "stop"])
+def test_a_device_without_more_memory(serve: Serve, folder: str, client: Any, on_limit: Any) -> None:
+    """The cut moves in mid-answer and the text goes on as it would have, or ends; the usage says which."""
+    wish: dict[str, Any] = {"model": "tiny", "prompt": "once upon a time", "max_tokens": 40, "temperature": 0}
+    uncapped = client.completions.create(**wish)
+    room = 2 * 2 * 2 * 8 * 4 * (uncapped.usage.prompt_tokens + 10)  # two layers' keys and values, two heads of 8, fp32
+    tail = LoadedDecoder.tail(folder, "layers.0", dtype=torch.float32)
+    with Server(tail, ["layers.0", "layers.1", CUT]) as server:
+        caps = Caps(device_memory_bytes=room, on_limit=on_limit)
+        with client_of(serve(server.address, caps=caps)) as capped_client:
+            capped = capped_client.completions.create(**wish)
+    moved = capped.usage.serverlight["exits"]
+    assert uncapped.usage.serverlight["exits"] == []
+    assert moved[0]["reason"] == "memory"
+    assert moved[0]["from_cut"] == CUT
+    if on_limit == "stop":
+        assert moved[0]["to_cut"] is None
+        assert capped.choices[0].finish_reason == "length"
+        assert 0 < capped.usage.completion_tokens < uncapped.usage.completion_tokens
+        assert uncapped.choices[0].text.startswith(capped.choices[0].text)
+    else:
+        assert moved[0]["to_cut"] == "layers.1"
+        assert capped.usage.completion_tokens == uncapped.usage.completion_tokens
 
 
 class Gated:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serverlight.errors import ConfigError
 from serverlight.partition.decoder import DecoderPart
 from serverlight.runtime.decoder_client import Token
+from serverlight.runtime.exits import Exit
 from serverlight.sampling import Sampling
 from serverlight.text import TextStream, Tokenizer
 
@@ -68,6 +69,8 @@ class Usage:
     server_ms: float
     """From reading a step to its reply, of every step's last frame."""
     num_recoveries: int
+    exits: tuple[Exit, ...] = ()
+    """How the cut moved to keep the device's caps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +84,7 @@ class Piece:
     """Of the tokens that begin within the text so far, each once."""
 
     finish_reason: str | None = None
-    """``stop`` where the model or a stop string ended it, ``length`` where there was no more room."""
+    """``stop`` where the model or a stop string ended it, ``length`` where there was no more room, on the device either."""
 
     usage: Usage | None = None
     """What all of it took."""
@@ -91,7 +94,13 @@ class TokenSource(Protocol):
     """What an answer's tokens come from: a :class:`~serverlight.runtime.decoder_client.DecoderClient`."""
 
     def stream(
-        self, token_ids: list[int], *, max_new_tokens: int, sampling: Sampling | None, stop_ids: Collection[int]
+        self,
+        token_ids: list[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None,
+        stop_ids: Collection[int],
+        on_exit: Callable[[Exit], None],
     ) -> Generator[Token, None, None]:
         """The tokens that follow the prompt."""
 
@@ -129,6 +138,7 @@ class Answers:
             max_new_tokens=self._room(len(prompt_ids), question.max_tokens),
             sampling=question.sampling,
             stop_ids=self.tokenizer.stop_ids,
+            on_exit=meter.exits.append,
         )
         with contextlib.closing(tokens):
             for token in tokens:
@@ -168,7 +178,7 @@ class _Meter:
     """Adds up what tokens cost."""
 
     def __init__(self, num_prompt: int, hidden_size: int) -> None:
-        self._num_prompt, self._hidden_size = num_prompt, hidden_size
+        self._num_prompt, self._hidden_size, self.exits = num_prompt, hidden_size, list[Exit]()
         self._num_tokens = self._uplink_bytes = self._downlink_bytes = self._num_recoveries = 0
         self._server_ms = 0.0
 
@@ -192,6 +202,7 @@ class _Meter:
             bits_per_element=8 * self._uplink_bytes / (num_sent * self._hidden_size),
             server_ms=self._server_ms,
             num_recoveries=self._num_recoveries,
+            exits=tuple(self.exits),
         )
 
 

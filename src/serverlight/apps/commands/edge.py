@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from serverlight.apps.cut_options import CutOptions
+from serverlight.apps.generation_options import CapOptions
 from serverlight.apps.option_groups import takes_options
 from serverlight.apps.options import JsonOption, ThreadsOption
 from serverlight.apps.security_options import CredentialOptions
@@ -24,7 +25,7 @@ _DRAIN_S = 10
 """For answers that run when the endpoint stops."""
 
 
-@takes_options(where=CutOptions, trust=CredentialOptions)
+@takes_options(where=CutOptions, within=CapOptions, trust=CredentialOptions)
 def edge(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A language model: a Hugging Face id or folder.")],
     server: Annotated[
@@ -35,6 +36,7 @@ def edge(
         ),
     ],
     where: CutOptions,
+    within: CapOptions,
     trust: CredentialOptions,
     host: Annotated[str, typer.Option(help="Address to listen on; traffic is not encrypted.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
@@ -71,14 +73,14 @@ def edge(
     from serverlight.text import Tokenizer
 
     check_writable("json", json)
-    planned, credentials = where.read_for_text(model), trust.read(*server)
+    planned, caps, credentials = where.read_for_text(model), within.read(), trust.read(*server)
     torch.set_num_threads(threads)
     with contextlib.closing(_listen(host, port)) as listening:
         assert planned.cut is not None
         head = LoadedDecoder.head(model, planned.cut)
         plan = planned.plan_for(head.name, head.revision)
         tokenizer = Tokenizer.load(model, head.part.vocab_size)
-        client = DecoderClient(server, plan=plan, head=head, recovery_s=recovery, credentials=credentials)
+        client = DecoderClient(server, plan=plan, head=head, recovery_s=recovery, caps=caps, credentials=credentials)
         answers = Answers(client, tokenizer, head.part, max_tokens=max_tokens)
         app = make_app(answers, model=head.name, api_key=api_key, max_waiting=queue)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_DRAIN_S)

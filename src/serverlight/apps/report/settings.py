@@ -28,7 +28,7 @@ class Budget:
     """Images, sentence pairs or windows of each task, at most."""
 
     large_samples: int
-    """The same where a sample takes several times longer: images of ImageNet."""
+    """The same where a sample takes several times longer: images of ImageNet, windows of demo-lm."""
 
     coarse: bool
     """Whether grids of settings are not refined."""

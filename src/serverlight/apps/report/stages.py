@@ -222,7 +222,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="rates", title="The codec beside its rivals", parts=rates,
         budget=lambda s: (
-            f"{s.budget.samples} samples of a task, {s.budget.large_samples} of large images"
+            f"{s.budget.samples} samples of a task, {s.budget.large_samples} of images of ImageNet and windows of demo-lm"
             + (", coarse grids" if s.budget.coarse else "")
         ),
     ),

@@ -71,7 +71,7 @@ def available_tasks(data: pathlib.Path | None = None) -> tuple[str, ...]:
 
 
 def is_large(name: str) -> bool:
-    """Whether a sample takes several times longer than those of other tasks: an image of ImageNet."""
+    """Whether a sample takes several times longer than those of other tasks: an image of ImageNet, a window of demo-lm."""
     return _TASKS[name].is_large
 
 
@@ -164,7 +164,7 @@ def _demo_lm_task(name: str, layers: int, position: str) -> _Task:
         model = Llama.load(folder)
         return WindowTask(name=name, title="demo-lm", model=model, layers=layers, windows=windows, position=position)
 
-    return _Task(load, position=position, files=(BOOKS,), packages=("tokenizers",))
+    return _Task(load, position=position, files=(BOOKS,), packages=("tokenizers",), is_large=True)
 
 
 @functools.cache

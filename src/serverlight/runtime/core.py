@@ -307,9 +307,9 @@ class ServerCore:
                     self._is_idle = False
                     for connection in self._sessions.idle(time.monotonic()):
                         connection.expire()
-                job = self._unprepared.popleft() if self._unprepared else None
-            if job is not None:
-                self.engines.prepare(job)
+                    continue  # what has come may be all that is waited for
+                job = self._unprepared.popleft()
+            self.engines.prepare(job)
 
     def _wait_s(self, now_s: float) -> float | None:
         """How long until there is something to run; ``None`` where only a change can tell."""

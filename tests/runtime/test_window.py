@@ -48,15 +48,37 @@ def test_slow_devices_are_not_waited_for() -> None:
     assert window.closes_s(oldest_s=10.001, now_s=10.0041) == 10.0041
 
 
-def test_a_client_that_has_paused_is_waited_for_again() -> None:
-    """One long silence says little of the next gap."""
-    window = steady(0.001, 0.002)
-    window.arrived(0, 10.001)
-    window.arrived(1, 40.0)  # half a minute later, as a user who has read the answer
-    window.answered(0, 41.0)
-    window.answered(1, 41.0)
-    window.arrived(0, 41.001)
-    assert window.closes_s(oldest_s=41.001, now_s=41.001) > 41.005
+def with_gaps(window: Window, *gaps_s: float) -> Window:
+    """Client 1 comes so long after each answer, one after the other, and client 0 at once; both were answered at 1000."""
+    for number, gap_s in enumerate(gaps_s):
+        window.answered(1, 100.0 * number)
+        window.arrived(1, 100.0 * number + gap_s)
+    window.answered(0, 1000.0)
+    window.answered(1, 1000.0)
+    window.arrived(0, 1000.001)
+    return window
+
+
+@pytest.mark.parametrize(
+    ("gaps_s", "is_awaited"),
+    [
+        ((0.002,), True),
+        ((0.002, 30.0), True),  # a user who has read the answer
+        ((0.002, 0.5, 30.0), True),
+        ((0.002, *[0.5] * 5), False),  # a device that has become slow
+        ((0.002, *[0.5] * 9, *[0.002] * 3), True),  # and is quick again
+        ((*[30.0] * 2,), False),
+    ],
+)
+def test_one_pause_says_nothing_of_the_next_gap(gaps_s: tuple[float, ...], is_awaited: bool) -> None:
+    """But several in a row do."""
+    window = Window(max_delay_s=DELAY_S)
+    window.took(0.1)
+    window.arrived(0, 0.0)
+    window.arrived(1, 0.0)
+    with_gaps(window, *gaps_s)
+    closes_s = window.closes_s(oldest_s=1000.001, now_s=1000.001)
+    assert (closes_s > 1000.003) == is_awaited
 
 
 def test_a_cheap_batch_is_not_waited_for() -> None:

@@ -20,13 +20,25 @@ _LEAST_GAP_S = 5e-4
 """Gaps below it are as good as none, and vary by as much."""
 
 _PAUSE = 2.0
-"""A gap counts as so many times the longest wait at the most: a client that has paused once is soon waited for again."""
+"""A gap of over so many times the longest wait is a pause. One alone says nothing of the next gap; of several in a row each counts
+as no more than that, so that a client whose pauses are over is soon waited for again."""
 
 
 @dataclass(kw_only=True, slots=True)
 class _Pace:
     gap_s: float | None = None
     answered_s: float | None = None
+    has_paused: bool = False
+    """Whether the newest gap was a pause."""
+
+    def note(self, gap_s: float, pause_s: float) -> None:
+        """Learns from a gap."""
+        is_pause = gap_s > pause_s
+        if self.gap_s is None:
+            self.gap_s = min(gap_s, pause_s)
+        elif self.has_paused or not is_pause:
+            self.gap_s += _NEWEST_SHARE * (min(gap_s, pause_s) - self.gap_s)
+        self.has_paused = is_pause
 
 
 class Window:
@@ -59,8 +71,8 @@ class Window:
         """A request came."""
         pace = self._paces.setdefault(client, _Pace())
         if pace.answered_s is not None:
-            gap_s, pace.answered_s = min(now_s - pace.answered_s, _PAUSE * self._max_delay_s), None
-            pace.gap_s = gap_s if pace.gap_s is None else pace.gap_s + _NEWEST_SHARE * (gap_s - pace.gap_s)
+            pace.note(now_s - pace.answered_s, _PAUSE * self._max_delay_s)
+            pace.answered_s = None
 
     def answered(self, client: object, now_s: float) -> None:
         """A request has its answer; the client may send the next."""

@@ -12,7 +12,7 @@ from serverlight.search.caps import broken_caps, cap_values, objective_value, se
 from serverlight.search.optimise import SearchResult
 from serverlight.search.prediction import Prediction
 
-__all__ = ["ALIKE", "STEP", "Confirmed", "Observed", "confirm"]
+__all__ = ["ALIKE", "Confirmed", "Observed", "confirm"]
 
 ALIKE = 0.02
 """No prediction tells plans apart whose objectives differ by less; of such plans the one with the most room is tried first."""

@@ -175,6 +175,15 @@ def one_set(
     return {
         "caps": {k: v for k, v in dataclasses.asdict(caps).items() if v is not None},
         "measured": len(confirmed.observed),
+        "tried": [
+            {
+                "cut": p.candidate.cut,
+                "uplink_bytes": seen.uplink_bytes,
+                "predicted_loss_pp": p.loss_pp,
+                "loss_pp": seen.loss_pp,
+            }
+            for p, seen in confirmed.observed
+        ],
         **{name: p and figures(key_of(p), truths, caps, profile) for name, p in chosen.items()},
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 from made_up import plain_table, vision_profile
 from serverlight.link import LinkConfig
@@ -65,26 +64,6 @@ def test_what_loses_too_much_is_not_tried_with_fewer_bytes() -> None:
     for i, (cut, num_bytes) in enumerate(tried):
         assert all(num_bytes > before for at, before in tried[:i] if at == cut)
     assert confirmed.best is not None
-
-
-def test_what_loses_a_little_too_much_is_not_followed_by_its_twin() -> None:
-    """Else a cap that is missed by a sample takes a measurement for each setting until one keeps it."""
-    twins = tuple(
-        dataclasses.replace(p, uplink_bytes=round(more * p.uplink_bytes), loss_pp=0.5)
-        for p in found().predictions
-        if p.candidate.cut == "stem" and p.candidate.way == "split"
-        for more in (1.0, 1.2, 1.4)
-    )
-    result = dataclasses.replace(found(), predictions=twins, constraints=Constraints(max_quality_loss=1.0))
-
-    def just_over(p: Prediction) -> Observed:
-        return dataclasses.replace(as_predicted(p), loss_pp=1.05 if p.uplink_bytes < 16000 else 0.5)
-
-    confirmed = confirm(result, just_over, most=50)
-    sent = [p.uplink_bytes for p, _ in confirmed.observed]
-    assert confirmed.best is not None
-    assert len(sent) > 1
-    assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(sent))
 
 
 def test_measurements_are_bounded() -> None:

@@ -20,9 +20,6 @@ ALIKE = 0.02
 UNCERTAIN_CAPS = ("latency_ms", "first_token_ms", "max_quality_loss", "server_ms", "energy_mj")
 """What only a measurement knows; a plan's bytes and memory are known."""
 
-STEP = 1.5
-"""What follows a plan that lost too much sends so many times its bytes: less loses as much, for all that a few samples can tell."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observed:
@@ -51,9 +48,9 @@ def confirm(result: SearchResult, measure: Callable[[Prediction], Observed], *, 
     """Measures the plan that seems best, corrects the others by what was off, and goes on until the best is a measured one.
 
     The server's time of a cut is off by a factor, its latency by an amount: those of the cut's own measurements, else the medians
-    of all. A plan that sends less than half as much again as a measured one at the same cut is taken to lose no less, and one that
-    sends so many times more to lose so many times less at best: what follows a plan that lost too much is not its twin. A plan
-    that breaks a cap when it is measured is out.
+    of all. A plan that sends no more than a measured one at the same cut loses no less, and one that sends so many times more
+    is taken to lose so many times less at best: what follows a plan that lost too much is not its twin. A plan that breaks a cap
+    when it is measured is out.
 
     Args:
         result: what was predicted.
@@ -106,7 +103,7 @@ def _corrected(prediction: Prediction, observed: list[tuple[Prediction, Observed
     later_ms = statistics.median(seen.latency_ms - p.latency_ms for p, seen in own)
     changed = _changed(prediction, server_ms=factor * prediction.server_busy_ms, later_ms=later_ms)
     sent = max(1, prediction.uplink_bytes)
-    losses = [seen.loss_pp * (p.uplink_bytes / sent if sent > STEP * p.uplink_bytes else 1.0) for p, seen in at_cut]
+    losses = [seen.loss_pp * min(1.0, p.uplink_bytes / sent) for p, seen in at_cut]
     return dataclasses.replace(changed, loss_pp=max([prediction.loss_pp, *losses]))
 
 

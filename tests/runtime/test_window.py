@@ -64,9 +64,9 @@ def with_gaps(window: Window, *gaps_s: float) -> Window:
     [
         ((0.002,), True),
         ((0.002, 30.0), True),  # a user who has read the answer
-        ((0.002, 0.5, 30.0), True),
+        ((0.002, 30.0, 0.002, 30.0), True),
         ((0.002, *[0.5] * 5), False),  # a device that has become slow
-        ((0.002, *[0.5] * 9, *[0.002] * 3), True),  # and is quick again
+        ((0.002, *[0.5] * 9, *[0.002] * 30), True),  # and is quick again
         ((*[30.0] * 2,), False),
     ],
 )

@@ -19,9 +19,8 @@ each batch, however full."""
 _LEAST_GAP_S = 5e-4
 """Gaps below it are as good as none, and vary by as much."""
 
-_PAUSE = 2.0
-"""A gap of over so many times the longest wait is a pause. One alone says nothing of the next gap; of several in a row each counts
-as no more than that, so that a client whose pauses are over is soon waited for again."""
+_PAUSE = 8.0
+"""A gap of over so many times the usual one is a pause. One alone says nothing of the next gap, two in a row do."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,13 +30,14 @@ class _Pace:
     has_paused: bool = False
     """Whether the newest gap was a pause."""
 
-    def note(self, gap_s: float, pause_s: float) -> None:
+    def note(self, gap_s: float) -> None:
         """Learns from a gap."""
-        is_pause = gap_s > pause_s
         if self.gap_s is None:
-            self.gap_s = min(gap_s, pause_s)
-        elif self.has_paused or not is_pause:
-            self.gap_s += _NEWEST_SHARE * (min(gap_s, pause_s) - self.gap_s)
+            self.gap_s = gap_s
+            return
+        is_pause = gap_s > _PAUSE * max(self.gap_s, _LEAST_GAP_S)
+        if self.has_paused or not is_pause:
+            self.gap_s += _NEWEST_SHARE * (gap_s - self.gap_s)
         self.has_paused = is_pause
 
 
@@ -71,7 +71,7 @@ class Window:
         """A request came."""
         pace = self._paces.setdefault(client, _Pace())
         if pace.answered_s is not None:
-            pace.note(now_s - pace.answered_s, _PAUSE * self._max_delay_s)
+            pace.note(now_s - pace.answered_s)
             pace.answered_s = None
 
     def answered(self, client: object, now_s: float) -> None:

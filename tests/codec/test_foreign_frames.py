@@ -77,6 +77,12 @@ def test_every_legal_frame_is_read_alike(frame: bytes) -> None:
     assert all(map(math.isfinite, agree(frame)))
 
 
+def test_a_context_whose_numbers_are_all_large() -> None:
+    """Of a context that is not even used: its other symbols have one each, and the escape what is left."""
+    frame = "534c0102000081803f00e0ff3fd00f81ffff401ffcff07fae0ff3fd00700000002010008ff0f03"
+    assert agree(bytes.fromhex(frame)) == [0.0]
+
+
 @pytest.mark.parametrize("kind", range(4))
 @pytest.mark.parametrize("shape", [[], [1], [9], [1, 1], [5, 1], [1, 5], [3, 1, 1], [17, 1, 1], [17, 2, 3]], ids=str)
 def test_lanes_may_outnumber_everything(kind: int, shape: list[int]) -> None:

@@ -131,6 +131,7 @@ def frequencies(weights: Iterator[tuple[int, int]]) -> list[int]:
         gives = min(max(table[symbol] - 1, 0), -spare)
         table[symbol] -= gives
         spare += gives
+    table[ESCAPE] += spare
     return table
 
 

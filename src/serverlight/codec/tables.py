@@ -461,6 +461,7 @@ def settle(frequencies: Ints) -> None:
         taken = min(max(frequencies[symbol] - 1, 0), -spare)
         frequencies[symbol] -= taken
         spare += taken
+    frequencies[ESCAPE] += spare  # where all others have one at most, it has nearly all
 
 
 def _level_table(text: str) -> Ints:

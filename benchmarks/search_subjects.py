@@ -32,11 +32,10 @@ from serverlight.search.measure import profile_model
 from serverlight.search.profile import Profile
 from serverlight.search.quality import QualityTable
 from serverlight.search.serving import served
+from serverlight.search.steady import loop_ms
 
 SHARED = pathlib.Path(os.environ.get("SERVERLIGHT_SHARED", pathlib.Path(__file__).parents[2] / "shared" / "data"))
 JPEG_QUALITY = 90
-LOOP = 200_000
-"""Rounds of the loop that tells how fast the server's core is; some 15 ms."""
 
 PROMPT_TOKENS, NEW_TOKENS, TEXT_TOKENS = 64, 24, 128
 
@@ -246,10 +245,7 @@ class Linked:
     def core_ms(self) -> float:
         """What a fixed loop takes just now on the server's core: longer where others have a part of it."""
         with bound_to(self._core):
-            started_s, total = time.thread_time(), 0
-            for i in range(LOOP):
-                total += i * i
-            return (time.thread_time() - started_s) * 1e3
+            return loop_ms()
 
 
 @contextlib.contextmanager

@@ -10,11 +10,9 @@ import pytest
 from serverlight.search.steady import CoreWatch, Steady, loop_ms
 
 
-def steady_on(
-    looks: Iterator[float], *, patience_s: float = 20.0, seconds: Iterator[float] | None = None
-) -> Steady[int]:
-    """Its watch sees these times of the loop; a look at the clock finds those seconds."""
-    seconds = seconds or itertools.count(step=1.0)
+def steady_on(looks: Iterator[float], *, patience_s: float = 20.0) -> Steady[int]:
+    """Its watch sees these times of the loop; between two looks at the clock a second goes by."""
+    seconds = itertools.count(step=1.0)
     return Steady(CoreWatch(lambda: next(looks), patience_s=patience_s), clock=lambda: next(seconds))
 
 

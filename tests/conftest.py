@@ -6,11 +6,21 @@ import os
 import pathlib
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
+from _pytest.doctest import DoctestModule
 
 REPO = pathlib.Path(__file__).parents[1]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """No doctests of tests: one whose import fails would be left out of them, and then found, half imported and empty, as a
+    module without tests.
+    """
+    found = yield
+    return [collector for collector in found if not isinstance(collector, DoctestModule)]
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,10 @@ from serverlight.apps.cli import main
 from serverlight.models import load_model
 from serverlight.partition import partition
 
+TESTS = str(pathlib.Path(__file__).parents[1])
+if TESTS not in sys.path:  # makes tests/chat_model.py importable under its own name
+    sys.path.append(TESTS)
+
 # The package's own attribute of this name is the function.
 partitioning = importlib.import_module("serverlight.partition")
 

@@ -5,12 +5,16 @@
 
 Each plan has a cut, codec settings and a link drawn by lot, such that it is predicted to lose at most 5 percentage points. Latency
 is the median of some requests (of a language model: of decode steps), server time the processor time of the server's whole
-process, bytes are those of the messages. All plans of a model take turns, several times, since a machine's speed changes with
-the minute; a plan's figure is the median of its turns. Left out are turns before or after which a fixed loop on the server's core
-took over a tenth longer than in the quickest quarter: others, outside of the machine that one sees, had a part of the core.
+process, bytes are those of the messages. All plans of a model take turns, in several rounds; a plan's figures are the medians of
+its turns.
+
+A profile tells what a machine costs at the speed that it has meanwhile, and on a shared one that changes with the minute: others,
+outside of the machine that one sees, have a part of the core. So each round has a profile before it and one after it, and a turn
+counts with the predictions of those of the two in which a fixed loop took what it took beside the turn, to a tenth. A turn with
+neither is left out. The last columns of the table are of all turns, predicted from the first profile alone.
 
 Quality is measured on samples that the table was not made of, in one process, which gives the same bits as sockets do. A table of
-qualities is made first, unless the folder of --work has it, then a new profile of this machine.
+qualities is made first, unless the folder of --work has it.
 """
 
 from __future__ import annotations
@@ -29,11 +33,12 @@ from typing import Any
 
 import torch
 
-from search_subjects import NAMES, Linked, Measured, Subject, linked_server, load_subject, prepare
+from search_subjects import NAMES, Linked, Measured, Subject, linked_server, load_subject, quality_table
 from serverlight.environment import describe_environment
 from serverlight.link import LinkConfig
 from serverlight.search.candidates import candidate_of, candidates
 from serverlight.search.constraints import Constraints
+from serverlight.search.measure import profile_model
 from serverlight.search.predict import predict
 from serverlight.search.prediction import Prediction, Scene
 from serverlight.search.profile import Profile
@@ -91,15 +96,18 @@ def main() -> int:
 
 def measure_model(subject: Subject, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each plan."""
-    profile, qualities = prepare(subject, args.work, args.budget)
-    plans = draw_plans(subject, profile, qualities, args)
+    qualities = quality_table(subject, args.work, args.budget)
+    profiles, rounds = [profile_model(subject.spec, fresh=True)], list[list[Turn]]()
+    plans = draw_plans(subject, profiles[0], qualities, args)
     cuts = list(dict.fromkeys(p.candidate.cut for p, _ in plans if p.candidate.cut))
-    with linked_server(subject, cuts) as server:
-        rounds = [[take_turn(subject, server, p, link, args) for p, link in plans] for _ in range(args.rounds)]
+    for number in range(args.rounds):
+        with linked_server(subject, cuts) as server:
+            rounds.append([take_turn(subject, server, p, link, args) for p, link in plans])
+        profiles.append(profile_model(subject.spec, fresh=True))
+        print(f"{subject.name}: round {number + 1} of {args.rounds}", file=sys.stderr)
     lost = true_losses(subject, [p for p, _ in plans])
-    usual_ms, *_ = statistics.quantiles([turn.core_ms for turns in rounds for turn in turns], n=4)
-    turns, limit_ms = zip(*rounds, strict=True), SLOWER * usual_ms
-    return [row_of(subject, p, link, t, limit_ms, loss) for (p, link), t, loss in zip(plans, turns, lost, strict=True)]
+    turns = zip(*rounds, strict=True)
+    return [row_of(subject, p, link, t, profiles, loss) for (p, link), t, loss in zip(plans, turns, lost, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +118,10 @@ class Turn:
     core_ms: float
 
 
-def undisturbed(turns: Sequence[Turn], limit_ms: float) -> list[Measured]:
-    """Those without others on the core, or at least the one with the least of them."""
-    kept = [turn.measured for turn in turns if turn.core_ms <= limit_ms]
-    return kept or [min(turns, key=lambda turn: turn.core_ms).measured]
+def foretold(turn: Turn, around: Sequence[Prediction], loops_ms: Sequence[float]) -> list[Prediction]:
+    """Of the predictions from the profiles before and after a turn those for a core that was as fast, in a tenth."""
+    pairs = zip(around, loops_ms, strict=True)
+    return [found for found, ms in pairs if 1 / SLOWER <= turn.core_ms / ms <= SLOWER]
 
 
 def draw_plans(
@@ -162,38 +170,51 @@ def row_of(
     prediction: Prediction,
     link: LinkConfig,
     turns: Sequence[Turn],
-    limit_ms: float,
+    profiles: Sequence[Profile],
     loss_pp: float | None,
 ) -> dict[str, Any]:
-    """What was predicted and what came."""
+    """What was predicted and what came; without figures of either where no turn counts."""
     chosen = prediction.candidate
     assert chosen.codec is not None
-    kept, every = undisturbed(turns, limit_ms), [turn.measured for turn in turns]
+    scenes = [Scene(device=p, server=p, link=link, workload=subject.workload) for p in profiles]
+    told = [predict(chosen, scene) for scene in scenes]
+    loops_ms = [profile.machine["loop_ms"] for profile in profiles]
+    pairs = [(foretold(turn, told[i : i + 2], loops_ms[i : i + 2]), turn) for i, turn in enumerate(turns)]
+    kept = [(found, turn.measured) for found, turn in pairs if found]
     return {
         "model": subject.name,
         "cut": chosen.cut,
         "codec": "raw" if chosen.is_raw else chosen.codec.to_dict(),
         "link": str(link),
         "is_measured": chosen.is_measured,
-        "predicted": {
-            "latency_ms": prediction.latency_ms, "first_token_ms": prediction.first_token_ms,
-            "uplink_bytes": prediction.uplink_bytes, "server_ms": prediction.server_busy_ms, "loss_pp": prediction.loss_pp,
-        },
+        "predicted": middles([middles([figures(p) for p in found]) for found, _ in kept]),
         "parts": {
             part: getattr(prediction, f"{part}_ms")
             for part in ("head", "encode", "uplink", "rtt", "queue", "decode", "tail", "message", "downlink")
         },
-        "measured": {**medians(kept), "loss_pp": loss_pp},
-        "measured_in_all_turns": medians(every),
+        "measured": {**middles([dataclasses.asdict(measured) for _, measured in kept]), "loss_pp": loss_pp},
+        "predicted_from_one": figures(prediction),
+        "measured_in_all_turns": middles([dataclasses.asdict(turn.measured) for turn in turns]),
         "turns": [{"server_ms": turn.measured.server_ms, "core_ms": turn.core_ms} for turn in turns],
+        "profiles": [{"server_ms": p.server_busy_ms, "loop_ms": ms} for p, ms in zip(told, loops_ms, strict=True)],
         "turns_kept": len(kept),
     }  # fmt: skip
 
 
-def medians(turns: Sequence[Measured]) -> dict[str, float | None]:
-    """Of each figure."""
-    names = [field.name for field in dataclasses.fields(Measured)]
-    return {name: middle(getattr(turn, name) for turn in turns) for name in names}
+def figures(prediction: Prediction) -> dict[str, float | None]:
+    """What is compared."""
+    return {
+        "latency_ms": prediction.latency_ms,
+        "first_token_ms": prediction.first_token_ms,
+        "uplink_bytes": prediction.uplink_bytes,
+        "server_ms": prediction.server_busy_ms,
+        "loss_pp": prediction.loss_pp,
+    }
+
+
+def middles(found: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    """Of each figure the median of what is known; nothing of none."""
+    return {name: middle(each[name] for each in found) for name in (found[0] if found else ())}
 
 
 def middle(values: Iterable[float | None]) -> float | None:
@@ -218,37 +239,38 @@ def true_losses(subject: Subject, predictions: Sequence[Prediction]) -> list[flo
 # -- telling ----------------------------------------------------------------------------------------
 
 TIMES = ("latency", "server time")
-"""What depends on which turns are left out."""
+"""What depends on how fast the machine is."""
 
 FIGURES = {"latency": "latency_ms", "uplink bytes": "uplink_bytes", "server time": "server_ms", "quality": "loss_pp"}
+KEYS = {**FIGURES, "first token": "first_token_ms"}
 
 
 def errors(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Median of the absolute errors of each model, in per cent of what was measured; of quality in percentage points."""
     found: dict[str, dict[str, float]] = {}
     for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
-        found[model] = {
-            what: statistics.median(error(row, what) for row in own if known(row, what)) for what in FIGURES
-        }
-        firsts = [
-            abs(r["predicted"]["first_token_ms"] / r["measured"]["first_token_ms"] - 1)
-            for r in own
-            if known(r, "first")
-        ]
-        if firsts:
-            found[model]["first token"] = 100 * statistics.median(firsts)
-        every = [{**row, "measured": row["measured_in_all_turns"]} for row in own]
-        found[model] |= {f"{what}, all turns": statistics.median(error(row, what) for row in every) for what in TIMES}
+        all_own = [row for row in rows if row["model"] == model]
+        own = [row for row in all_own if row["turns_kept"]]
+        found[model] = {what: typical(error(row, what) for row in own if known(row, what)) for what in FIGURES}
+        if firsts := [error(row, "first token") for row in own if known(row, "first token")]:
+            found[model]["first token"] = typical(firsts)
+        every = [{"predicted": r["predicted_from_one"], "measured": r["measured_in_all_turns"]} for r in all_own]
+        found[model] |= {f"{what}, one profile": typical(error(row, what) for row in every) for what in TIMES}
     return found
 
 
 def known(row: dict[str, Any], what: str) -> bool:
-    return row["measured"][FIGURES.get(what, "first_token_ms")] is not None
+    return row["measured"].get(KEYS[what]) is not None
+
+
+def typical(values: Iterable[float]) -> float:
+    """The median; not a number where no turn counts."""
+    found = middle(values)
+    return float("nan") if found is None else found
 
 
 def error(row: dict[str, Any], what: str) -> float:
-    predicted, measured = (row[side][FIGURES[what]] for side in ("predicted", "measured"))
+    predicted, measured = (row[side][KEYS[what]] for side in ("predicted", "measured"))
     return abs(predicted - measured) if what == "quality" else 100 * abs(predicted / measured - 1)
 
 
@@ -260,14 +282,14 @@ def table(result: dict[str, Any]) -> str:
         f"of {settings['requests']} requests or steps a plan; {result['cpu']}, {result['cores']} cores, "
         f"load {result['load']:.1f}, {result['date']}.",
         "",
-        "| model | latency | uplink bytes | server time | quality loss | first token | latency, all turns | server, all |",
+        "| model | latency | uplink bytes | server time | quality loss | first token | latency, one profile | server, one |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model, found in result["errors"].items():
         cells = [f"{found[what]:.2f} {'pp' if what == 'quality' else '%'}{'' if found[what] <= bound else ' (above)'}"
                  for what, bound in BOUNDS.items()]  # fmt: skip
         first = f"{found['first token']:.1f} %" if "first token" in found else "-"
-        every = [f"{found[f'{what}, all turns']:.2f} %" for what in TIMES]
+        every = [f"{found[f'{what}, one profile']:.2f} %" for what in TIMES]
         lines.append(f"| {model} | {' | '.join([*cells, first, *every])} |")
     left_out = 1 - sum(row["turns_kept"] for row in result["rows"]) / sum(len(row["turns"]) for row in result["rows"])
     bounds = ", ".join(f"{what} {bound:g} {'pp' if what == 'quality' else '%'}" for what, bound in BOUNDS.items())

@@ -29,7 +29,6 @@ from serverlight.runtime.decoder_client import DecoderClient
 from serverlight.search.calibrate import calibrate_table
 from serverlight.search.constraints import Workload
 from serverlight.search.measure import profile_model
-from serverlight.search.profile import Profile
 from serverlight.search.quality import QualityTable
 from serverlight.search.serving import served
 from serverlight.search.steady import loop_ms
@@ -217,19 +216,17 @@ def load_subject(name: str, samples: int) -> Subject:
 NAMES = ("demo-vision", "demo-lm", "resnet56", "stories260K")
 
 
-def prepare(subject: Subject, folder: pathlib.Path | None, budget: float | None) -> tuple[Profile, QualityTable]:
-    """Profile and qualities of this machine, the latter from the folder where they lie there already.
-
-    The profile is measured last, since a machine's speed changes with the hour.
-    """
-    cuts = [cut.name for cut in profile_model(subject.spec).cuts if cut.name != "output"]
+def quality_table(subject: Subject, folder: pathlib.Path | None, budget: float | None) -> QualityTable:
+    """What settings lose at each cut, from the folder where it lies there already."""
     path = None if folder is None else folder / f"{subject.name}.quality.json"
     if path is not None and path.exists():
-        return profile_model(subject.spec, fresh=True), QualityTable.load(path)
+        return QualityTable.load(path)
+    cuts = [cut.name for cut in profile_model(subject.spec).cuts if cut.name != "output"]
     table = subject.calibrate(cuts, None, budget)
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         table.save(path)
-    return profile_model(subject.spec, fresh=True), table
+    return table
 
 
 class Linked:

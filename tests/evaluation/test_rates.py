@@ -17,11 +17,10 @@ from serverlight.codec.rivals import Family, family
 from serverlight.codec.rivals.integers import Integer
 from serverlight.codec.rivals.uniform import Uniform
 from serverlight.errors import ConfigError
-from serverlight.evaluation import rates
 from serverlight.evaluation.bounds import rel_mse
 from serverlight.evaluation.codec_bench import TaskReport, bench_task
 from serverlight.evaluation.contenders import Contender, OwnCodec, StraightforwardTorch, contenders
-from serverlight.evaluation.rates import Probe, RateRow, Scale, bits_at_kl
+from serverlight.evaluation.rates import Probe, ProbeSize, RateRow, Scale, bits_at_kl
 from serverlight.evaluation.search import Walk, _find_border
 from serverlight.evaluation.speed import SWEEP_BYTES, sample_feature, sweep_shape, time_codecs
 from serverlight.evaluation.tasks import Feature, LossyInput, Quality, RawInput, load_task
@@ -110,11 +109,10 @@ def test_equal_features_are_judged_once() -> None:
     assert rows[1].bits_per_element < rows[0].bits_per_element
 
 
-def test_probes_are_of_the_first_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probes_are_of_the_first_messages() -> None:
     """A probe of large features sends as few messages as it was told to."""
-    monkeypatch.setattr(rates, "PROBE_ELEMENTS", 1)
     task, rival = ToyTask(), Integer(bits=4)
-    scale = Scale(task, min_probes=3)
+    scale = Scale(task, probes=ProbeSize(elements=1, messages=3))
     sketch = scale.sketch(rival)
     assert task.times_judged == 0
     found = scale.probe(sketch)

@@ -14,10 +14,10 @@ import numpy as np
 from serverlight.codec.rivals import Family
 from serverlight.evaluation.bounds import RateDistortion
 from serverlight.evaluation.rates import (
-    COARSE_PROBES,
+    COARSE,
+    FINE,
     JPEG_INPUT,
     MAX_LOSS_PP,
-    MIN_PROBES,
     RAW_INPUT,
     Probe,
     RateRow,
@@ -156,7 +156,7 @@ def bench_task(
     def keeps(row: RateRow) -> bool:
         return row.keeps(max_loss_pp)
 
-    scale = Scale(task, min_probes=MIN_PROBES if rounds else COARSE_PROBES)
+    scale = Scale(task, probes=FINE if rounds else COARSE)
     walks = _walk_all(scale, families, keeps, max_loss_pp, rounds, progress)
     kl = next((_settled_kl(walk, keeps) for walk in walks if walk.family.name == reference), None)
     comparisons = [_compare(walk, keeps, kl) for walk in walks]

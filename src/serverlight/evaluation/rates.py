@@ -19,15 +19,37 @@ from serverlight.evaluation.resampled import TINY_PP, Draws, bits_in_resamples
 from serverlight.evaluation.tasks import CodecTask, Feature, Quality
 from serverlight.evaluation.tasks.task import NUM_RESAMPLES, Ints
 
-__all__ = ["INPUTS", "JPEG_INPUT", "MAX_LOSS_PP", "RAW_INPUT", "Probe", "RateRow", "Scale", "Sketch", "bits_at_kl"]
+__all__ = [
+    "COARSE",
+    "FINE",
+    "INPUTS",
+    "JPEG_INPUT",
+    "MAX_LOSS_PP",
+    "RAW_INPUT",
+    "Probe",
+    "ProbeSize",
+    "RateRow",
+    "Scale",
+    "Sketch",
+    "bits_at_kl",
+]
 
 FP16_BITS = 16
 MAX_LOSS_PP = 1.0
 """The loss in percentage points at which rates are compared."""
-PROBE_ELEMENTS = 1 << 18
-MIN_PROBES, COARSE_PROBES = 24, 8
-"""A probe is large enough to tell which of two settings harms more, and small enough to try hundreds of settings; the second
-is for a look only, where features are large."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSize:
+    """What a setting is tried on: the first messages, as many as hold ``elements``, and at least ``messages``."""
+
+    elements: int
+    messages: int
+
+
+FINE, COARSE = ProbeSize(1 << 18, 24), ProbeSize(1 << 17, 8)
+"""Large enough to tell which of two settings harms more, and small enough to try hundreds of settings; the second is for a
+look only."""
 
 RAW_INPUT, JPEG_INPUT = INPUTS = ("raw input", "jpeg input")
 """What the rows are called that send the input instead of the feature, as it is or as JPEG; the server runs the whole model."""
@@ -115,14 +137,14 @@ class Sketch:
 class Scale:
     """Measures codecs on one task; bounds, features and qualities are kept, so that equal features are judged once."""
 
-    def __init__(self, task: CodecTask, *, min_probes: int = MIN_PROBES) -> None:
-        """Probes with the first messages: as many as hold ``PROBE_ELEMENTS``, and at least ``min_probes``."""
+    def __init__(self, task: CodecTask, *, probes: ProbeSize = FINE) -> None:
+        """Probes with the first messages."""
         self.task = task
         self._judged: dict[bytes, tuple[Quality, float]] = {}
         self._draws: dict[str, Draws] = {}
         self._num_samples = 0
         self._elements = np.array([x.size for x in task.features()], np.int64)
-        enough = max(min_probes, int(np.searchsorted(np.cumsum(self._elements), PROBE_ELEMENTS)) + 1)
+        enough = max(probes.messages, int(np.searchsorted(np.cumsum(self._elements), probes.elements)) + 1)
         self._probe = list(task.features()[:enough])
 
     def measure(self, rival: Rival, codec: str = "") -> RateRow:

@@ -48,9 +48,14 @@ class CoreWatch:
         self._seen.append(self._look())
         return self._seen[-1]
 
+    @property
+    def usual_ms(self) -> float:
+        """The best quarter of all that was seen."""
+        return lower_quartile(self._seen)
+
     def was_slow(self, ms: float) -> bool:
-        """Whether that is slower than usual: than the best quarter of all that was seen."""
-        return ms > SLOWER * lower_quartile(self._seen)
+        """Whether that is slower than usual."""
+        return ms > SLOWER * self.usual_ms
 
 
 @dataclass(slots=True)

@@ -66,6 +66,24 @@ def test_what_loses_too_much_is_not_tried_with_fewer_bytes() -> None:
     assert confirmed.best is not None
 
 
+def test_dearer_settings_are_there_where_none_was_to_lose_anything() -> None:
+    """A table that foretells no loss at all still leaves dearer settings to try, those of less divergence."""
+    device = vision_profile(0.5)
+    table = plain_table(device)
+    lossless = dataclasses.replace(table, rows=tuple(dataclasses.replace(row, loss_pp=0.0) for row in table.rows))
+    caps = Constraints(max_quality_loss=0.3)
+    result = optimise(device=device, server=vision_profile(4.0), table=lossless, constraints=caps)
+    result = dataclasses.replace(result, predictions=tuple(p for p in result.predictions if p.candidate.way == "split"))
+    dearest = {row.cut: row.frame_bytes for row in table.rows}  # the last of each cut
+
+    def lossy(p: Prediction) -> Observed:
+        assert p.candidate.cut is not None
+        is_dearest = p.candidate.frame_bytes == dearest[p.candidate.cut]
+        return dataclasses.replace(as_predicted(p), loss_pp=0.0 if is_dearest else 0.5)
+
+    assert confirm(result, lossy, most=50).best is not None
+
+
 def test_measurements_are_bounded() -> None:
     """However wrong the predictions are, no more is measured than is allowed, and no plan that breaks a cap is called best."""
     confirmed = confirm(found(), lambda p: as_predicted(p, later_ms=1000.0), most=4)

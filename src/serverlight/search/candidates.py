@@ -26,7 +26,7 @@ _HALF_FRAME_BYTES = 16
 def candidates(scene: Scene, table: QualityTable, constraints: Constraints) -> Iterator[Candidate]:
     """All that is worth a prediction: for each cut only settings that no other at that cut beats in bytes and quality.
 
-    Nothing is lost by that: at one cut, a setting decides on nothing but bytes and quality. Raises :class:`PlanMismatch`.
+    At one cut a setting decides on nothing else, so the best of them is the best of all. Raises :class:`PlanMismatch`.
     """
     check_same_model(scene.device, scene.server, table)
     if scene.is_text:  # the loss of a text as long as those of the load
@@ -47,12 +47,20 @@ def candidates(scene: Scene, table: QualityTable, constraints: Constraints) -> I
 
 
 def staircase(rows: Iterable[QualityRow]) -> list[QualityRow]:
-    """Those of one cut that no other beats in bytes (of a step, and of a prompt's tokens) and quality, fewest bytes first."""
+    """Those of one cut that no other beats in bytes (of a step, and of a prompt's tokens) and quality, fewest bytes first.
+
+    Quality is loss and divergence: of a table that foretells no loss for many rows, those stay that come nearest to the uncut
+    model, for when the loss of a cheaper one turns out to be larger.
+    """
     kept = list[QualityRow]()
-    for row in sorted(rows, key=lambda row: (row.frame_bytes, row.loss_pp, _prompt_bits(row))):
-        if not any(other.loss_pp <= row.loss_pp and _prompt_bits(other) <= _prompt_bits(row) for other in kept):
+    for row in sorted(rows, key=lambda row: (row.frame_bytes, *_rest(row))):
+        if not any(all(a <= b for a, b in zip(_rest(other), _rest(row), strict=True)) for other in kept):
             kept.append(row)
     return kept
+
+
+def _rest(row: QualityRow) -> tuple[float, float, float]:
+    return row.loss_pp, _prompt_bits(row), row.kl
 
 
 def check_same_model(device: Profile, server: Profile, table: QualityTable) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import re
 import shutil
-import subprocess
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +26,7 @@ if TESTS not in sys.path:
 from made_up import plain_table, text_profile, vision_profile  # noqa: E402
 from serverlight.apps.report import keys, runner  # noqa: E402
 from serverlight.apps.report.blocks import Table  # noqa: E402
+from serverlight.apps.report.children import Children  # noqa: E402
 from serverlight.apps.report.compose import compose, write  # noqa: E402
 from serverlight.apps.report.found import Found  # noqa: E402
 from serverlight.apps.report.html import as_html  # noqa: E402
@@ -107,20 +111,57 @@ def test_what_is_done_is_not_done_again(tmp_path: pathlib.Path, run: Any, is_tim
 def test_stopped_run_goes_on(tmp_path: pathlib.Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """After Ctrl-C in the second part the next run begins with it, and does not repeat the first."""
     write_json(tmp_path, a=1, b=2, c=3)
-    stage, real = reading(tmp_path, "a", "b", "c"), subprocess.run
+    stage, real = reading(tmp_path, "a", "b", "c"), Children.run
 
-    def stop_at_b(words: list[str], **options: Any) -> Any:
+    def stop_at_b(self: Children, words: list[str]) -> Any:
         if any(word.endswith('/b", "field": "file"}') for word in words):
             raise KeyboardInterrupt
-        return real(words, **options)
+        return real(self, words)
 
-    monkeypatch.setattr(subprocess, "run", stop_at_b)
+    monkeypatch.setattr(Children, "run", stop_at_b)
     with pytest.raises(KeyboardInterrupt):
         run(stage)
     monkeypatch.undo()
     records, begun = run(stage)
     assert begun == ["b", "c"]
     assert all(record.status == "done" for record in records.values())
+
+
+def words_of(process: pathlib.Path) -> str:
+    """What a process was started with; nothing of one that has ended meanwhile."""
+    with contextlib.suppress(OSError):
+        return (process / "cmdline").read_text()
+    return ""
+
+
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/cmdline").exists(), reason="looks at processes in /proc, as Linux has it"
+)
+@pytest.mark.parametrize("is_timed", [True, False])
+def test_sigterm_ends_all_that_was_started(tmp_path: pathlib.Path, run: Any, is_timed: bool) -> None:
+    """SIGTERM, which the report alone gets, also ends its parts and what they have started, and nothing is kept of them."""
+    seconds = f"60.{os.getpid()}"  # to be told from others' by
+
+    def parts(settings: Settings) -> list[Part]:
+        work = Function(module="subprocess", name="call", arguments={"args": ["sleep", seconds]})
+        return [Part(name=name, work=work, minutes=1) for name in ("a", "b", "c")]
+
+    def sleepers() -> int:
+        return [words_of(process) for process in pathlib.Path("/proc").glob("[0-9]*")].count(f"sleep\0{seconds}\0")
+
+    def stop_when_asleep() -> None:
+        while not sleepers():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    stopper = threading.Thread(target=stop_when_asleep, daemon=True)
+    stopper.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(Stage(name="reading", title="Sleeping", parts=parts, is_timed=is_timed))
+    stopper.join()
+    assert (sleepers(), signal.getsignal(signal.SIGTERM)) == (0, before)
+    assert not list((tmp_path / "out").rglob("*.record.json"))
 
 
 def test_what_cannot_be_run_has_a_reason(tmp_path: pathlib.Path, run: Any) -> None:

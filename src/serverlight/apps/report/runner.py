@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from serverlight import __version__
+from serverlight.apps.report.children import Children
 from serverlight.apps.report.keys import ROOT, code_digest, digest_of, key_of, machine
 from serverlight.apps.report.parts import Part, Stage
 from serverlight.apps.report.records import Record, Shelf, Status
@@ -62,22 +60,23 @@ def run_stages(
 
     Where the run is stopped, what is done by then is kept.
     """
-    shelf = Shelf(settings.out)
+    shelf, children = Shelf(settings.out), Children()
     progress = _Progress(look(stages, settings, shelf, chosen), settings.jobs, say)
     records = list[Record]()
-    for stage in stages:
-        entries = look([stage], settings, shelf, chosen)
-        waiting = [entry for entry in entries if entry.record is None]
-        jobs = 1 if stage.is_timed else settings.jobs
 
-        def work(entry: Entry) -> Record:
-            progress.begin(entry)
-            record = _run(entry, settings, shelf)
-            progress.end(entry, record)
-            return record
+    def work(entry: Entry) -> Record:
+        progress.begin(entry)
+        record = _run(entry, settings, shelf, children)
+        progress.end(entry, record)
+        return record
 
-        found = dict(zip((entry.name for entry in waiting), _in_turn(work, waiting, jobs), strict=True))
-        records += [entry.record or found[entry.name] for entry in entries]
+    with children.ended_by_sigterm():
+        for stage in stages:
+            entries = look([stage], settings, shelf, chosen)
+            waiting = [entry for entry in entries if entry.record is None]
+            done = _in_turn(work, waiting, 1 if stage.is_timed else settings.jobs)
+            found = dict(zip((entry.name for entry in waiting), done, strict=True))
+            records += [entry.record or found[entry.name] for entry in entries]
     return records
 
 
@@ -116,18 +115,15 @@ def _in_turn(work: Callable[[Entry], Record], entries: Sequence[Entry], jobs: in
             raise
 
 
-def _run(entry: Entry, settings: Settings, shelf: Shelf) -> Record:
+def _run(entry: Entry, settings: Settings, shelf: Shelf, children: Children) -> Record:
     work, names = entry.part.work, (entry.stage.name, entry.part.name)
     target = shelf.target(*names, entry.key)
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", *work.argv(target)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, check=False, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-    )  # fmt: skip
+    code, errors = children.run(work.argv(target))
     told = settings.told(work.told)
-    if done.returncode:
-        reason = settings.told(_last_line(done.stderr)) or f"it ended with code {done.returncode}"
-        status: Status = "not run" if done.returncode == REFUSED else "failed"
+    if code:
+        reason = settings.told(_last_line(errors)) or f"it ended with code {code}"
+        status: Status = "not run" if code == REFUSED else "failed"
         return Record(stage=names[0], part=names[1], status=status, reason=reason.removeprefix("error: "), told=told)
     environment = describe_environment()
     shelf.keep(

@@ -1,0 +1,56 @@
+"""The parts' processes: where the report is told to end, they end before it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+__all__ = ["Children"]
+
+
+class Children:
+    """Processes of this Python. On SIGTERM, which unlike Ctrl-C reaches their parent only, they are interrupted as by Ctrl-C."""
+
+    def __init__(self) -> None:
+        self._running = set[subprocess.Popen[str]]()
+        self._is_stopped = False
+
+    def run(self, words: Sequence[str]) -> tuple[int, str]:
+        """Exit code of ``python -m words``, and what it wrote as errors. Raises :class:`KeyboardInterrupt` once they are to end."""
+        if self._is_stopped:
+            raise KeyboardInterrupt
+        with subprocess.Popen(
+            [sys.executable, "-m", *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        ) as child:  # fmt: skip
+            self._running.add(child)
+            try:
+                _, errors = child.communicate()
+            finally:
+                self._running.discard(child)
+        if self._is_stopped:
+            raise KeyboardInterrupt
+        return child.returncode, errors
+
+    @contextlib.contextmanager
+    def ended_by_sigterm(self) -> Iterator[None]:
+        """While it is open; only the main thread can do that, elsewhere SIGTERM does what it did."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        self._is_stopped = True
+        for child in tuple(self._running):
+            child.send_signal(signal.SIGINT)

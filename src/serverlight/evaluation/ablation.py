@@ -259,7 +259,7 @@ def ablate_task(
 ) -> dict[str, Any]:
     """One of the tasks of :data:`SPARSITIES`, on its first samples; raises :class:`ConfigError` where it is not there."""
     limit, sparsities = SPARSITIES[name]
-    task = load_task(name, None if data is None else pathlib.Path(data), limit=samples or limit)
+    task = load_task(name, None if data is None else pathlib.Path(data), limit=min(samples or limit, limit))
     found = ablate(task, sparsities, lambda variant, mean: note(f"{name}: {variant}: {mean}"))
     return {"messages": len(task.features()), **found}
 

@@ -16,8 +16,9 @@ __all__ = ["Walk", "jpeg_rows"]
 NOISY = 3
 """Settings below the border that are measured as well, since the figure does not fall evenly there."""
 
-HOPELESS = 3.0
-"""A setting with so many times the squared error of one that is no longer is not judged: divergence follows the error."""
+HOPELESS, HOPELESS_AT_A_LOOK = 3.0, 2.0
+"""A setting with so many times the squared error of one that is no longer is not judged: divergence follows the error. The
+second is for a look only."""
 
 NEAR = 8.0
 """The grid is refined where the divergence is within this factor of the one looked for."""
@@ -61,6 +62,7 @@ class Walk:
         self._measured: dict[str, RateRow] = {}
         self._sketches: dict[Point, Sketch] = {}
         self._probes: dict[Point, Probe] = {}
+        self._hopeless = HOPELESS if rounds else HOPELESS_AT_A_LOOK
         self._visit(_coarse(family))
         for _ in range(rounds):
             near = [point for point in _front(self._probes) if self._matters(self._probes[point])]
@@ -129,7 +131,7 @@ class Walk:
                 rival = self._at(point)
                 self._note(f"{self.family.name}: {_describe(rival.config, self.family)} (a few messages)")
                 self._sketches[point] = self._scale.sketch(rival)
-        for point in _hopeful(self._sketches):
+        for point in _hopeful(self._sketches, self._hopeless):
             if point not in self._probes:
                 self._probes[point] = self._scale.probe(self._sketches[point], self.family.name)
 
@@ -199,12 +201,12 @@ def _front(probes: Mapping[Point, Probe]) -> list[Point]:
     return best
 
 
-def _hopeful(sketches: Mapping[Point, Sketch]) -> Sequence[Point]:
+def _hopeful(sketches: Mapping[Point, Sketch], hopeless: float) -> Sequence[Point]:
     """The settings whose error is not many times that of another with no more bits."""
     found, least = [], math.inf
     for point, sketch in sorted(sketches.items(), key=lambda pair: (pair[1].bits_per_element, pair[1].rel_mse)):
         least = min(least, sketch.rel_mse)
-        if sketch.rel_mse <= HOPELESS * least:
+        if sketch.rel_mse <= hopeless * least:
             found.append(point)
     return found
 

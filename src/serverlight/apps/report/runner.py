@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,10 +72,12 @@ def run_stages(
         return record
 
     with children.ended_by_sigterm():
-        for stage in stages:
-            entries = look([stage], settings, shelf, chosen)
+        for is_timed, row in itertools.groupby(stages, lambda stage: stage.is_timed):
+            entries = look(row, settings, shelf, chosen)
             waiting = [entry for entry in entries if entry.record is None]
-            done = _in_turn(work, waiting, 1 if stage.is_timed else settings.jobs)
+            if not is_timed:  # the long ones first, so that in the end no core waits long for the last one
+                waiting.sort(key=lambda entry: -entry.minutes)
+            done = _in_turn(work, waiting, 1 if is_timed else settings.jobs)
             found = dict(zip((entry.name for entry in waiting), done, strict=True))
             records += [entry.record or found[entry.name] for entry in entries]
     return records

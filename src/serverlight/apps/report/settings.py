@@ -37,7 +37,7 @@ class Budget:
     """Of the ablation, likewise."""
 
     ablation_samples: int | None
-    """``None`` for as many as each task takes there."""
+    """At most; ``None`` for as many as each task takes there."""
 
     speed_s: float
     """Spent on each codec and size."""
@@ -72,9 +72,9 @@ class Budget:
 
 
 FULL = Budget(
-    tasks=None, codecs="all", samples=120, large_samples=60, coarse=True, ablation_tasks=None, ablation_samples=None, speed_s=0.3,
+    tasks=None, codecs="all", samples=120, large_samples=50, coarse=True, ablation_tasks=None, ablation_samples=60, speed_s=0.3,
     clients=(1, 2, 4, 8, 16, 32), turn_s=2.0, tokens=64, quality_samples=200, quality_texts=24, drift_tokens=512,
-    drift_windows=6, drift_texts=4, drift_rates=(1, 2, 4), drift_chunks=(1, 16, 128), questions=60,
+    drift_windows=4, drift_texts=4, drift_rates=(1, 2, 4), drift_chunks=(1, 16, 128), questions=60,
     questionnaires=("hellaswag", "piqa", "arc_easy", "boolq"), devices=100_000, hours=0.1,
 )  # fmt: skip
 

@@ -41,11 +41,12 @@ def rates(settings: Settings) -> Iterator[Part]:
     """Every task of the codec's comparison."""
     budget = settings.budget
     for name in _task_names(settings):
-        count = budget.large_samples if catalogue.is_large(name) else budget.samples
+        is_large = catalogue.is_large(name)
+        count = budget.large_samples if is_large else budget.samples
         words = ["bench", "codec", "--tasks", name, "--no-speed", "--limit", str(count)]
         words += ["--codecs", budget.codecs] + (["--quick"] if budget.coarse else [])
         work = Command(words=(*words, *_data(settings)), modules=(f"{COMMANDS}.bench_codec",), resumes=True)
-        yield _of_task(settings, name, work, minutes=0.7 if settings.is_quick else 2.5)
+        yield _of_task(settings, name, work, minutes=0.7 if settings.is_quick else 3.5 if is_large else 2.5)
 
 
 def ablation(settings: Settings) -> Iterator[Part]:
@@ -228,7 +229,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="ablation", title="What each stage of the codec is worth", parts=ablation,
-        budget=lambda s: f"{s.budget.ablation_samples or '50 to 300'} samples of a task",
+        budget=lambda s: f"{s.budget.ablation_samples or 300} samples of a task at most",
     ),
     Stage(name="frames", title="What frames are made of", parts=frames, budget=lambda _: "24 samples of a task"),
     Stage(

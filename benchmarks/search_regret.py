@@ -97,10 +97,12 @@ def spread(values: Sequence[Any], count: int) -> list[Any]:
 
 
 def smoothed(measured: dict[Key, Observed]) -> dict[Key, Observed]:
-    """All plans at a cut run one head and one tail, so their times are lines in the bytes; that takes noise out of the extremes."""
+    """All plans at a cut run one head and one tail, so with one profile of the codec their times are lines in the bytes; that
+    takes noise out of the extremes.
+    """
     found = dict(measured)
-    for cut in {key[0] for key in measured}:
-        own = [key for key in measured if key[0] == cut]
+    for kind in {(cut, codec.profile) for cut, codec in measured}:
+        own = [key for key in measured if (key[0], key[1].profile) == kind]
         for name in ("server_ms", "latency_ms"):
             sizes, times = ([getattr(measured[key], field) for key in own] for field in ("uplink_bytes", name))
             line = statistics.linear_regression(sizes, times) if len(set(sizes)) > 1 else (0.0, statistics.fmean(times))
@@ -259,7 +261,7 @@ def tell(result: dict[str, Any]) -> str:
     kept = ", ".join(f"{name}: {'holds' if held else 'FAILS'}" for name, held in result["holds"].items())
     lines += [
         "",
-        "Figures are those of a line through the plans of each cut; single ones have the noise of their measurement.",
+        "Figures are those of a line through the plans of each cut and profile; single ones have the noise of their measurement.",
     ]
     return (
         "\n".join(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from made_up import curve, text_profile, vision_profile
+from serverlight.codec import CodecConfig
 from serverlight.link import LinkConfig
 from serverlight.runtime.conversion import encode_client, encode_server
 from serverlight.runtime.messages import Frame, InferReply, InferRequest, RawTensor, Step, StepReply, Timing
@@ -218,6 +219,22 @@ def test_work_takes_longer_after_a_rest() -> None:
     assert p.tail_ms - plain.tail_ms == pytest.approx(2.0)
     assert p.message_ms - plain.message_ms == pytest.approx(0.8)
     assert p.server_busy_ms - plain.server_busy_ms == pytest.approx(2.7)
+
+
+def test_each_profile_of_the_codec_has_its_own_times() -> None:
+    """A frame of profile slicer takes what such frames take, on both sides; the sum is larger by that."""
+    here = scene("2mbit,500ms")
+    device, server = (
+        dataclasses.replace(side, other_codecs={"slicer": rests(side.scaled(speed=0.1, name="slow")).codec})
+        for side in (here.device, here.server)
+    )
+    slicer = dataclasses.replace(SPLIT, codec=CodecConfig(profile="slicer"))
+    both = dataclasses.replace(here, device=device, server=server)
+    ours, theirs = predict(SPLIT, both), predict(slicer, both)
+    assert predict(SPLIT, here) == ours
+    assert theirs.encode_ms == pytest.approx(10 * ours.encode_ms + 0.1)
+    assert theirs.decode_ms == pytest.approx(10 * ours.decode_ms + 0.2)
+    assert theirs.server_busy_ms - ours.server_busy_ms == pytest.approx(theirs.decode_ms - ours.decode_ms)
 
 
 def test_a_busy_server_does_not_rest() -> None:

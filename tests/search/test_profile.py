@@ -27,6 +27,7 @@ def profile(ms: float, **changes: object) -> Profile:
     made = Profile(
         model="tiny", revision="0f", kind="language-model", machine={"cpu": f"{ms} ms"}, dtype="float32", cuts=cuts,
         codec=CodecCost(encode=curve(ms), decode=curve(2 * ms)), message=MessageCost(latency=curve(ms), server=curve(ms)),
+        other_codecs={"slicer": CodecCost(encode=curve(5 * ms), decode=curve(7 * ms), decode_rest_ms=ms)},
         watts=5.0, weight_bytes=200,
     )  # fmt: skip
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
@@ -40,8 +41,10 @@ def test_a_file_holds_all_of_it(tmp_path: pathlib.Path) -> None:
     fields = json.loads(path.read_text())
     for cut in fields["cuts"]:
         del cut["head"]["together_ms"], cut["tail"]["residual"]
+    del fields["other_codecs"]
     path.write_text(json.dumps(fields))
     assert Profile.load(path).cut("layers.1").head.ms() == profile(1.0).cut("layers.1").head.ms()
+    assert Profile.load(path).codec_of("slicer") == profile(1.0).codec
 
 
 def test_batches_cost_more_than_prompts() -> None:
@@ -69,7 +72,9 @@ def test_a_slower_machine_takes_longer_at_everything() -> None:
         assert its.head.ms(tokens=7) == 4 * mine.head.ms(tokens=7)
         assert its.tail.ms(rows=3) == 4 * mine.tail.ms(rows=3)
         assert (its.head_weight_bytes, its.head.residual) == (mine.head_weight_bytes, mine.head.residual)
-    assert theirs.codec.decode.ms() == 4 * ours.codec.decode.ms()
+    for name in ("serverlight", "slicer"):
+        assert theirs.codec_of(name).decode.ms() == 4 * ours.codec_of(name).decode.ms()
+    assert theirs.codec_of("slicer").decode_rest_ms == 4.0
     assert (theirs.machine["name"], theirs.watts) == ("board", 3.0)
     with pytest.raises(ConfigError, match="speed"):
         ours.scaled(speed=0.0, name="stone")
@@ -80,7 +85,10 @@ def test_two_machines_in_one() -> None:
     both = Profile.joined(device=profile(4.0), server=profile(1.0, watts=100.0))
     assert both.cut("layers.1").head == profile(4.0).cut("layers.1").head
     assert both.cut("layers.1").tail == profile(1.0).cut("layers.1").tail
-    assert (both.codec.encode, both.codec.decode) == (profile(4.0).codec.encode, profile(1.0).codec.decode)
+    for name in ("serverlight", "slicer"):
+        device, server = profile(4.0).codec_of(name), profile(1.0).codec_of(name)
+        assert (both.codec_of(name).encode, both.codec_of(name).decode) == (device.encode, server.decode)
+        assert both.codec_of(name).decode_rest_ms == server.decode_rest_ms
     assert both.message.latency.fixed_ms == 2.5
     assert both.watts == 5.0
 

@@ -58,6 +58,11 @@ def test_the_codec_is_that_of_the_rehearsal() -> None:
     found = codec_as_rehearsed(codec, CUTS, [exchange(encode_ms=ms, decode_ms=0.6) for ms in (0.8, 0.9, 7.0)])
     assert found.encode.ms(rows=2) == pytest.approx(0.9)
     assert found.decode.ms(rows=2) == pytest.approx(0.6)
+    dear = CodecCost(encode=Curve(fixed_ms=2.0, per_token_ms=0.3), decode=Curve(fixed_ms=2.0, per_token_ms=0.3))
+    exchanges = [exchange(encode_ms=0.9, decode_ms=0.6)]
+    alike = codec_as_rehearsed(dear, CUTS, exchanges, rehearsed=codec)
+    assert alike.encode.ms(rows=2) == pytest.approx(2.6 + 0.2)
+    assert alike.decode.ms(rows=2) == pytest.approx(2.6 - 0.1)
 
 
 def test_messages_cost_by_the_kilobyte_and_by_the_stream() -> None:

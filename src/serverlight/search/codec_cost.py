@@ -13,9 +13,12 @@ from serverlight.search.fitting import SIZE_TERMS, Point, fit_curve
 from serverlight.search.profile import CodecCost
 from serverlight.search.stopwatch import lower_quartile, quiet_collector, repeats_for, timed, work_clock
 
-__all__ = ["ELEMENTS", "measure_codec", "sample_map", "sample_tokens"]
+__all__ = ["ELEMENTS", "OTHER_SETTINGS", "Sample", "measure_codec", "sample_map", "sample_tokens"]
 
 ELEMENTS = (1_000, 4_000, 16_000, 64_000, 256_000, 1_000_000)
+
+OTHER_SETTINGS = {"slicer": CodecConfig(profile="slicer", sparsity=0.5, num_groups=2, distortion=0.04)}
+"""A setting of each profile that is searched beside the default: one in the middle of the grid."""
 
 Sample = Callable[[int], Tensor]
 """A feature of about so many elements."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +18,10 @@ from serverlight.models.loader import is_language_model
 from serverlight.partition import partition
 from serverlight.partition.inputs import as_call
 from serverlight.runtime.memory import keep_freed_memory
-from serverlight.search.codec_cost import measure_codec, sample_map, sample_tokens
+from serverlight.search.codec_cost import OTHER_SETTINGS, Sample, measure_codec, sample_map, sample_tokens
 from serverlight.search.depth import anchors_of
 from serverlight.search.energy import find_sources, measure_watts
-from serverlight.search.profile import Profile, Side
+from serverlight.search.profile import CodecCost, Profile, Side
 from serverlight.search.profile_cache import ProfileCache
 from serverlight.search.rehearsal import (
     as_rehearsed,
@@ -36,6 +37,9 @@ __all__ = ["Progress", "profile_model"]
 
 Progress = Callable[[int, int], None]
 """Is told how many steps are done, of how many."""
+
+OTHERS_S = 3.0
+"""For each codec that is not the default: half the time of that."""
 
 DEVICE_BATCHES, SERVER_BATCHES = (1, 2), (1, 2, 4, 8, 16)
 
@@ -104,7 +108,7 @@ def _of_single_shot(model: LoadedModel, machine: dict[str, Any], progress: Progr
         rehearsed = [names[depth] for depth in anchors_of(len(names))]
         advance = _counter(progress, len(batches) + len(rehearsed) + 3)
         cuts = measure_single_shot(model, parts, batches=batches, watch=watch, advance=advance)
-        codec = measure_codec(CodecConfig(), sample_map)
+        codec, others = measure_codec(CodecConfig(), sample_map), _others(sample_map)
         advance()
         exchanges = rehearse_single_shot(
             model, parts, serving.address(rehearsed), rehearsed, watch=watch, advance=advance
@@ -121,6 +125,9 @@ def _of_single_shot(model: LoadedModel, machine: dict[str, Any], progress: Progr
         dtype=", ".join(sorted(dtypes)) or "float32",
         cuts=as_rehearsed(cuts, exchanges),
         codec=codec_as_rehearsed(codec, cuts, exchanges),
+        other_codecs={
+            name: codec_as_rehearsed(other, cuts, exchanges, rehearsed=codec) for name, other in others.items()
+        },
         message=message_cost(exchanges),
         watts=watts,
         weight_bytes=weight_bytes(model.module),
@@ -143,7 +150,8 @@ def _of_language_model(
         rehearsed = [f"layers.{depth}" for depth in anchors_of(parts.num_layers + 1)]
         advance = _counter(progress, len(rehearsed) + 5)
         cuts = measure_language(parts, on=machine["side"], watch=watch, advance=advance)
-        codec = measure_codec(LANGUAGE_CODEC, lambda elements: sample_tokens(elements, head.hidden_size))
+        sample = functools.partial(sample_tokens, hidden=head.hidden_size)
+        codec, others = measure_codec(LANGUAGE_CODEC, sample), _others(sample)
         advance()
         exchanges = rehearse_language(parts, serving.address(rehearsed), rehearsed, watch=watch, advance=advance)
     token = torch.zeros(1, 1, dtype=torch.int64)
@@ -157,10 +165,17 @@ def _of_language_model(
         dtype=str(head.dtype).removeprefix("torch."),
         cuts=as_rehearsed(cuts, exchanges),
         codec=codec_as_rehearsed(codec, cuts, exchanges),
+        other_codecs={
+            name: codec_as_rehearsed(other, cuts, exchanges, rehearsed=codec) for name, other in others.items()
+        },
         message=message_cost(exchanges),
         watts=watts,
         weight_bytes=cuts[-1].head_weight_bytes,
     )
+
+
+def _others(sample: Sample) -> dict[str, CodecCost]:
+    return {name: measure_codec(config, sample, budget_s=OTHERS_S) for name, config in OTHER_SETTINGS.items()}
 
 
 def _watts(work: Callable[[], object]) -> float | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from serverlight.generation import CHUNK_TOKENS
 from serverlight.search import message_sizes
 from serverlight.search.prediction import MIB, Candidate, Prediction, Scene
-from serverlight.search.profile import Curve, CutCost, Profile, rested
+from serverlight.search.profile import CodecCost, Curve, CutCost, Profile, rested
 from serverlight.search.queueing import BatchTime, Load, closed_loop, open_loop
 
 __all__ = ["predict", "token_budget"]
@@ -138,7 +138,7 @@ class _Parts:
         message_ms, message_server_ms = _message_ms(up_bytes, scene)
         return cls(
             head_ms=0.0 if candidate.is_raw else before.head.ms(context=scene.context),
-            encode_ms=0.0 if candidate.is_raw else scene.device.codec.encode.ms(tokens=kilo_elements),
+            encode_ms=0.0 if candidate.is_raw else _codec(candidate, scene.device).encode.ms(tokens=kilo_elements),
             uplink_ms=scene.transfer_ms(up_bytes),
             downlink_ms=scene.transfer_ms(down_bytes),
             decode_ms=_read_ms(candidate, scene, tokens=1, context=scene.context),
@@ -160,9 +160,10 @@ class _Parts:
         return dataclasses.replace(
             self,
             head_ms=self.head_ms + (0.0 if candidate.is_raw else device * before.head_rest_ms),
-            encode_ms=self.encode_ms + (0.0 if candidate.is_raw else device * scene.device.codec.encode_rest_ms),
+            encode_ms=self.encode_ms
+            + (0.0 if candidate.is_raw else device * _codec(candidate, scene.device).encode_rest_ms),
             decode_ms=self.decode_ms
-            + server * (behind.head_rest_ms if candidate.sends_ids else scene.server.codec.decode_rest_ms),
+            + server * (behind.head_rest_ms if candidate.sends_ids else _codec(candidate, scene.server).decode_rest_ms),
             tail=dataclasses.replace(self.tail, fixed_ms=self.tail.fixed_ms + server * behind.tail_rest_ms),
             message_server_ms=message_server_ms,
             message_rest_ms=max(0.0, message_ms - message_server_ms),
@@ -181,7 +182,11 @@ def _read_ms(candidate: Candidate, scene: Scene, *, tokens: int, context: float)
     cost = scene.server.cut(candidate.cut)
     if candidate.sends_ids:
         return cost.head.ms(tokens=tokens, context=context)
-    return scene.server.codec.decode.ms(tokens=tokens * cost.elements / _KILO)
+    return _codec(candidate, scene.server).decode.ms(tokens=tokens * cost.elements / _KILO)
+
+
+def _codec(candidate: Candidate, profile: Profile) -> CodecCost:
+    return profile.codec_of(candidate.codec.profile) if candidate.codec else profile.codec
 
 
 def _batch_time(curve: Curve, context: float) -> BatchTime:
@@ -251,7 +256,7 @@ def _first_token_ms(candidate: Candidate, parts: _Parts, scene: Scene) -> float:
         tokens = min(CHUNK_TOKENS, scene.workload.prompt_tokens - start)
         if not candidate.is_raw:
             device_ms += before.head.ms(tokens=tokens, context=start)
-            device_ms += scene.device.codec.encode.ms(tokens=tokens * before.elements / _KILO)
+            device_ms += _codec(candidate, scene.device).encode.ms(tokens=tokens * before.elements / _KILO)
         payload_bytes = round(tokens * (candidate.prompt_token_bytes + before.side_bytes))
         link_ms = max(device_ms, link_ms) + scene.transfer_ms(message_sizes.step_bytes(payload_bytes))
         server_ms = max(link_ms + scene.one_way_ms, server_ms)

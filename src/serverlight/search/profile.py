@@ -138,6 +138,24 @@ class CodecCost:
 
     decode_rest_ms: float = 0.0
 
+    def times(self, factor: float) -> CodecCost:
+        """The same on a machine that takes ``factor`` times as long."""
+        return CodecCost(
+            encode=self.encode.times(factor),
+            decode=self.decode.times(factor),
+            encode_rest_ms=self.encode_rest_ms * factor,
+            decode_rest_ms=self.decode_rest_ms * factor,
+        )
+
+    def decoded_by(self, other: CodecCost) -> CodecCost:
+        """Encoding from here, decoding from there."""
+        return dataclasses.replace(self, decode=other.decode, decode_rest_ms=other.decode_rest_ms)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """From plain data."""
+        return cls(**{**fields, "encode": Curve(**fields["encode"]), "decode": Curve(**fields["decode"])})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MessageCost:
@@ -191,7 +209,12 @@ class Profile:
     """From the input to the output; the last has the whole model before it."""
 
     codec: CodecCost
+    """At the settings that are used unless one says otherwise."""
+
     message: MessageCost
+
+    other_codecs: Mapping[str, CodecCost] = dataclasses.field(default_factory=dict)
+    """By the names of the codec's other profiles, whose frames take other times."""
 
     watts: float | None = None
     """What the machine draws while it computes, above idle; none where the platform does not tell."""
@@ -211,6 +234,10 @@ class Profile:
             if cut.name == name:
                 return cut
         raise ConfigError("cut", f"the profile has no {name!r}, but {', '.join(cut.name for cut in self.cuts)}")
+
+    def codec_of(self, profile: str) -> CodecCost:
+        """By the name of the codec's profile; one that was not measured is taken to be like the default."""
+        return self.other_codecs.get(profile, self.codec)
 
     def scaled(self, *, speed: float, name: str, watts: float | None = None) -> Profile:
         """What the model would cost on a machine that is ``speed`` times as fast at everything, of that name and power.
@@ -239,12 +266,8 @@ class Profile:
                 )
                 for cut in self.cuts
             ),
-            codec=CodecCost(
-                encode=self.codec.encode.times(factor),
-                decode=self.codec.decode.times(factor),
-                encode_rest_ms=self.codec.encode_rest_ms * factor,
-                decode_rest_ms=self.codec.decode_rest_ms * factor,
-            ),
+            codec=self.codec.times(factor),
+            other_codecs={name: codec.times(factor) for name, codec in self.other_codecs.items()},
             message=self.message.times(factor),
             watts=watts,
         )
@@ -279,9 +302,8 @@ class Profile:
                 )
                 for ours, theirs in zip(device.cuts, server.cuts, strict=True)
             ),
-            codec=dataclasses.replace(
-                device.codec, decode=server.codec.decode, decode_rest_ms=server.codec.decode_rest_ms
-            ),
+            codec=device.codec.decoded_by(server.codec),
+            other_codecs={name: codec.decoded_by(server.codec_of(name)) for name, codec in device.other_codecs.items()},
             message=MessageCost(
                 latency=_mean(device.message.latency, server.message.latency),
                 server=server.message.server,
@@ -297,6 +319,7 @@ class Profile:
             **dataclasses.asdict(self),
             "machine": dict(self.machine),
             "cuts": [*map(dataclasses.asdict, self.cuts)],
+            "other_codecs": {name: dataclasses.asdict(codec) for name, codec in self.other_codecs.items()},
         }
 
     @classmethod
@@ -310,13 +333,10 @@ class Profile:
                         CutCost(**{**cut, "head": Curve(**cut["head"]), "tail": Curve(**cut["tail"])})
                         for cut in fields["cuts"]
                     ),
-                    "codec": CodecCost(
-                        **{
-                            **fields["codec"],
-                            "encode": Curve(**fields["codec"]["encode"]),
-                            "decode": Curve(**fields["codec"]["decode"]),
-                        }
-                    ),
+                    "codec": CodecCost.from_dict(fields["codec"]),
+                    "other_codecs": {
+                        name: CodecCost.from_dict(codec) for name, codec in fields.get("other_codecs", {}).items()
+                    },
                     "message": MessageCost(
                         **{
                             **fields["message"],

@@ -61,7 +61,8 @@ def report(
 
     Measures what is missing, part by part, each in a process of its own; a run that was stopped goes on where it was, and what has
     been measured with the same code, data and settings is not measured again. The page is `report.html`, one file without a script,
-    and `report.md`. With the shared data it takes three quarters of an hour on two cores. Example: `serverlight report --quick --out look`
+    and `report.md`. With the shared data it takes three quarters of an hour on two cores.
+    Example: `serverlight report --quick --out look`
     """
     from serverlight.apps.report.compose import write
     from serverlight.apps.report.found import Found

@@ -30,6 +30,8 @@ class Children:
             text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         ) as child:  # fmt: skip
             self._running.add(child)
+            if self._is_stopped:  # meanwhile, by a signal that the main thread took
+                child.send_signal(signal.SIGINT)
             try:
                 _, errors = child.communicate()
             finally:

@@ -19,24 +19,24 @@ class Children:
 
     def __init__(self) -> None:
         self._running = set[subprocess.Popen[str]]()
-        self._is_stopped = False
+        self._stopped = threading.Event()
 
     def run(self, words: Sequence[str]) -> tuple[int, str]:
         """Exit code of ``python -m words``, and what it wrote as errors. Raises :class:`KeyboardInterrupt` once they are to end."""
-        if self._is_stopped:
+        if self._stopped.is_set():
             raise KeyboardInterrupt
         with subprocess.Popen(
             [sys.executable, "-m", *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         ) as child:  # fmt: skip
             self._running.add(child)
-            if self._is_stopped:  # meanwhile, by a signal that the main thread took
+            if self._stopped.is_set():  # meanwhile, by a signal that the main thread took
                 child.send_signal(signal.SIGINT)
             try:
                 _, errors = child.communicate()
             finally:
                 self._running.discard(child)
-        if self._is_stopped:
+        if self._stopped.is_set():
             raise KeyboardInterrupt
         return child.returncode, errors
 
@@ -53,6 +53,6 @@ class Children:
             signal.signal(signal.SIGTERM, before)
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
-        self._is_stopped = True
+        self._stopped.set()
         for child in tuple(self._running):
             child.send_signal(signal.SIGINT)

@@ -101,9 +101,10 @@ def sample_of(size):
 @njit
 def bracket_of(keys, rank, sample, work, bins):
     """Two bit patterns between which the ``rank``-th largest magnitude lies, most likely."""
-    size = keys.size
-    for i in range(sample):
-        work[i] = keys[i * (size // sample)] & ABS
+    size, stride = keys.size, U(keys.size // sample)
+    for i in range(U(sample)):  # not at even distances, which may hit the same few channels again and again
+        shift = ((i * U(0x9E3779B1) & U(0xFFFFFFFF)) * stride) >> U(32)
+        work[i] = keys[i * stride + shift] & ABS
     work[sample : 2 * sample] = work[:sample]
     share = rank / size
     slack = 2.7 * (np.sqrt(share * (1 - share) * sample) + 1.0)

@@ -32,6 +32,7 @@ from serverlight.codec.backends.cpu_quantiser import (
 )
 from serverlight.codec.backends.cpu_reconstruct import measure_plane_shifts, measure_shifts
 from serverlight.codec.backends.cpu_symbols import borders_of, flat_symbols, histogram_of, plane_symbols, token_symbols
+from serverlight.codec.backends.cpu_vectors import HAS_VECTORS, put_group
 from serverlight.codec.coded import AUTO_DISTORTION
 
 U = np.uint64
@@ -79,8 +80,8 @@ def put_loop(index, base, stride, count, lane, table, states, words, at, escaped
 
 
 @njit
-def put_eights(index, base, stride, advance, groups, lines, pitch, table, states, words, at, escaped, found):
-    """Codes ``groups`` groups of eight pairs in each of ``lines`` lines that lie ``pitch`` apart, all last first."""
+def put_eights_in_turn(count, index, base, stride, advance, groups, lines, pitch, table, states, words, at, escaped, found):
+    """Codes ``groups`` groups of eight pairs, ``count`` being eight, in each of ``lines`` lines that lie ``pitch`` apart, last first."""
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
     s = U(stride)
@@ -105,6 +106,30 @@ def put_eights(index, base, stride, advance, groups, lines, pitch, table, states
     states[0], states[1], states[2], states[3] = x0, x1, x2, x3
     states[4], states[5], states[6], states[7] = x4, x5, x6, x7
     return at, found
+
+
+@njit
+def put_eights_at_once(count, index, base, stride, advance, groups, lines, pitch, table, states, words, at, escaped, found):
+    """The same, and also for fewer pairs than eight, those of the first ``count`` lanes."""
+    short = states.astype(np.uint32)
+    start, table_at, words_at = U(short.ctypes.data), U(table.ctypes.data), U(words.ctypes.data)
+    index_at, step = U(index.ctypes.data), U(2 * stride)
+    for line in range(lines - 1, -1, -1):
+        begin = base + line * pitch
+        for group in range(groups - 1, -1, -1):
+            o = U(begin + group * advance)
+            put = put_group(start, index_at + U(2) * o, step, table_at, words_at + U(2) * at, U(count), U(HALF))
+            at -= put & U(255)
+            if put > U(255):
+                for lane in range(count - 1, -1, -1):
+                    if (put >> U(8 + lane)) & U(1):
+                        escaped[found] = o + U(lane) * U(stride)
+                        found += 1
+    states[:] = short
+    return at, found
+
+
+put_eights = put_eights_at_once if HAS_VECTORS else put_eights_in_turn
 
 
 @njit
@@ -140,7 +165,7 @@ def put_run(index, base, count, lines, pitch, table, states, words, at, escaped,
         begin = base + groups * lanes
         at, found = put_loop(index, begin, 1, rest, (rest - 1) % lanes, table, states, words, at, escaped, found)
     if groups and lanes == 8:
-        at, found = put_eights(index, base, 1, 8, groups, lines, pitch, table, states, words, at, escaped, found)
+        at, found = put_eights(8, index, base, 1, 8, groups, lines, pitch, table, states, words, at, escaped, found)
     elif groups:
         at, found = put_fours(index, base, 1, 4, groups, lines, pitch, table, states, words, at, escaped, found)
     return at, found
@@ -155,7 +180,9 @@ def put_planes(index, size, first, last, table, states, words, at, escaped):
         plane = first + block * lanes
         count = min(lanes, last - plane)
         if count == 8:
-            at, found = put_eights(index, plane * size, size, 1, size, 1, 0, table, states, words, at, escaped, found)
+            at, found = put_eights(8, index, plane * size, size, 1, size, 1, 0, table, states, words, at, escaped, found)
+        elif HAS_VECTORS and lanes == 8:
+            at, found = put_eights(count, index, plane * size, size, 1, size, 1, 0, table, states, words, at, escaped, found)
         elif count == 4 and lanes == 4:
             at, found = put_fours(index, plane * size, size, 1, size, 1, 0, table, states, words, at, escaped, found)
         else:

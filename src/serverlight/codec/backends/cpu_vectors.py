@@ -1,0 +1,203 @@
+"""Groups of eight lanes of the range coder at once, on processors whose vectors can close and open gaps (AVX-512).
+
+What a group computes is what ``put`` of ``cpu_writer.py`` and ``get`` of ``cpu_lanes.py`` compute for each of its lanes in turn.
+The idea, as in Giesen, "Interleaved entropy coders" (arXiv 1402.3392): lanes have states of their own but share a stream of
+words, so a vector of states knows by its own comparisons which lanes write or take a word, and in which order. No loop becomes
+these instructions, hence they are put together here; addresses are plain numbers, so the caller answers for what lies there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite.binding
+import numba
+from llvmlite import ir
+from numba.extending import intrinsic
+
+__all__ = ["HAS_VECTORS", "get_group", "put_group"]
+
+LANES = 8
+NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+
+
+def _has_vectors() -> bool:
+    """Whether Numba makes code for a processor that has the instructions: this one, or what its configuration names."""
+    features = numba.config.CPU_FEATURES
+    if features is not None:
+        return all(f"+{name}" in features.split(",") for name in NEEDED)
+    host = llvmlite.binding.get_host_cpu_features()
+    return all(host.get(name, False) for name in NEEDED)
+
+
+HAS_VECTORS = _has_vectors()
+
+
+# -- vectors of eight ----------------------------------------------------------------------------------------------
+
+BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+BYTES, HALVES, WORDS, LONGS, FLAGS = (ir.VectorType(ir.IntType(bits), LANES) for bits in (8, 16, 32, 64, 1))
+
+
+class Vectors:
+    """Writes instructions on vectors of eight numbers."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def all(self, number: int, kind: Any = WORDS) -> Any:
+        """The same constant in each place."""
+        return ir.Constant(kind, [number] * LANES)
+
+    def spread(self, number: Any) -> Any:
+        """The same number in each place, in 32 bits."""
+        short = self.builder.trunc(number, WORD) if number.type.width > WORD.width else number
+        single = self.builder.insert_element(ir.Constant(WORDS, ir.Undefined), short, WORD(0))
+        return self.builder.shuffle_vector(single, single, self.all(0))
+
+    def load(self, address: Any, kind: Any, align: int) -> Any:
+        """What lies at an address."""
+        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=align)
+
+    def store(self, value: Any, address: Any, align: int) -> None:
+        """Writes to an address."""
+        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=align)
+
+    def shuffle(self, first: Any, second: Any, places: Sequence[int]) -> Any:
+        """Numbers of two vectors, by their places in both."""
+        return self.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(WORD, len(places)), list(places)))
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """An instruction of the processor that has no other name, from and to 32-bit numbers."""
+        kind = ir.FunctionType(WORDS, [argument.type for argument in arguments])
+        return self.builder.call(self.builder.module.declare_intrinsic(name, (), kind), arguments)
+
+    def below(self, count: Any) -> Any:
+        """Flags of the first ``count`` lanes."""
+        return self.builder.icmp_unsigned("<", ir.Constant(WORDS, list(range(LANES))), self.spread(count))
+
+    def number_of(self, flags: Any) -> Any:
+        """How many flags are set, in 64 bits."""
+        return self.builder.ctpop(self.builder.zext(self.builder.bitcast(flags, BYTE), LONG))
+
+
+# -- writing -------------------------------------------------------------------------------------------------------
+
+
+def _entries(vectors: Vectors, index: Any, stride: Any, table: Any, count: Any) -> tuple[Any, Any, Any, Any]:
+    """The four numbers of each lane's entry; a lane that is not there has those of the last one that is."""
+    builder, found = vectors.builder, []
+    for lane in range(LANES):
+        entry = builder.zext(vectors.load(index, HALF, 2), LONG)
+        found.append(vectors.load(builder.add(table, builder.shl(entry, LONG(4))), ir.VectorType(WORD, 4), 4))
+        more = builder.icmp_unsigned("<", LONG(lane + 1), count)
+        index = builder.add(index, builder.select(more, stride, LONG(0)))
+    rows = [vectors.shuffle(found[lane], found[lane + 4], range(8)) for lane in range(4)]
+    firsts, seconds = (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)
+    halves = [[vectors.shuffle(*pair, places) for pair in (rows[:2], rows[2:])] for places in (firsts, seconds)]
+    lower, upper = (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)
+    limit, reciprocal, bias, last = (vectors.shuffle(*pair, places) for pair in halves for places in (lower, upper))
+    return limit, reciprocal, bias, last
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def put_group(
+    typing_context: Any, states: Any, index: Any, stride: Any, table: Any, end: Any, count: Any, mark: Any
+) -> Any:
+    """Codes one symbol into each of the first ``count`` of eight states; their words end up before an address, lane 0's first.
+
+    Eight words before that address are overwritten, whatever their number is.
+
+    Args:
+        states: address of eight states of 32 bits.
+        index: address of the first lane's entry, 16 bits.
+        stride: bytes from one lane's entry to that of the next.
+        table: address of the writer's table, four numbers of 32 bits an entry.
+        end: address after the words.
+        count: so many lanes take part, at least one.
+        mark: which last numbers of entries count as marked: those that are not less.
+
+    Returns:
+        How many words were written, and above eight bits a flag for each lane whose entry is marked.
+    """
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        states, index, stride, table, end, count, mark = arguments
+        vectors = Vectors(builder)
+        limit, reciprocal, bias, last = _entries(vectors, index, stride, table, count)
+        state, taking = vectors.load(states, WORDS, 4), vectors.below(count)
+        full = builder.and_(builder.icmp_unsigned(">=", state, limit), taking)
+        num_words = vectors.number_of(full)
+        words = vectors.call("llvm.x86.avx512.mask.compress.v8i32", state, vectors.all(0), full)
+        order = builder.add(ir.Constant(WORDS, list(range(LANES))), vectors.spread(num_words))
+        words = vectors.call("llvm.x86.avx2.permd", words, order)  # the last ones come to lie at the end
+        vectors.store(builder.trunc(words, HALVES), builder.sub(end, LONG(2 * LANES)), 2)
+        less = builder.select(full, builder.lshr(state, vectors.all(16)), state)
+        product = builder.mul(builder.zext(less, LONGS), builder.zext(reciprocal, LONGS))
+        quotient = builder.trunc(builder.lshr(product, vectors.all(32, LONGS)), WORDS)
+        shift = builder.and_(builder.lshr(last, vectors.all(16)), vectors.all(31))  # of 32 and more, 32 are done
+        worth = builder.mul(builder.lshr(quotient, shift), builder.and_(last, vectors.all(0xFFFF)))
+        coded = builder.add(builder.add(less, bias), worth)
+        vectors.store(builder.select(taking, coded, state), states, 4)
+        marked = builder.and_(builder.icmp_unsigned(">=", last, vectors.spread(mark)), taking)
+        marks = builder.zext(builder.bitcast(marked, BYTE), LONG)
+        return builder.or_(num_words, builder.shl(marks, LONG(8)))
+
+    number = numba.uint64
+    return number(number, number, number, number, number, number, number), generate
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def _looked_up(vectors: Vectors, table: Any, places: Any) -> Any:
+    """Numbers of a table of 32-bit numbers, one by one: faster than the instruction that looks up eight."""
+    builder, found = vectors.builder, ir.Constant(WORDS, ir.Undefined)
+    for lane in range(LANES):
+        place = builder.zext(builder.extract_element(places, WORD(lane)), LONG)
+        number = vectors.load(builder.add(table, builder.shl(place, LONG(2))), WORD, 4)
+        found = builder.insert_element(found, number, WORD(lane))
+    return found
+
+
+def _read(vectors: Vectors, states: Any, rows: Any, table: Any, words: Any, count: Any) -> tuple[Any, Any]:
+    """Takes a symbol from each lane's state, and words into those that become too small; returns symbols and number of words."""
+    builder = vectors.builder
+    state, taking = vectors.load(states, WORDS, 4), vectors.below(count)
+    slots = builder.and_(state, vectors.all(4095))
+    entry = _looked_up(vectors, table, builder.or_(builder.shl(rows, vectors.all(12)), slots))
+    frequency = builder.and_(entry, vectors.all(4095))
+    offset = builder.and_(builder.lshr(entry, vectors.all(12)), vectors.all(4095))
+    less = builder.add(builder.mul(frequency, builder.lshr(state, vectors.all(12))), offset)
+    short = builder.and_(builder.icmp_unsigned("<", less, vectors.all(1 << 15)), taking)
+    ahead = builder.zext(vectors.load(words, HALVES, 2), WORDS)
+    ahead = vectors.call("llvm.x86.avx512.mask.expand.v8i32", ahead, vectors.all(0), short)
+    longer = builder.select(short, builder.or_(builder.shl(less, vectors.all(16)), ahead), less)
+    vectors.store(builder.select(taking, longer, state), states, 4)
+    return builder.lshr(entry, vectors.all(24)), vectors.number_of(short)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def get_group(typing_context: Any, states: Any, rows: Any, table: Any, words: Any, into: Any, count: Any) -> Any:
+    """Reads one symbol from each of the first ``count`` of eight states; returns how many words were taken.
+
+    Args:
+        states: address of eight states of 32 bits.
+        rows: address of each lane's row of the tables, eight bytes.
+        table: address of the reader's table, 4096 numbers of 32 bits a row.
+        words: address of the next word; eight are there.
+        into: address of eight bytes for the symbols.
+        count: so many lanes take part, at least one.
+    """
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        states, rows, table, words, into, count = arguments
+        vectors = Vectors(builder)
+        wide_rows = builder.zext(vectors.load(rows, BYTES, 1), WORDS)
+        symbols, taken = _read(vectors, states, wide_rows, table, words, count)
+        vectors.store(builder.trunc(symbols, BYTES), into, 1)
+        return taken
+
+    number = numba.uint64
+    return number(number, number, number, number, number, number), generate

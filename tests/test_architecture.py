@@ -65,7 +65,12 @@ ONLY_IN = {  # package -> the files that may import it
         "apps/fleet_plots.py",
         "apps/report/figures.py",
     },
-    "numba": {"codec/backends/cpu_kernels.py", "codec/rivals/compiled.py", "simulation/compiled.py"},
+    "numba": {
+        "codec/backends/cpu_kernels.py",
+        "codec/backends/cpu_vectors.py",
+        "codec/rivals/compiled.py",
+        "simulation/compiled.py",
+    },
     "triton": {"codec/backends/gpu_kernels.py", "codec/backends/gpu_writer_kernels.py"},
     "fastapi": {"apps/openai_api.py"},
     "starlette": {"apps/openai_api.py", "apps/ray_app.py", "apps/watch_http.py"},

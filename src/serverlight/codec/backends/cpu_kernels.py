@@ -53,26 +53,3 @@ def lowest_mark(typing_context: Any, marks: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return numba.uint64(numba.uint64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def fetch(typing_context: Any, address: Any) -> Any:
-    """Has a line of memory brought near, which need not be there; nothing waits for it."""
-    from llvmlite import ir
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        builder.call(function, [builder.inttoptr(arguments[0], pointer), number(1), number(3), number(1)])
-        return ir.Constant(ir.IntType(64), 0)
-
-    return numba.uint64(numba.uint64), generate
-
-
-@njit
-def fetch_ahead(array):
-    """Has an array brought near before it is used."""
-    start, size = np.uint64(array.ctypes.data), np.uint64(array.size * array.itemsize)
-    for at in range(np.uint64(0), size, np.uint64(64)):
-        fetch(start + at)

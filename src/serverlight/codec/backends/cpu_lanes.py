@@ -3,8 +3,9 @@
 The definition of what is computed is in ``reference.py``. Groups of lanes are written out, so that their states stay in
 registers; what is left over at an end goes through a loop over an array of states.
 
-No index leaves its array, whatever the frame says. A stream of words is copied to an array with eight more words than it has,
-and no group of eight pairs, each of which takes one word at most, is read from beyond the stream's end. A state chooses one of
+No index leaves its array, whatever the frame says. All words are copied to an array with more words than they are, by a line's
+pairs and eight, each pair takes one word at most, and nothing goes on beyond the end of its stream: what checks less often than
+every eight pairs reads a line at most in between. A state chooses one of
 4096 slots, and a context is a row of the tables by the way it is computed. Escapes and raw bits are checked one by one.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec.backends.cpu_kernels import inlined, njit
+from serverlight.codec.backends.cpu_vectors import HAS_VECTORS, get_group
 
 U = np.uint64
 LEAST = U(1 << 15)
@@ -80,7 +82,7 @@ def get_number(whole, one_sided, escapes, progress):
 
 @inlined
 def get(state, entry, words, at):
-    """The state after a symbol, which takes a word in if it has become too small, and the position in ``words``."""
+    """The state, in 64 bits, after a symbol, which takes a word in if it has become too small, and the position in ``words``."""
     state = U(entry & np.uint32(4095)) * (state >> U(12)) + U((entry >> np.uint32(12)) & np.uint32(4095))
     short, longer = state < LEAST, state << U(16) | U(words[at])
     return longer if short else state, at + U(short)
@@ -89,8 +91,8 @@ def get(state, entry, words, at):
 @njit
 def get_eights(rows_of, groups, states, words, size, at, table, into):
     """Reads ``groups`` groups of eight pairs that lie side by side, one a lane; returns the position in ``words``."""
-    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
-    x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
+    x0, x1, x2, x3 = U(states[0]), U(states[1]), U(states[2]), U(states[3])
+    x4, x5, x6, x7 = U(states[4]), U(states[5]), U(states[6]), U(states[7])
     for group in range(groups):
         if at > size:
             break
@@ -127,7 +129,7 @@ def get_eights(rows_of, groups, states, words, size, at, table, into):
 @njit
 def get_fours(rows_of, groups, states, words, size, at, table, into):
     """Reads ``groups`` groups of four pairs that lie side by side, one a lane; returns the position in ``words``."""
-    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+    x0, x1, x2, x3 = U(states[0]), U(states[1]), U(states[2]), U(states[3])
     for group in range(groups):
         if at > size:
             break
@@ -150,7 +152,10 @@ def get_fours(rows_of, groups, states, words, size, at, table, into):
 
 @njit
 def get_run(rows_of, count, states, words, size, at, table, into):
-    """Reads the symbols of a run of pairs, lane after lane, from their rows of the tables; returns the position in ``words``."""
+    """Reads the symbols of a run of pairs, lane after lane, from their rows of the tables; returns the position in ``words``.
+
+    States have 32 bits.
+    """
     lanes, done = states.size, 0
     if lanes == 8:
         done = count & ~7
@@ -162,11 +167,76 @@ def get_run(rows_of, count, states, words, size, at, table, into):
     for i in range(U(done), U(count)):
         if at > size:
             break
-        entry = table[U(rows_of[i]) << U(12) | (states[lane] & U(4095))]
-        states[lane], at = get(states[lane], entry, words, at)
+        entry = table[U(rows_of[i]) << U(12) | (U(states[lane]) & U(4095))]
+        states[lane], at = get(U(states[lane]), entry, words, at)
         into[i] = np.uint8(entry >> np.uint32(24))
         lane = lane + U(1) if lane + U(1) < U(lanes) else U(0)
     return at
+
+
+# -- lines of all segments -----------------------------------------------------------------------------------------
+
+
+@njit
+def get_line(streams, rows_of, table, line):
+    """Reads a line of pairs that lie side by side, of all segments; returns whether none needed more words than it has.
+
+    Args:
+        streams: see :func:`serverlight.codec.backends.cpu_streams.streams_of`.
+        rows_of: each pair's row of the tables; uint8, with seven more that are rows of the tables.
+        table: the reader's table.
+        line: receives the symbols; uint8, with room for seven more.
+    """
+    borders, _, states, at, limits, _, words, _ = streams
+    if HAS_VECTORS and states.shape[1] == 8:
+        get_line_by_eights(borders, states, at, words, rows_of, table, line)
+    else:
+        for i in range(at.size):
+            first, end = borders[i] - borders[0], borders[i + 1] - borders[0]
+            rows, into = rows_of[first:end], line[first:end]
+            at[i] = get_run(rows, rows.size, states[i], words, limits[i], at[i], table, into)
+    return not np.any(at > limits)
+
+
+@njit
+def get_line_by_eights(borders, states, at, words, rows_of, table, line):
+    """Reads groups of eight lanes, in four segments at a time: what each of them waits for, the others fill."""
+    from_row, from_table, from_word = U(rows_of.ctypes.data), U(table.ctypes.data), U(words.ctypes.data)
+    into, count = U(line.ctypes.data), at.size
+    starts = (borders - borders[0]).astype(np.uint64)
+    for i in range(0, count - 3, 4):
+        o0, o1, o2, o3 = starts[i], starts[i + 1], starts[i + 2], starts[i + 3]
+        groups = min(min(o1 - o0, o2 - o1), min(o3 - o2, starts[i + 4] - o3)) >> U(3)
+        x = U(states[i].ctypes.data)
+        w0, w1, w2, w3 = U(2) * at[i], U(2) * at[i + 1], U(2) * at[i + 2], U(2) * at[i + 3]
+        for group in range(groups):
+            o = U(8) * group
+            r, s = from_row + o, into + o
+            w0 += U(2) * get_group(x, r + o0, from_table, from_word + w0, s + o0, U(255))
+            w1 += U(2) * get_group(x + U(32), r + o1, from_table, from_word + w1, s + o1, U(255))
+            w2 += U(2) * get_group(x + U(64), r + o2, from_table, from_word + w2, s + o2, U(255))
+            w3 += U(2) * get_group(x + U(96), r + o3, from_table, from_word + w3, s + o3, U(255))
+        at[i], at[i + 1], at[i + 2], at[i + 3] = w0 >> U(1), w1 >> U(1), w2 >> U(1), w3 >> U(1)
+        for way in range(i, i + 4):
+            first, end = starts[way] + U(8) * groups, starts[way + 1]
+            at[way] = get_rest(first, end, states[way], at[way], words, rows_of, table, line)
+    for way in range(count & ~3, count):
+        at[way] = get_rest(starts[way], starts[way + 1], states[way], at[way], words, rows_of, table, line)
+
+
+@njit
+def get_rest(first, end, states, at, words, rows_of, table, line):
+    """Reads what is left of a segment's part of a line; what follows it there stays as it is."""
+    from_row, from_table, into = U(rows_of.ctypes.data), U(table.ctypes.data), U(line.ctypes.data)
+    x, w, o = U(states.ctypes.data), U(words.ctypes.data) + U(2) * at, first
+    while o + U(8) <= end:
+        w += U(2) * get_group(x, from_row + o, from_table, w, into + o, U(255))
+        o += U(8)
+    if o < end:
+        others, idle = line[end : o + U(8)].copy(), states[end - o :].copy()
+        w += U(2) * get_group(x, from_row + o, from_table, w, into + o, (U(1) << (end - o)) - U(1))
+        line[end : o + U(8)], states[end - o :] = others, idle
+    return (w - U(words.ctypes.data)) >> U(1)
 
 
 # -- raw bits ----------------------------------------------------------------------------------------------------

@@ -118,24 +118,28 @@ def build_tables(levels, following, flips, one_sided, with_tail, half_escapes):
     """What :func:`serverlight.codec.tables.build_tables` returns, as 32-bit numbers."""
     num_contexts = levels.shape[0]
     shares = np.zeros((num_contexts, 16), np.int64)
-    upright, mirrored = np.zeros((num_contexts, 16), np.uint32), np.zeros((num_contexts, 16), np.uint32)
+    seconds = np.zeros((2 * num_contexts, 16), np.uint32)  # as they are, and then mirrored
     for context in range(num_contexts):
         nibble_shares(levels[context], one_sided, PROBABILITY, shares[context])
         for nibble in range(16 if half_escapes else 15):
-            upright[context, nibble] = np.uint32(shares[context, nibble])
-            mirrored[context, nibble] = np.uint32(shares[context, mirror_of(nibble)])
+            seconds[context, nibble] = np.uint32(shares[context, nibble])
+            seconds[num_contexts + context, nibble] = np.uint32(shares[context, mirror_of(nibble)])
     frequencies = np.zeros((num_contexts * (2 if with_tail else 1), 256), np.int32)
+    upper, lower = np.empty(256 * num_contexts, np.uint32), np.empty(256 * num_contexts, np.uint32)
     for context in range(num_contexts):
         for first in range(16):
-            index = class_of_nibble(first, one_sided)
-            seconds = upright if flips[context, index] > 0 else mirrored
-            fill_sixteen(
-                U(upright[context, first]), seconds[following[context, index]], frequencies[context], 16 * first
-            )
+            index, at = class_of_nibble(first, one_sided), U(256 * context + 16 * first)
+            row = U(following[context, index] + (0 if flips[context, index] > 0 else num_contexts))
+            for second in range(U(16)):
+                upper[at + second], lower[at + second] = seconds[context, first], seconds[row, second]
+    of_pairs = frequencies.reshape(-1)
+    for i in range(upper.size):  # one long loop, since short ones do not become vectors
+        of_pairs[i] = np.int32(frequency_of(np.uint32(upper[i] * lower[i])))  # no nibble has all of a share
+    for context in range(num_contexts):
         settle(frequencies[context])
         if with_tail:
             for first in range(16):
-                share = U(upright[context, first]) << U(16)
+                share = np.uint32(seconds[context, first] << np.uint32(16))
                 frequencies[num_contexts + context, 16 * first] = np.int32(frequency_of(share))
             settle(frequencies[num_contexts + context])
     return frequencies
@@ -143,17 +147,10 @@ def build_tables(levels, following, flips, one_sided, with_tail, half_escapes):
 
 @inlined
 def frequency_of(share):
-    """What :func:`serverlight.codec.tables.frequency_of` returns, without a branch."""
-    frequency = (share + U(1 << 19)) >> U(20)
-    return frequency + U((frequency == U(0)) & (share >= U(180_000)))
-
-
-@njit
-def fill_sixteen(share, seconds, frequencies, at):
-    """Frequencies of the sixteen symbols that begin with one nibble."""
-    part = frequencies[at : at + 16]
-    for second in range(16):
-        part[second] = np.int32(frequency_of(share * U(seconds[second])))
+    """What :func:`serverlight.codec.tables.frequency_of` returns, of a share below 2^32, without a branch."""
+    one = np.uint32(1)
+    frequency = np.uint32((share >> np.uint32(20)) + ((share >> np.uint32(19)) & one))
+    return np.uint32(frequency + np.uint32((frequency == np.uint32(0)) & (share >= np.uint32(180_000))))
 
 
 # -- the same for other backends ----------------------------------------------------------------------------------

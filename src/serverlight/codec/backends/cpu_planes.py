@@ -19,6 +19,7 @@ from serverlight.codec.backends.cpu_reconstruct import (
     signed_lifts,
     wide_lifts,
 )
+from serverlight.codec.backends.cpu_vectors import get_one_sided_group, get_signed_group
 from serverlight.codec.backends.reference_symbols import nibble_of, number_of
 
 U = np.uint64
@@ -64,21 +65,25 @@ def reader_of(one_sided: bool) -> Any:
     facts_of, outside = FACTS_OF[one_sided], np.int64(OUTSIDE[one_sided])
 
     @njit
-    def get_planes(count, rows, columns, states, words, size, at, table, block, escapes, progress, places, numbers):  # type: ignore[no-untyped-def]
+    def get_planes(rows, columns, count, streams, table, block, places, numbers):  # type: ignore[no-untyped-def]
+        _, escape_borders, states, positions, limits, progress, words, escapes = streams
+        states, at, size, progress = states[0], positions[0], limits[0], progress[0]
+        escapes = escapes[escape_borders[0] : escape_borders[1]]
         pairs, found, o, flat, plane = (columns + 1) // 2, 0, U(0), block.reshape(-1), U(block.shape[1])
         above, lefts = np.full(8 * pairs, outside & 255, np.uint8), np.empty(8, np.int64)
         for row in range(rows):
             lefts[:] = outside >> 32
             for pair in range(pairs):
                 if at > size:
-                    return at, found
+                    positions[0] = at
+                    return found
                 is_single = 2 * pair + 1 >= columns
                 if is_single:
                     at, marks = get_ends(count, pair, states, words, at, table, one_sided, above, lefts, flat, o, plane)
                 else:
                     marks, a, into = np.int64(0), U(8 * pair), o
                     for lane in range(U(count)):
-                        state, context = states[lane], lefts[lane] + np.int64(above[a + lane])
+                        state, context = U(states[lane]), lefts[lane] + np.int64(above[a + lane])
                         if one_sided:
                             entry = table[U(context) << U(12) | (state & U(4095))]
                             fact = facts_of[U(entry >> np.uint32(24))]
@@ -106,7 +111,8 @@ def reader_of(one_sided: bool) -> Any:
                             for i in range(begin, found):
                                 places[i] += lane * size_of_plane
                 o += U(1)
-        return at, found
+        positions[0] = at
+        return found
 
     return get_planes
 
@@ -118,8 +124,8 @@ def get_ends(count, pair, states, words, at, table, one_sided, above, lefts, fla
     tail, marks = NUM_CONTEXTS[ONE_SIDED_PLANES if one_sided else SIGNED_PLANES], np.int64(0)
     for lane in range(count):
         context = lefts[lane] + np.int64(above[8 * pair + lane])
-        entry = table[U(abs(context) + tail) << U(12) | (states[lane] & U(4095))]
-        states[lane], at = get(states[lane], entry, words, at)
+        entry = table[U(abs(context) + tail) << U(12) | (U(states[lane]) & U(4095))]
+        states[lane], at = get(U(states[lane]), entry, words, at)
         fact = facts_of[U(entry >> np.uint32(24)) | U(768 if context < 0 else 512)]
         flat[o + U(lane) * plane] = np.uint8(fact >> 8)
         above[8 * pair + lane], lefts[lane] = np.uint8(fact), fact >> 32
@@ -168,11 +174,82 @@ def small_number(nibble, one_sided):
 
 
 GET_SIGNED, GET_ONE_SIDED = reader_of(False), reader_of(True)
-"""Read ``count`` planes, one a lane; return the position in ``words`` and the number of escaped numbers.
+"""Read the next ``count`` planes of the only segment, one a lane; return the number of escaped numbers.
 
 Args:
+    streams: see :func:`serverlight.codec.backends.cpu_streams.streams_of`.
     block: receives the symbols, not turned around; uint8, shape (count, rows * pairs) and more.
     places, numbers: receive the escaped numbers and where they belong: ``rows * columns * lane`` and place in the plane.
+"""
+
+
+def wide_reader_of(one_sided: bool) -> Any:
+    """The compiled function that reads planes of one kind by eights, of some segments in turn."""
+    outside = np.int64(OUTSIDE[one_sided]) & 255
+    tail_row = NUM_CONTEXTS[ONE_SIDED_PLANES if one_sided else SIGNED_PLANES]
+    get_group = get_one_sided_group if one_sided else get_signed_group
+
+    @njit
+    def get_planes_by_eights(rows, columns, counts, streams, table, mixed, places, numbers, found):  # type: ignore[no-untyped-def]
+        _, _, states, at, limits, _, words, _ = streams
+        pairs, ways = (columns + 1) // 2, counts.size
+        above, left = np.full((ways, 8 * pairs), outside, np.uint8), np.empty((ways, 8), np.uint8)
+        state_at, above_at, left_at = U(states.ctypes.data), U(above.ctypes.data), U(left.ctypes.data)
+        table_at, word_at, symbol_at = U(table.ctypes.data), U(words.ctypes.data), U(mixed.ctypes.data)
+        line, block = U(above.shape[1]), U(mixed.shape[1])
+        taking, before = (U(1) << counts.astype(np.uint64)) - U(1), states.copy()
+        for row in range(rows):
+            left[:] = 0 if one_sided else 9
+            for pair in range(pairs):
+                is_single = 2 * pair + 1 >= columns
+                for i in range(ways):
+                    way = U(i)
+                    read = get_group(
+                        state_at + U(32) * way, above_at + line * way + U(8 * pair), left_at + U(8) * way, table_at,
+                        word_at + U(2) * at[way], symbol_at + block * way, taking[way], U(tail_row if is_single else 0),
+                    )  # fmt: skip
+                    at[way] += read & U(255)
+                    if read > U(255):
+                        first, beside = row * columns + 2 * pair, left[way]
+                        symbols, told = mixed[way, 8 * (row * pairs + pair) :][: counts[way]], above[way, 8 * pair :]
+                        found[way] = get_block_escapes(
+                            symbols, one_sided, is_single, streams, way, first, rows * columns, places[way], numbers[way],
+                            found[way], told, beside,
+                        )  # fmt: skip
+                symbol_at += U(8)
+            if np.any(at > limits):
+                return
+        for way in range(ways):
+            states[way, counts[way] :] = before[way, counts[way] :]
+
+    return get_planes_by_eights
+
+
+@njit
+def get_block_escapes(symbols, one_sided, is_single, streams, way, first, size, places, numbers, found, above, left):
+    """Reads the escaped numbers of a pair in each of a segment's planes, of ``size`` elements; returns how many there are now.
+
+    ``above`` and ``left`` are told, as by groups.
+    """
+    escape_borders, progress, escapes = streams[1], streams[5], streams[7]
+    own, lead = escapes[escape_borders[way] : escape_borders[way + 1]], 0 if one_sided else 13
+    for lane in range(symbols.size):
+        symbol, begin, place = symbols[lane], found, lane * size + first
+        if symbol >= 0xF0 or symbol & 0x0F == 0x0F:
+            found = get_escapes(symbol, one_sided, is_single, own, progress[way], place, places, numbers, begin)
+            above[lane], beside = told_by(symbol, one_sided, is_single, numbers[begin:found])
+            left[lane] = beside + lead
+    return found
+
+
+GET_SIGNED_BY_EIGHTS, GET_ONE_SIDED_BY_EIGHTS = wide_reader_of(False), wide_reader_of(True)
+"""Read a block of at most eight planes of each of some segments, and stop where a segment's words are not enough.
+
+Args:
+    counts: each segment's number of planes.
+    streams: see :func:`serverlight.codec.backends.cpu_streams.streams_of`.
+    mixed: receives the symbols, with their own signs, those of one place side by side; uint8, shape (segments, 8 rows pairs).
+    places, numbers, found: receive each segment's escaped numbers, where they belong, and how many they are.
 """
 
 
@@ -180,18 +257,19 @@ Args:
 
 
 @njit
-def place_planes(
-    block, one_sided, rows, columns, found, places, numbers, shifts, unit, raw, raw_bits, progress, plane, lifts, out
-):
+def place_planes(block, stage, rows, columns, sent, shifts, unit, raw, progress, plane, lifts, out):
     """Values of the planes of a block.
 
     Args:
-        block, found, places, numbers: what was read.
+        block: the symbols.
+        stage: see :func:`serverlight.codec.backends.cpu_streams.read_streams`.
+        sent: how many escaped numbers there are, where they belong, and themselves.
         plane: int16, shape ((rows + 2) * columns + 2,), with zeros in the first and the last ``columns + 1`` places.
         lifts: int16, shape (2, rows * columns).
         out: float32, shape (planes, rows * columns).
     """
-    size, begin = rows * columns, columns + 1
+    _, one_sided, _, _, raw_bits = stage
+    (found, places, numbers), size, begin = sent, rows * columns, columns + 1
     here = plane[begin : begin + size]
     run = here, lifts[1], plane[begin - columns : begin - columns + size], plane[begin + columns :]
     for lane in range(out.shape[0]):

@@ -10,12 +10,23 @@ import numpy as np
 
 from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_kernels import njit
-from serverlight.codec.backends.cpu_lanes import BITS, HALF, LEAST, RAW
+from serverlight.codec.backends.cpu_lanes import RAW
 from serverlight.codec.backends.cpu_model import build_tables, decoder_table, unpack_model
-from serverlight.codec.backends.cpu_planes import GET_ONE_SIDED, GET_SIGNED, place_planes
 from serverlight.codec.backends.cpu_reconstruct import hold_within
-from serverlight.codec.backends.cpu_symbols import SMALL_MEAN, borders_of
-from serverlight.codec.backends.cpu_tokens import facts_of, get_flat, get_tokens, place_plain
+from serverlight.codec.backends.cpu_streams import (
+    BAD_ESCAPES,
+    BAD_RAW,
+    BAD_WORDS,
+    GOOD,
+    LEFT_ESCAPES,
+    MALFORMED,
+    ends_in_zeros,
+    read_streams,
+)
+from serverlight.codec.backends.cpu_symbols import SMALL_MEAN
+from serverlight.codec.backends.cpu_tokens import place_plain
+
+__all__ = ["BAD_ESCAPES", "BAD_RAW", "BAD_WORDS", "GOOD", "LEFT_ESCAPES", "read_sections"]
 
 U = np.uint64
 FLAT, TOKENS, PLANES = 0, 1, 2
@@ -24,9 +35,6 @@ DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLI
 ACTIVITY = activity.ACTIVITY
 MAX_MODEL_BYTES = 300
 LARGE_STEP = np.float32(1e20)
-
-GOOD, MALFORMED, BAD_WORDS, BAD_ESCAPES, LEFT_ESCAPES, BAD_RAW = range(6)
-"""What :func:`read_section` finds."""
 
 
 # -- sections ----------------------------------------------------------------------------------------------------
@@ -150,29 +158,14 @@ def read_section(data, rows, columns, largest, out):
     frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], kind == ONE_SIDED_PLANES, has_tail, fields[6] != 0)
     table = decoder_table(frequencies)
     is_direct = raw_bits == 0 and (layout != TOKENS or ACTIVITY[start] <= SMALL_MEAN)
-    unit = step * np.float32(1 / 64)
-    progress = np.zeros(4, np.int64)
-    progress[HALF] = fields[6]
-    status = read_streams(
-        data,
-        at,
-        lengths,
-        kind,
-        layout,
-        rows,
-        columns,
-        units,
-        lanes,
-        start,
-        table,
-        one_sided,
-        is_direct,
-        shifts,
-        unit,
-        raw_bits,
-        progress,
-        out,
+    stage, unit, progress = (
+        (kind, one_sided, is_direct, start, raw_bits),
+        step * np.float32(1 / 64),
+        np.zeros(4, np.int64),
     )
+    status = read_streams(
+        data[at:], lengths, stage, fields[6], rows, columns, units, lanes, table, shifts, unit, progress, out
+    )  # fmt: skip
     if status != GOOD:
         return status
     raw = data[at + 2 * lengths[:, 0].sum() + lengths[:, 1].sum() :]
@@ -183,172 +176,6 @@ def read_section(data, rows, columns, largest, out):
     if largest < np.float32(1e30) or step > LARGE_STEP:
         hold_within(out, largest)
     return GOOD
-
-
-@njit
-def ends_in_zeros(data, num_bits):
-    """Whether so many bits are all that ``data`` has, but for zero padding; a negative number of bits is never all."""
-    if num_bits < 0 or data.size != (num_bits + 7) >> 3:
-        return False
-    return num_bits & 7 == 0 or data[data.size - 1] >> (num_bits & 7) == 0
-
-
-@njit
-def read_streams(
-    data,
-    at,
-    lengths,
-    kind,
-    layout,
-    rows,
-    columns,
-    units,
-    lanes,
-    start,
-    table,
-    one_sided,
-    is_direct,
-    shifts,
-    unit,
-    raw_bits,
-    progress,
-    out,
-):
-    """Reads all segments: planes become values in ``out``, other elements values too, or the bits of their high parts."""
-    num_segments, num_contexts = lengths.shape[0], DEFAULT_LEVELS[kind].shape[0]
-    states, facts, begin = np.empty(lanes, np.uint64), facts_of(shifts, one_sided), ACTIVITY[start]
-    escapes_at = at
-    for segment in range(num_segments):
-        if lengths[segment, 0] < 0:
-            return BAD_WORDS
-        escapes_at += 2 * lengths[segment, 0]
-    raw = data[escapes_at + lengths[:, 1].sum() :]
-    words = np.empty(lengths[:, 0].max() + 8, np.uint16)
-    for segment in range(num_segments):
-        first, last = units * segment // num_segments, units * (segment + 1) // num_segments
-        num_words, num_bytes = lengths[segment, 0], lengths[segment, 1]
-        stream, escapes = data[at : at + 2 * num_words], data[escapes_at : escapes_at + num_bytes]
-        for i in range(num_words):
-            words[i] = np.uint16(stream[2 * i]) | np.uint16(stream[2 * i + 1]) << np.uint16(8)
-        words[num_words : num_words + 8] = 0
-        for lane in range(lanes):
-            states[lane] = U(words[2 * lane]) << U(16) | U(words[2 * lane + 1])
-        size, used = U(num_words), U(2 * lanes)
-        progress[BITS] = 0
-        if layout == PLANES:
-            used = read_planes(
-                kind,
-                rows,
-                columns,
-                first,
-                last,
-                states,
-                words,
-                size,
-                used,
-                table,
-                escapes,
-                shifts,
-                unit,
-                raw,
-                raw_bits,
-                progress,
-                out,
-            )
-        elif layout == TOKENS:
-            used = get_tokens(
-                rows,
-                columns,
-                first,
-                last,
-                begin,
-                borders_of(begin),
-                num_contexts,
-                states,
-                words,
-                size,
-                used,
-                table,
-                is_direct,
-                facts,
-                unit,
-                out,
-                escapes,
-                progress,
-            )
-        else:
-            used = get_flat(
-                first, last, states, words, size, used, table, is_direct, facts, unit, out, escapes, progress
-            )
-        if progress[BITS] < 0:
-            return BAD_ESCAPES
-        if used != size or np.any(states != LEAST):
-            return BAD_WORDS
-        if not ends_in_zeros(escapes, progress[BITS]):
-            return LEFT_ESCAPES
-        at += 2 * num_words
-        escapes_at += num_bytes
-    return GOOD
-
-
-@njit
-def read_planes(
-    kind,
-    rows,
-    columns,
-    first,
-    last,
-    states,
-    words,
-    size,
-    at,
-    table,
-    escapes,
-    shifts,
-    unit,
-    raw,
-    raw_bits,
-    progress,
-    out,
-):
-    """Reads a segment of planes, block by block, and makes values of them; returns the position in ``words``."""
-    one_sided = kind == ONE_SIDED_PLANES
-    lanes, plane_size = states.size, rows * columns
-    flat = out.reshape(out.size // plane_size, plane_size)
-    block = np.empty((lanes, rows * ((columns + 1) // 2)), np.uint8)
-    room = min(4 * escapes.size + 2, lanes * plane_size)  # no escaped number takes less than two bits
-    places, numbers = np.empty(room, np.int64), np.empty(room, np.int32)
-    padded, lifts = np.zeros(plane_size + 2 * columns + 2, np.int16), np.empty((2, plane_size), np.int16)
-    for plane in range(first, last, lanes):
-        count = min(lanes, last - plane)
-        if one_sided:
-            at, found = GET_ONE_SIDED(
-                count, rows, columns, states, words, size, at, table, block, escapes, progress, places, numbers
-            )
-        else:
-            at, found = GET_SIGNED(
-                count, rows, columns, states, words, size, at, table, block, escapes, progress, places, numbers
-            )
-        if at > size or progress[BITS] < 0:
-            return at
-        place_planes(
-            block,
-            one_sided,
-            rows,
-            columns,
-            found,
-            places,
-            numbers,
-            shifts,
-            unit,
-            raw,
-            raw_bits,
-            progress,
-            padded,
-            lifts,
-            flat[plane : plane + count],
-        )
-    return at
 
 
 @njit

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from serverlight.codec.backends.cpu_kernels import fetch_ahead, inlined, lowest_mark, njit
-from serverlight.codec.backends.cpu_lanes import LARGEST, RAW, are_whole, get_number, get_run, join_raw
+from serverlight.codec.backends.cpu_kernels import inlined, lowest_mark, njit
+from serverlight.codec.backends.cpu_lanes import LARGEST, RAW, are_whole, get_line, get_number, get_run, join_raw
 from serverlight.codec.backends.cpu_reconstruct import place_large_values, place_values, plain_lifts
-from serverlight.codec.backends.cpu_symbols import SMALL_MEAN, is_leaning, moved, token_contexts, token_learn
+from serverlight.codec.backends.cpu_symbols import (
+    SMALL_MEAN,
+    borders_of,
+    is_leaning,
+    moved,
+    token_contexts,
+    token_learn,
+)
 
 U = np.uint64
 LARGEST_NARROW = 1 << 24
@@ -119,12 +126,16 @@ def small_number(nibble, turned):
 
 
 @njit
-def get_line_escapes(line, turned, upper, lower, is_single, escapes, progress, found):
-    """Reads the escaped numbers of a line's pairs."""
-    for i in range(find_escapes(line, upper.size, found)):
+def get_pairs(line, turned, found, is_single, streams, numbers):
+    """Reads the numbers of the pairs of a line that have escapes, each from its segment's bytes."""
+    borders, escape_borders, progress, escapes = streams[0], streams[1], streams[5], streams[7]
+    segment = 0
+    for i in range(found.size):
         channel = found[i]
-        first, second = get_pair(line[channel], turned[channel] != 0, is_single, escapes, progress)
-        upper[channel], lower[channel] = first, second
+        while channel >= borders[segment + 1] - borders[0]:
+            segment += 1
+        own = escapes[escape_borders[segment] : escape_borders[segment + 1]]
+        numbers[0, i], numbers[1, i] = get_pair(line[channel], turned[channel] != 0, is_single, own, progress[segment])
 
 
 @njit
@@ -144,53 +155,46 @@ def numbers_of(line, turned, upper, lower):
 
 
 @njit
-def get_tokens(
-    rows,
-    columns,
-    first,
-    last,
-    start,
-    borders,
-    num_contexts,
-    states,
-    words,
-    size,
-    at,
-    table,
-    is_direct,
-    facts,
-    unit,
-    out,
-    escapes,
-    progress,
-):
-    """Reads a segment of channels into ``out``, as values or the bits of numbers; returns the position in ``words``."""
-    width = last - first
+def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, facts, unit, out):
+    """Reads some segments line by line, as values or the bits of numbers; stops where the words of one are not enough.
+
+    Args:
+        rows, columns: of the tensor.
+        start: the channels' mean to begin with.
+        num_contexts: rows of the tables for pairs.
+        streams: see :func:`serverlight.codec.backends.cpu_streams.streams_of`.
+        table: the reader's table.
+        is_direct: whether lines become values at once.
+        facts, unit: shifts, and a 64th of the step.
+        out: float32, shape (rows * columns,).
+    """
+    offset, width = streams[0][0], streams[0][-1] - streams[0][0]
     busy, lean = np.full(width, start, np.int32), np.zeros(width, np.int32)
     small_busy, small_lean = np.empty(width, np.int16), np.empty(width, np.int16)
-    contexts, turned, line = np.empty(width, np.uint8), np.empty(width, np.uint8), np.empty(width + 8, np.uint8)
+    contexts, turned, line = (
+        np.zeros(width + 8, np.uint8),
+        np.empty(width, np.uint8),
+        np.empty(width + 8, np.uint8),
+    )
     upper, lower, found = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int64)
     old, numbers = np.empty((2, width), np.int16), np.empty((2, width), np.int64)
+    borders = borders_of(start)
     narrow_borders = np.minimum(borders, SMALL_MEAN + 1)
     token_contexts(busy, lean, borders, contexts, turned)
     for row in range(0, rows, 2):
-        pair, base, is_single = row // 2, row * columns + first, row + 1 >= rows
+        pair, base, is_single = row // 2, row * columns + offset, row + 1 >= rows
         if is_single:
             contexts += np.uint8(num_contexts)
-        fetch_ahead(out[base : base + width])  # lines of a segment are short and far apart
-        if not is_single:
-            fetch_ahead(out[base + columns : base + columns + width])
-        at = get_run(contexts, width, states, words, size, at, table, line)
-        if at > size:
-            break
+        if not get_line(streams, contexts, table, line):
+            return
         above = out[base : base + width]
         if is_direct and pair >= 3 and not is_single:
             count = find_escapes(line, width, found)
             for i in range(count):
                 channel = found[i]
                 old[0, i], old[1, i] = small_busy[channel], small_lean[channel]
-                turn = small_lean[channel] < 0
-                numbers[0, i], numbers[1, i] = get_pair(line[channel], turn, False, escapes, progress)
+                turned[channel] = small_lean[channel] < 0
+            get_pairs(line, turned, found[:count], False, streams, numbers)
             below = out[base + columns : base + columns + width]
             busy_values(line[:width], narrow_borders, facts, unit, small_busy, small_lean, contexts, above, below)
             for i in range(count):
@@ -203,7 +207,10 @@ def get_tokens(
             for channel in range(width):
                 turned[channel] = small_lean[channel] < 0
         numbers_of(line, turned, upper, lower)
-        get_line_escapes(line, turned, upper, lower, is_single, escapes, progress, found)
+        count = find_escapes(line, width, found)
+        get_pairs(line, turned, found[:count], is_single, streams, numbers)
+        for i in range(count):
+            upper[found[i]], lower[found[i]] = numbers[0, i], numbers[1, i]
         place_line(upper, is_direct, facts, unit, above)
         if not is_single:
             place_line(lower, is_direct, facts, unit, out[base + columns : base + columns + width])
@@ -211,7 +218,6 @@ def get_tokens(
             token_contexts(busy, lean, borders, contexts, turned)
         if pair == 2 and is_direct:
             small_busy[:], small_lean[:] = busy, lean
-    return at
 
 
 @njit
@@ -239,15 +245,17 @@ def place_line(numbers, is_direct, facts, unit, out):
 
 
 @njit
-def get_flat(first, last, states, words, size, at, table, is_direct, facts, unit, out, escapes, progress):
-    """The same for a segment of a flat run of pairs."""
-    count = last - first
+def get_flat(streams, table, is_direct, facts, unit, out):
+    """The same for one segment of a flat run of pairs."""
+    borders, escape_borders, states, positions, limits, progress, words, escapes = streams
+    first, last, escapes = borders[0], borders[1], escapes[escape_borders[0] : escape_borders[1]]
+    count, size, progress = last - first, limits[0], progress[0]
     rows_of, line, found = np.zeros(count, np.uint8), np.empty(count + 8, np.uint8), np.empty(count, np.int64)
     is_single = 2 * last > out.size
     rows_of[count - 1] = is_single
-    at = get_run(rows_of, count, states, words, size, at, table, line)
-    if at > size:
-        return at
+    positions[0] = get_run(rows_of, count, states[0], words, size, positions[0], table, line)
+    if positions[0] > size:
+        return
     part, whole = out[2 * first : 2 * last], count - is_single
     bits = part.view(np.int32)
     if is_direct:
@@ -263,7 +271,6 @@ def get_flat(first, last, states, words, size, at, table, is_direct, facts, unit
         place_one(upper, is_direct, facts, unit, part, bits, 2 * pair)
         if pair < whole:
             place_one(lower, is_direct, facts, unit, part, bits, 2 * pair + 1)
-    return at
 
 
 @njit

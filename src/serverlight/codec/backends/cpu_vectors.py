@@ -16,7 +16,7 @@ import numba
 from llvmlite import ir
 from numba.extending import intrinsic
 
-__all__ = ["HAS_VECTORS", "get_group", "put_group"]
+__all__ = ["HAS_VECTORS", "get_group", "get_one_sided_group", "get_signed_group", "put_group", "turn_group"]
 
 LANES = 8
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
@@ -32,12 +32,14 @@ def _has_vectors() -> bool:
 
 
 HAS_VECTORS = _has_vectors()
+"""Where there are none, what codes or reads groups must not be called; it is there, since all that might call it is compiled."""
 
 
 # -- vectors of eight ----------------------------------------------------------------------------------------------
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-BYTES, HALVES, WORDS, LONGS, FLAGS = (ir.VectorType(ir.IntType(bits), LANES) for bits in (8, 16, 32, 64, 1))
+BYTES, HALVES, WORDS, LONGS = (ir.VectorType(ir.IntType(bits), LANES) for bits in (8, 16, 32, 64))
+NOTHING = LONG(0)
 
 
 class Vectors:
@@ -50,10 +52,11 @@ class Vectors:
         """The same constant in each place."""
         return ir.Constant(kind, [number] * LANES)
 
-    def spread(self, number: Any) -> Any:
-        """The same number in each place, in 32 bits."""
-        short = self.builder.trunc(number, WORD) if number.type.width > WORD.width else number
-        single = self.builder.insert_element(ir.Constant(WORDS, ir.Undefined), short, WORD(0))
+    def spread(self, number: Any, kind: Any = WORDS) -> Any:
+        """The lower bits of a number in each place."""
+        single = self.builder.insert_element(
+            ir.Constant(kind, ir.Undefined), self.builder.trunc(number, kind.element), WORD(0)
+        )
         return self.builder.shuffle_vector(single, single, self.all(0))
 
     def load(self, address: Any, kind: Any, align: int) -> Any:
@@ -77,6 +80,10 @@ class Vectors:
         """Flags of the first ``count`` lanes."""
         return self.builder.icmp_unsigned("<", ir.Constant(WORDS, list(range(LANES))), self.spread(count))
 
+    def flags(self, bits: Any) -> Any:
+        """The lower eight bits of a number as flags."""
+        return self.builder.bitcast(self.builder.trunc(bits, BYTE), ir.VectorType(ir.IntType(1), LANES))
+
     def number_of(self, flags: Any) -> Any:
         """How many flags are set, in 64 bits."""
         return self.builder.ctpop(self.builder.zext(self.builder.bitcast(flags, BYTE), LONG))
@@ -95,19 +102,24 @@ def _entries(vectors: Vectors, index: Any, stride: Any, table: Any, count: Any) 
         index = builder.add(index, builder.select(more, stride, LONG(0)))
     rows = [vectors.shuffle(found[lane], found[lane + 4], range(8)) for lane in range(4)]
     firsts, seconds = (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)
-    halves = [[vectors.shuffle(*pair, places) for pair in (rows[:2], rows[2:])] for places in (firsts, seconds)]
+    halves = [
+        [vectors.shuffle(first, second, places) for first, second in (rows[:2], rows[2:])]
+        for places in (firsts, seconds)
+    ]
     lower, upper = (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)
-    limit, reciprocal, bias, last = (vectors.shuffle(*pair, places) for pair in halves for places in (lower, upper))
+    limit, reciprocal, bias, last = (
+        vectors.shuffle(first, second, places) for first, second in halves for places in (lower, upper)
+    )
     return limit, reciprocal, bias, last
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def put_group(
     typing_context: Any, states: Any, index: Any, stride: Any, table: Any, end: Any, count: Any, mark: Any
 ) -> Any:
     """Codes one symbol into each of the first ``count`` of eight states; their words end up before an address, lane 0's first.
 
-    Eight words before that address are overwritten, whatever their number is.
+    Eight words before that address are overwritten, whatever their number is, and so are the other states.
 
     Args:
         states: address of eight states of 32 bits.
@@ -123,6 +135,8 @@ def put_group(
     """
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        if not HAS_VECTORS:
+            return NOTHING
         states, index, stride, table, end, count, mark = arguments
         vectors = Vectors(builder)
         limit, reciprocal, bias, last = _entries(vectors, index, stride, table, count)
@@ -139,7 +153,7 @@ def put_group(
         shift = builder.and_(builder.lshr(last, vectors.all(16)), vectors.all(31))  # of 32 and more, 32 are done
         worth = builder.mul(builder.lshr(quotient, shift), builder.and_(last, vectors.all(0xFFFF)))
         coded = builder.add(builder.add(less, bias), worth)
-        vectors.store(builder.select(taking, coded, state), states, 4)
+        vectors.store(coded, states, 4)
         marked = builder.and_(builder.icmp_unsigned(">=", last, vectors.spread(mark)), taking)
         marks = builder.zext(builder.bitcast(marked, BYTE), LONG)
         return builder.or_(num_words, builder.shl(marks, LONG(8)))
@@ -161,10 +175,10 @@ def _looked_up(vectors: Vectors, table: Any, places: Any) -> Any:
     return found
 
 
-def _read(vectors: Vectors, states: Any, rows: Any, table: Any, words: Any, count: Any) -> tuple[Any, Any]:
+def _read(vectors: Vectors, states: Any, rows: Any, table: Any, words: Any, taking: Any) -> tuple[Any, Any]:
     """Takes a symbol from each lane's state, and words into those that become too small; returns symbols and number of words."""
     builder = vectors.builder
-    state, taking = vectors.load(states, WORDS, 4), vectors.below(count)
+    state, rows = vectors.load(states, WORDS, 4), builder.zext(rows, WORDS)
     slots = builder.and_(state, vectors.all(4095))
     entry = _looked_up(vectors, table, builder.or_(builder.shl(rows, vectors.all(12)), slots))
     frequency = builder.and_(entry, vectors.all(4095))
@@ -174,13 +188,15 @@ def _read(vectors: Vectors, states: Any, rows: Any, table: Any, words: Any, coun
     ahead = builder.zext(vectors.load(words, HALVES, 2), WORDS)
     ahead = vectors.call("llvm.x86.avx512.mask.expand.v8i32", ahead, vectors.all(0), short)
     longer = builder.select(short, builder.or_(builder.shl(less, vectors.all(16)), ahead), less)
-    vectors.store(builder.select(taking, longer, state), states, 4)
-    return builder.lshr(entry, vectors.all(24)), vectors.number_of(short)
+    vectors.store(longer, states, 4)  # of all lanes: what is stored in part is slow to be read again
+    return builder.trunc(builder.lshr(entry, vectors.all(24)), BYTES), vectors.number_of(short)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def get_group(typing_context: Any, states: Any, rows: Any, table: Any, words: Any, into: Any, count: Any) -> Any:
-    """Reads one symbol from each of the first ``count`` of eight states; returns how many words were taken.
+@intrinsic
+def get_group(typing_context: Any, states: Any, rows: Any, table: Any, words: Any, into: Any, taking: Any) -> Any:
+    """Reads one symbol from each of eight states, or of those that take part; returns how many words were taken.
+
+    The other states are overwritten.
 
     Args:
         states: address of eight states of 32 bits.
@@ -188,16 +204,121 @@ def get_group(typing_context: Any, states: Any, rows: Any, table: Any, words: An
         table: address of the reader's table, 4096 numbers of 32 bits a row.
         words: address of the next word; eight are there.
         into: address of eight bytes for the symbols.
-        count: so many lanes take part, at least one.
+        taking: a bit for each lane that takes part, lane 0's the lowest.
     """
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        states, rows, table, words, into, count = arguments
+        if not HAS_VECTORS:
+            return NOTHING
+        states, rows, table, words, into, taking = arguments
         vectors = Vectors(builder)
-        wide_rows = builder.zext(vectors.load(rows, BYTES, 1), WORDS)
-        symbols, taken = _read(vectors, states, wide_rows, table, words, count)
-        vectors.store(builder.trunc(symbols, BYTES), into, 1)
+        symbols, taken = _read(vectors, states, vectors.load(rows, BYTES, 1), table, words, vectors.flags(taking))
+        vectors.store(symbols, into, 1)
         return taken
 
     number = numba.uint64
     return number(number, number, number, number, number, number), generate
+
+
+def _reader_of_planes(one_sided: bool) -> Any:
+    """An intrinsic for planes of one kind."""
+
+    @intrinsic
+    def get_plane_group(
+        typing_context: Any,
+        states: Any,
+        above: Any,
+        left: Any,
+        table: Any,
+        words: Any,
+        into: Any,
+        taking: Any,
+        tail: Any,
+    ) -> Any:
+        def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            if not HAS_VECTORS:
+                return NOTHING
+            states, above, left, table, words, into, taking, tail = arguments
+            vectors = Vectors(builder)
+            flags, place = vectors.flags(taking), builder.add(*(vectors.load(at, BYTES, 1) for at in (above, left)))
+            row, turned = (place, None) if one_sided else _leaning(vectors, place)
+            row = builder.add(row, vectors.spread(tail, BYTES))
+            symbols, taken = _read(vectors, states, row, table, words, flags)
+            upper, lower = builder.lshr(symbols, vectors.all(4, BYTES)), builder.and_(symbols, vectors.all(15, BYTES))
+            escaped = [builder.icmp_unsigned("==", nibbles, vectors.all(15, BYTES)) for nibbles in (upper, lower)]
+            marked = builder.and_(builder.or_(*escaped), flags)
+            up, beside = (_classes(vectors, nibbles, turned) for nibbles in (upper, lower))
+            beside = builder.select(builder.icmp_unsigned("==", tail, LONG(0)), beside, up)
+            three = builder.add(builder.add(up, up), up)
+            vectors.store(builder.add(three, beside), above, 1)
+            vectors.store(builder.add(builder.shl(beside, vectors.all(3, BYTES)), beside), left, 1)
+            if turned is not None:
+                upper, lower = (_upright(vectors, nibbles, turned) for nibbles in (upper, lower))
+                symbols = builder.or_(builder.shl(upper, vectors.all(4, BYTES)), lower)
+            vectors.store(symbols, into, 1)
+            marks = builder.zext(builder.bitcast(marked, BYTE), LONG)
+            return builder.or_(taken, builder.shl(marks, LONG(8)))
+
+        number = numba.uint64
+        return number(number, number, number, number, number, number, number, number), generate
+
+    return get_plane_group
+
+
+def _leaning(vectors: Vectors, place: Any) -> tuple[Any, Any]:
+    """Row of the tables of a pair of signed numbers, and whether its signs are turned around."""
+    builder = vectors.builder
+    leaning = builder.sub(place, vectors.all(13, BYTES))
+    turned = builder.icmp_signed("<", leaning, vectors.all(0, BYTES))
+    return builder.select(turned, builder.neg(leaning), leaning), turned
+
+
+def _classes(vectors: Vectors, nibbles: Any, turned: Any) -> Any:
+    """Classes of numbers as neighbours, of those that are not escaped."""
+    builder = vectors.builder
+    if turned is None:
+        return builder.select(
+            builder.icmp_unsigned("<", nibbles, vectors.all(2, BYTES)), nibbles, vectors.all(2, BYTES)
+        )
+    odd = builder.icmp_unsigned("!=", builder.and_(nibbles, vectors.all(1, BYTES)), vectors.all(0, BYTES))
+    signs = builder.select(builder.xor(odd, turned), vectors.all(2, BYTES), vectors.all(0, BYTES))
+    return builder.select(builder.icmp_unsigned("==", nibbles, vectors.all(0, BYTES)), vectors.all(1, BYTES), signs)
+
+
+def _upright(vectors: Vectors, nibbles: Any, turned: Any) -> Any:
+    """Nibbles with their own signs: odd ones are positive, and neither zero nor the escape has one."""
+    builder = vectors.builder
+    less = builder.sub(nibbles, vectors.all(1, BYTES))
+    flipped = builder.add(builder.xor(less, vectors.all(1, BYTES)), vectors.all(1, BYTES))
+    has_sign = builder.icmp_unsigned("<", less, vectors.all(14, BYTES))
+    return builder.select(builder.and_(has_sign, turned), flipped, nibbles)
+
+
+get_one_sided_group, get_signed_group = _reader_of_planes(True), _reader_of_planes(False)
+"""Read the symbols of one place in each of eight planes, or of those that take part; return how many words were taken, and above
+eight bits a flag for each lane whose symbol has escapes.
+
+Args:
+    states, table, words, taking: as for :func:`get_group`.
+    above: address of eight bytes: three times the class of the first number above, plus that of the second; becomes what this
+        pair tells the row below, as if nothing were escaped.
+    left: address of eight bytes: nine times the class of the number on the left; becomes what this pair tells the next one.
+    into: address of eight bytes for the symbols, which have their own signs there.
+    tail: what to add to rows of the tables at the single end of an odd line; elsewhere 0.
+"""
+
+
+@intrinsic
+def turn_group(typing_context: Any, source: Any, target: Any, pitch: Any) -> Any:
+    """Writes eight rows of eight bytes as columns: byte ``i`` of row ``j`` to byte ``j`` of a row ``i`` times ``pitch`` away."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        source, target, pitch = arguments
+        vectors = Vectors(builder)
+        square = vectors.load(source, ir.VectorType(BYTE, LANES * LANES), 1)
+        for lane in range(LANES):
+            vectors.store(vectors.shuffle(square, square, range(lane, LANES * LANES, LANES)), target, 1)
+            target = builder.add(target, pitch)
+        return LONG(0)
+
+    return numba.uint64(numba.uint64, numba.uint64, numba.uint64), generate

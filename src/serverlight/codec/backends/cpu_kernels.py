@@ -53,3 +53,23 @@ def lowest_mark(typing_context: Any, marks: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return numba.uint64(numba.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def write_sixteen(typing_context: Any, address: Any, first: Any, pace: Any) -> Any:
+    """Writes sixteen numbers of 32 bits to an address, each larger than the one before by ``pace``; a loop writes one by one."""
+    from llvmlite import ir
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        vector, number = ir.VectorType(ir.IntType(32), 16), ir.IntType(32)
+
+        def spread(single: Any) -> Any:
+            alone = builder.insert_element(ir.Constant(vector, ir.Undefined), single, number(0))
+            return builder.shuffle_vector(alone, alone, ir.Constant(vector, [0] * 16))
+
+        address, first, pace = arguments
+        numbers = builder.add(spread(first), builder.mul(spread(pace), ir.Constant(vector, list(range(16)))))
+        builder.store(numbers, builder.inttoptr(address, vector.as_pointer()), align=4)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return numba.uint64(numba.uint64, numba.uint32, numba.uint32), generate

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from serverlight.codec import tables
-from serverlight.codec.backends.cpu_kernels import inlined, njit
+from serverlight.codec.backends.cpu_kernels import inlined, njit, write_sixteen
 
 U = np.uint64
 ONE = 65536
@@ -256,14 +256,14 @@ def decoder_table(frequencies):
     """
     num_rows, at = frequencies.shape[0], U(0)
     table = np.empty(num_rows * 4096 + 16, np.uint32)
+    into, place, most = U(table.ctypes.data), np.uint32(1 << 12), np.uint32(16 << 12)
     for row in range(num_rows):
         for symbol in range(256):
             frequency = frequencies[row, symbol]
             entry, end = np.uint32(frequency) | np.uint32(symbol) << np.uint32(24), at + U(frequency)
             while at < end:
-                for i in range(16):
-                    table[at + U(i)] = np.uint32(entry + np.uint32(np.uint32(i) << np.uint32(12)))
+                write_sixteen(into + U(4) * at, np.uint32(entry), place)
                 at += U(16)
-                entry = np.uint32(entry + np.uint32(16 << 12))
+                entry = np.uint32(entry + most)
             at = end
     return table

@@ -19,7 +19,14 @@ from serverlight.codec.backends.cpu_reconstruct import (
     signed_lifts,
     wide_lifts,
 )
-from serverlight.codec.backends.cpu_vectors import get_one_sided_group, get_signed_group
+from serverlight.codec.backends.cpu_vectors import (
+    HAS_VECTORS,
+    RUN,
+    get_one_sided_group,
+    get_signed_group,
+    place_one_sided_group,
+    place_signed_group,
+)
 from serverlight.codec.backends.reference_symbols import nibble_of, number_of
 
 U = np.uint64
@@ -271,7 +278,9 @@ def place_planes(block, stage, rows, columns, sent, shifts, unit, raw, progress,
     _, one_sided, _, _, raw_bits = stage
     (found, places, numbers), size, begin = sent, rows * columns, columns + 1
     here = plane[begin : begin + size]
-    run = here, lifts[1], plane[begin - columns : begin - columns + size], plane[begin + columns :]
+    sums = lifts[1]
+    run = here, sums, plane[begin - columns : begin - columns + size], plane[begin + columns :]
+    by_class = lifts_by_class(shifts, one_sided)
     for lane in range(out.shape[0]):
         expand(block[lane], one_sided, rows, columns, here)
         is_wide = False
@@ -286,12 +295,43 @@ def place_planes(block, stage, rows, columns, sent, shifts, unit, raw, progress,
                 out[lane],
             )  # fmt: skip
             continue
-        beside(plane, begin, rows, columns, lifts[1])
+        beside(plane, begin, rows, columns, sums)
+        done = place_runs(run, one_sided, by_class, unit, out, lane) if HAS_VECTORS else 0
+        if done < size:
+            rest, lift = (run[0][done:], run[1][done:], run[2][done:], run[3][done:]), lifts[0][done:]
+            if one_sided:
+                one_sided_lifts(rest, shifts, lift)
+            else:
+                signed_lifts(rest, shifts, lift)
+            place_values(rest[0], lift, unit, out[lane][done:])
+
+
+@njit
+def lifts_by_class(shifts, one_sided):
+    """What a vector of elements looks its lifts up in; int16, shape (32,)."""
+    lifts = np.zeros(32, np.int16)
+    for around in range(5):
+        lifts[1 + around] = shifts[around] if around or one_sided else 0
+    for around in range(-1, 5):
+        high, middle = around >= 4, around >= (2 if one_sided else 0)
+        lifts[7 + around] = shifts[7 if high else (6 if middle else 5)]
+    lifts[12:18], lifts[18:24] = shifts[8], shifts[9]
+    return lifts
+
+
+@njit
+def place_runs(run, one_sided, lifts, unit, out, lane):
+    """Values of as many elements of a plane as fill vectors; returns how many."""
+    here, sides, up, down = U(run[0].ctypes.data), U(run[1].ctypes.data), U(run[2].ctypes.data), U(run[3].ctypes.data)
+    done, table = out.shape[1] & ~(RUN - 1), U(lifts.ctypes.data)
+    into = U(out.ctypes.data) + U(4 * out.shape[1] * lane)
+    for i in range(U(0), U(done), U(RUN)):
+        o = U(2) * i
         if one_sided:
-            one_sided_lifts(run, shifts, lifts[0])
+            place_one_sided_group(here + o, sides + o, up + o, down + o, table, unit, into + U(2) * o)
         else:
-            signed_lifts(run, shifts, lifts[0])
-        place_values(here, lifts[0], unit, out[lane])
+            place_signed_group(here + o, sides + o, up + o, down + o, table, unit, into + U(2) * o)
+    return done
 
 
 @njit
@@ -321,14 +361,14 @@ def signed_of(nibble):
 @njit
 def beside(plane, begin, rows, columns, sums):
     """Sums of each element's neighbours on its left and on its right."""
-    left, right = plane[begin - 1 : begin - 1 + sums.size], plane[begin + 1 : begin + 1 + sums.size]
-    for i in range(sums.size):
-        sums[i] = np.int16(left[i] + right[i])
+    left, right = U(begin - 1), U(begin + 1)
+    for i in range(U(sums.size)):
+        sums[i] = np.int16(plane[left + i] + plane[right + i])
     for row in range(rows):
         first, last = row * columns, row * columns + columns - 1
-        sums[last] = left[last] if columns > 1 else 0
+        sums[last] = plane[begin + last - 1] if columns > 1 else 0
         if columns > 1:
-            sums[first] = right[first]
+            sums[first] = plane[begin + first + 1]
 
 
 @njit

@@ -16,7 +16,17 @@ import numba
 from llvmlite import ir
 from numba.extending import intrinsic
 
-__all__ = ["HAS_VECTORS", "get_group", "get_one_sided_group", "get_signed_group", "put_group", "turn_group"]
+__all__ = [
+    "HAS_VECTORS",
+    "RUN",
+    "get_group",
+    "get_one_sided_group",
+    "get_signed_group",
+    "place_one_sided_group",
+    "place_signed_group",
+    "put_group",
+    "turn_group",
+]
 
 LANES = 8
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
@@ -322,3 +332,69 @@ def turn_group(typing_context: Any, source: Any, target: Any, pitch: Any) -> Any
         return LONG(0)
 
     return numba.uint64(numba.uint64, numba.uint64, numba.uint64), generate
+
+
+# -- values of planes ----------------------------------------------------------------------------------------------
+
+RUN = 32
+
+
+def _value_group_of(one_sided: bool) -> Any:
+    """An intrinsic for planes of one kind."""
+    shorts, words = ir.VectorType(HALF, RUN), ir.VectorType(WORD, RUN)
+
+    def const(number: int) -> Any:
+        return ir.Constant(shorts, [number] * RUN)
+
+    @intrinsic
+    def place_group(
+        typing_context: Any, numbers: Any, sides: Any, up: Any, down: Any, lifts: Any, unit: Any, out: Any
+    ) -> Any:
+        def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            if not HAS_VECTORS:
+                return NOTHING
+            vectors = Vectors(builder)
+            *places, lifts, unit, out = arguments
+            here, beside, above, below = (vectors.load(place, shorts, 2) for place in places)
+            around = builder.add(beside, builder.add(above, below))
+            magnitude, turned = here, None
+            if not one_sided:
+                zero, negative = const(0), builder.icmp_signed("<", here, const(0))
+                magnitude = builder.select(negative, builder.neg(here), here)
+                decides = builder.select(builder.icmp_signed("==", here, zero), around, here)
+                turned = builder.icmp_signed("<", decides, zero)
+                around = builder.select(turned, builder.neg(around), around)
+                around = builder.select(builder.icmp_signed("<", around, const(-1)), const(-1), around)
+            around = builder.select(builder.icmp_signed(">", around, const(4)), const(4), around)
+            magnitude = builder.select(builder.icmp_signed(">", magnitude, const(3)), const(3), magnitude)
+            place = builder.add(builder.mul(magnitude, const(6)), builder.add(around, const(1)))
+            kind = ir.FunctionType(shorts, [shorts, shorts])
+            permute = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.hi.512", (), kind)
+            lift = builder.call(permute, [vectors.load(lifts, shorts, 2), place])
+            if turned is not None:
+                lift = builder.select(turned, builder.neg(lift), lift)
+            steps = builder.shl(builder.sext(here, words), ir.Constant(words, [6] * RUN))
+            exact = builder.sitofp(builder.add(steps, builder.sext(lift, words)), ir.VectorType(ir.FloatType(), RUN))
+            single = builder.insert_element(ir.Constant(exact.type, ir.Undefined), unit, WORD(0))
+            units = builder.shuffle_vector(single, single, ir.Constant(words, [0] * RUN))
+            vectors.store(builder.fmul(exact, units), out, 4)
+            return NOTHING
+
+        number = numba.uint64
+        return number(number, number, number, number, number, numba.float32, number), generate
+
+    return place_group
+
+
+place_one_sided_group, place_signed_group = _value_group_of(True), _value_group_of(False)
+"""Makes values of 32 elements of a plane of one kind, numbers of up to 4095 steps.
+
+Args:
+    numbers: address of the numbers of steps, 16 bits.
+    sides: address of the sums of the numbers on their left and right, 16 bits.
+    up, down: addresses of the numbers above and below.
+    lifts: address of 32 lifts of 16 bits in 64ths of a step, by six times the magnitude, at most 3, plus one, plus the sum of the
+        neighbours, from -1 to 4, with the element's own sign, or that of the sum where it is zero.
+    unit: a 64th of the step.
+    out: address of the values.
+"""

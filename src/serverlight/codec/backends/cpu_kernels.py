@@ -7,6 +7,7 @@ points that ``cpu.py`` makes of them, each one machine-code function with all it
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numba
@@ -45,12 +46,39 @@ def marks_within(typing_context: Any, address: Any, low: Any, width: Any) -> Any
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def marks_of_fifteens(typing_context: Any, address: Any) -> Any:
+    """Which of 64 bytes from an address on have a nibble of 15, one bit each."""
+    from llvmlite import ir
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(8), 64)
+        upper, lower = (ir.Constant(vector, [mask] * 64) for mask in (0xF0, 0x0F))
+        pairs = builder.load(builder.inttoptr(arguments[0], vector.as_pointer()), align=1)
+        found = [builder.icmp_unsigned("==", builder.and_(pairs, mask), mask) for mask in (upper, lower)]
+        return builder.bitcast(builder.or_(*found), ir.IntType(64))
+
+    return numba.uint64(numba.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def lowest_mark(typing_context: Any, marks: Any) -> Any:
     """Place of the lowest bit that is set; there is one."""
     from llvmlite import ir
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return numba.uint64(numba.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def read_long(typing_context: Any, address: Any) -> Any:
+    """Eight bytes from an address, the first one lowest; byte by byte they would be read as bytes."""
+    from llvmlite import ir
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        number = builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()), align=1)
+        return number if sys.byteorder == "little" else builder.bswap(number)
 
     return numba.uint64(numba.uint64), generate
 

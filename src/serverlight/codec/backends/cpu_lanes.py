@@ -13,30 +13,42 @@ from __future__ import annotations
 
 import numpy as np
 
-from serverlight.codec.backends.cpu_kernels import inlined, njit
+from serverlight.codec.backends.cpu_kernels import inlined, lowest_mark, njit, read_long
 from serverlight.codec.backends.cpu_vectors import HAS_VECTORS, get_group
 
 U = np.uint64
 LEAST = U(1 << 15)
 LARGEST_NUMBER = 1 << 28
-BITS, LARGEST, RAW, HALF = range(4)
-"""What ``progress`` holds: bits of escapes read, -1 if they are broken; the largest magnitude among them; raw bits read; and
-whether the frame has half escapes."""
+BITS, LARGEST, RAW, HALF, END = range(5)
+"""What a segment's row of ``progress`` holds: the bit of the escapes that is next, -1 if they are broken; the largest magnitude
+among them; raw bits read; whether the frame has half escapes; and the bit of the escapes where the segment's end."""
 
 
 # -- escapes -----------------------------------------------------------------------------------------------------
 
 
-@njit
-def get_golomb(buffer, at):
+@inlined
+def get_golomb(buffer, at, end):
     """Reads an exponential Golomb code; returns it and the position after it, or a position of -1 past the end or over 32 bits."""
-    width, size = 1, 8 * buffer.size
+    if at >= 0 and (at >> 3) + 8 <= buffer.size:  # a window of 57 bits and more has codes of up to 28 bits
+        window = read_long(U(buffer.ctypes.data) + U(at >> 3)) >> U(at & 7)
+        width = np.int64(lowest_mark(window | U(1 << 56))) + 1
+        if width <= 28:
+            value = np.int64(1 << width) | np.int64((window >> U(width)) & U((1 << width) - 1))
+            return (value - 2, at + 2 * width) if at + 2 * width <= end else (0, -1)
+    return get_long_golomb(buffer, at, end)
+
+
+@njit
+def get_long_golomb(buffer, at, end):
+    """The same bit by bit, for long codes and those at the end."""
+    width = 1
     if at < 0:
         return 0, -1
-    while at < size and not (buffer[at >> 3] >> (at & 7)) & 1:
+    while at < end and not (buffer[at >> 3] >> (at & 7)) & 1:
         width += 1
         at += 1
-    if width > 32 or at + 1 + width > size:
+    if width > 32 or at + 1 + width > end:
         return 0, -1
     at += 1
     value = 1 << width
@@ -46,34 +58,34 @@ def get_golomb(buffer, at):
     return value - 2, at
 
 
-@njit
-def are_whole(escapes, progress):
+@inlined
+def are_whole(escapes, progress, segment):
     """Whether the numbers of a pair with the escape symbol are sent whole; with half escapes there is a bit to tell."""
-    at = progress[BITS]
-    if not progress[HALF] or at < 0:
+    at = progress[segment, BITS]
+    if not progress[segment, HALF] or at < 0:
         return True
-    if at >= 8 * escapes.size:
-        progress[BITS] = -1
+    if at >= progress[segment, END]:
+        progress[segment, BITS] = -1
         return True
-    progress[BITS] = at + 1
+    progress[segment, BITS] = at + 1
     return (escapes[at >> 3] >> (at & 7)) & 1 != 0
 
 
-@njit
-def get_number(whole, one_sided, escapes, progress):
+@inlined
+def get_number(whole, one_sided, escapes, progress, segment):
     """Reads an escaped number; a broken one, or one that is too large, is zero and ends the reading of all others.
 
     ``whole`` tells whether the number was sent, or only what it exceeds a nibble by.
     """
-    code, bits = get_golomb(escapes, progress[BITS])
+    code, bits = get_golomb(escapes, progress[segment, BITS], progress[segment, END])
     if whole:
         number = code if one_sided else ((code + 1) >> 1 if code & 1 else -(code >> 1))
     else:
         number = code + 15 if one_sided else (-8 - (code >> 1) if code & 1 else 8 + (code >> 1))
     if abs(number) > LARGEST_NUMBER:
         number, bits = 0, -1
-    progress[BITS] = bits
-    progress[LARGEST] = max(progress[LARGEST], abs(number))
+    progress[segment, BITS] = bits
+    progress[segment, LARGEST] = max(progress[segment, LARGEST], abs(number))
     return np.int32(number)
 
 
@@ -187,7 +199,7 @@ def get_line(streams, rows_of, table, line):
         table: the reader's table.
         line: receives the symbols; uint8, with room for seven more.
     """
-    borders, _, states, at, limits, _, words, _ = streams
+    borders, states, at, limits, _, words, _ = streams
     if HAS_VECTORS and states.shape[1] == 8:
         get_line_by_eights(borders, states, at, words, rows_of, table, line)
     else:

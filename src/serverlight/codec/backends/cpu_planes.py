@@ -73,9 +73,8 @@ def reader_of(one_sided: bool) -> Any:
 
     @njit
     def get_planes(rows, columns, count, streams, table, block, places, numbers):  # type: ignore[no-untyped-def]
-        _, escape_borders, states, positions, limits, progress, words, escapes = streams
-        states, at, size, progress = states[0], positions[0], limits[0], progress[0]
-        escapes = escapes[escape_borders[0] : escape_borders[1]]
+        _, states, positions, limits, progress, words, escapes = streams
+        states, at, size = states[0], positions[0], limits[0]
         pairs, found, o, flat, plane = (columns + 1) // 2, 0, U(0), block.reshape(-1), U(block.shape[1])
         above, lefts = np.full(8 * pairs, outside & 255, np.uint8), np.empty(8, np.int64)
         for row in range(rows):
@@ -111,7 +110,7 @@ def reader_of(one_sided: bool) -> Any:
                         if symbol >= 0xF0 or symbol & 0x0F == 0x0F:
                             begin = found
                             found = get_escapes(
-                                symbol, one_sided, is_single, escapes, progress, first, places, numbers, found
+                                symbol, one_sided, is_single, escapes, progress, 0, first, places, numbers, found
                             )
                             sent = numbers[begin:found]
                             above[8 * pair + lane], lefts[lane] = told_by(symbol, one_sided, is_single, sent)
@@ -141,14 +140,14 @@ def get_ends(count, pair, states, words, at, table, one_sided, above, lefts, fla
 
 
 @njit
-def get_escapes(symbol, one_sided, is_single, escapes, progress, first, places, numbers, found):
+def get_escapes(symbol, one_sided, is_single, escapes, progress, segment, first, places, numbers, found):
     """Reads the escaped numbers of a pair; returns how many have been found."""
-    whole = symbol == 255 and are_whole(escapes, progress)
+    whole = symbol == 255 and are_whole(escapes, progress, segment)
     if symbol >= 0xF0 and found < places.size:
-        places[found], numbers[found] = first, get_number(whole, one_sided, escapes, progress)
+        places[found], numbers[found] = first, get_number(whole, one_sided, escapes, progress, segment)
         found += 1
     if symbol & 0x0F == 0x0F and not is_single and found < places.size:
-        places[found], numbers[found] = first + 1, get_number(whole, one_sided, escapes, progress)
+        places[found], numbers[found] = first + 1, get_number(whole, one_sided, escapes, progress, segment)
         found += 1
     return found
 
@@ -198,7 +197,7 @@ def wide_reader_of(one_sided: bool) -> Any:
 
     @njit
     def get_planes_by_eights(rows, columns, counts, streams, table, mixed, places, numbers, found):  # type: ignore[no-untyped-def]
-        _, _, states, at, limits, _, words, _ = streams
+        _, states, at, limits, _, words, _ = streams
         pairs, ways = (columns + 1) // 2, counts.size
         above, left = np.full((ways, 8 * pairs), outside, np.uint8), np.empty((ways, 8), np.uint8)
         state_at, above_at, left_at = U(states.ctypes.data), U(above.ctypes.data), U(left.ctypes.data)
@@ -238,12 +237,11 @@ def get_block_escapes(symbols, one_sided, is_single, streams, way, first, size, 
 
     ``above`` and ``left`` are told, as by groups.
     """
-    escape_borders, progress, escapes = streams[1], streams[5], streams[7]
-    own, lead = escapes[escape_borders[way] : escape_borders[way + 1]], 0 if one_sided else 13
+    progress, escapes, lead = streams[4], streams[6], 0 if one_sided else 13
     for lane in range(symbols.size):
         symbol, begin, place = symbols[lane], found, lane * size + first
         if symbol >= 0xF0 or symbol & 0x0F == 0x0F:
-            found = get_escapes(symbol, one_sided, is_single, own, progress[way], place, places, numbers, begin)
+            found = get_escapes(symbol, one_sided, is_single, escapes, progress, way, place, places, numbers, begin)
             above[lane], beside = told_by(symbol, one_sided, is_single, numbers[begin:found])
             left[lane] = beside + lead
     return found

@@ -161,7 +161,7 @@ def read_section(data, rows, columns, largest, out):
     stage, unit, progress = (
         (kind, one_sided, is_direct, start, raw_bits),
         step * np.float32(1 / 64),
-        np.zeros(4, np.int64),
+        np.zeros(5, np.int64),
     )
     status = read_streams(
         data[at:], lengths, stage, fields[6], rows, columns, units, lanes, table, shifts, unit, progress, out

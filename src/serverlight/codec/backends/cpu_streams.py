@@ -10,7 +10,7 @@ import numpy as np
 
 from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_kernels import njit
-from serverlight.codec.backends.cpu_lanes import BITS, HALF, LARGEST, LEAST, RAW
+from serverlight.codec.backends.cpu_lanes import BITS, END, HALF, LARGEST, LEAST, RAW
 from serverlight.codec.backends.cpu_planes import (
     GET_ONE_SIDED,
     GET_ONE_SIDED_BY_EIGHTS,
@@ -48,47 +48,49 @@ def streams_of(data, lengths, units, lanes, half_escapes, longest):
         longest: how many words may be taken before the end of them is looked for.
 
     Returns:
-        Borders of segments in the units, and of their bytes in the escapes, each one more than segments; states, shape (segments,
-        lanes); positions in the words; where each segment's words end; progress, shape (segments, 4); words, with ``longest``
-        and eight more; and escapes.
+        Borders of segments in the units, one more than segments; states, shape (segments, lanes); positions in the words; where
+        each segment's words end; progress, shape (segments, 5); words, with ``longest`` and eight more; and escapes.
     """
     count, total = lengths.shape[0], lengths[:, 0].sum()
     words = np.empty(total + longest + 8, np.uint16)
     for i in range(total):
         words[i] = np.uint16(data[2 * i]) | np.uint16(data[2 * i + 1]) << np.uint16(8)
     words[total:] = 0
-    borders, escape_borders = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
-    states, progress = np.empty((count, lanes), np.uint32), np.zeros((count, 4), np.int64)
-    at, limits, begin = np.empty(count, np.uint64), np.empty(count, np.uint64), 0
+    borders, progress, end = np.zeros(count + 1, np.int64), np.zeros((count, 5), np.int64), 0
+    states, at, limits, begin = (
+        np.empty((count, lanes), np.uint32),
+        np.empty(count, np.uint64),
+        np.empty(count, np.uint64),
+        0,
+    )
     for i in range(count):
-        borders[i + 1], escape_borders[i + 1] = units * (i + 1) // count, escape_borders[i] + lengths[i, 1]
+        borders[i + 1], progress[i, BITS], end = units * (i + 1) // count, end, end + 8 * lengths[i, 1]
+        progress[i, END], progress[i, HALF] = end, half_escapes
         for lane in range(lanes):
             states[i, lane] = np.uint32(words[begin + 2 * lane]) << np.uint32(16) | words[begin + 2 * lane + 1]
         at[i], begin = begin + 2 * lanes, begin + lengths[i, 0]
         limits[i] = begin
-    progress[:, HALF] = half_escapes
-    escapes = data[2 * total : 2 * total + escape_borders[count]]
-    return borders, escape_borders, states, at, limits, progress, words, escapes
+    return borders, states, at, limits, progress, words, data[2 * total : 2 * total + end // 8]
 
 
 @njit
 def some_of(streams, start, stop):
     """The streams of some segments."""
-    borders, escape_borders, states, at, limits, progress, words, escapes = streams
-    ends, some = stop + 1, (states[start:stop], at[start:stop], limits[start:stop], progress[start:stop])
-    return borders[start:ends], escape_borders[start:ends], some[0], some[1], some[2], some[3], words, escapes
+    borders, states, at, limits, progress, words, escapes = streams
+    own = states[start:stop], at[start:stop], limits[start:stop], progress[start:stop]
+    return borders[start : stop + 1], own[0], own[1], own[2], own[3], words, escapes
 
 
 @njit
 def fault_of(streams):
     """What is wrong with streams that were read to their ends, or to where they broke."""
-    _, escape_borders, states, at, limits, progress, _, escapes = streams
+    _, states, at, limits, progress, _, escapes = streams
     for i in range(at.size):
         if progress[i, BITS] < 0:
             return BAD_ESCAPES
         if at[i] != limits[i] or np.any(states[i] != LEAST):
             return BAD_WORDS
-        if not ends_in_zeros(escapes[escape_borders[i] : escape_borders[i + 1]], progress[i, BITS]):
+        if not ends_in_zeros(escapes[: progress[i, END] >> 3], progress[i, BITS]):
             return LEFT_ESCAPES
     return GOOD
 
@@ -132,7 +134,7 @@ def read_streams(data, lengths, stage, half_escapes, rows, columns, units, lanes
         for i in range(lengths.shape[0]):
             get_flat(some_of(streams, i, i + 1), table, is_direct, facts_of(shifts, one_sided), unit, out)
     status = fault_of(streams)
-    own = streams[5]
+    own = streams[4]
     progress[LARGEST], progress[RAW] = own[:, LARGEST].max(), own[0, RAW]
     return status
 
@@ -163,11 +165,11 @@ def read_planes(stage, rows, columns, streams, table, shifts, unit, raw, out):
     It is one segment at a time where there are raw bits, which lie in the order of elements, or many escapes, which take room.
     Raw bits that were read are noted in the progress of the first segment.
     """
-    escape_borders, states = streams[1], streams[2]
+    states, progress = streams[1], streams[4]
     count, lanes, size = states.shape[0], states.shape[1], rows * columns
     most = 0
     for i in range(count):
-        most = max(most, escape_borders[i + 1] - escape_borders[i])
+        most = max(most, (progress[i, END] - progress[i, BITS]) >> 3)
     room = min(4 * most + 2, lanes * size)  # no escaped number takes less than two bits
     is_vector = HAS_VECTORS and lanes == 8
     ways = min(4, count) if is_vector and stage[4] == 0 and 4 * 12 * room <= out.size + 1024 else 1
@@ -182,7 +184,7 @@ def read_planes(stage, rows, columns, streams, table, shifts, unit, raw, out):
         while np.any(begins < some[0][1:]):
             counts[:], found[:] = np.minimum(some[0][1:] - begins, lanes), 0
             read_block(stage, rows, columns, counts, some, table, is_vector, mixed, block, places, numbers, found)
-            if np.any(some[3] > some[4]) or np.any(some[5][:, BITS] < 0):
+            if np.any(some[2] > some[3]) or np.any(some[4][:, BITS] < 0):
                 return
             for way in range(begins.size):
                 if is_vector:
@@ -190,7 +192,7 @@ def read_planes(stage, rows, columns, streams, table, shifts, unit, raw, out):
                 values = out[begins[way] * size : (begins[way] + counts[way]) * size].reshape(counts[way], size)
                 sent = found[way], places[way], numbers[way]
                 place_planes(
-                    block, stage, rows, columns, sent, shifts, unit, raw, streams[5][0], padded, lifts, values
+                    block, stage, rows, columns, sent, shifts, unit, raw, progress[0], padded, lifts, values
                 )  # fmt: skip
             begins += counts
 

@@ -8,8 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from serverlight.codec.backends.cpu_kernels import inlined, lowest_mark, njit
-from serverlight.codec.backends.cpu_lanes import LARGEST, RAW, are_whole, get_line, get_number, get_run, join_raw
+from serverlight.codec.backends.cpu_kernels import inlined, lowest_mark, marks_of_fifteens, njit, read_long
+from serverlight.codec.backends.cpu_lanes import (
+    BITS,
+    END,
+    HALF,
+    LARGEST,
+    RAW,
+    are_whole,
+    get_line,
+    get_number,
+    get_run,
+    join_raw,
+)
 from serverlight.codec.backends.cpu_reconstruct import place_large_values, place_values, plain_lifts
 from serverlight.codec.backends.cpu_symbols import (
     SMALL_MEAN,
@@ -22,7 +33,6 @@ from serverlight.codec.backends.cpu_symbols import (
 
 U = np.uint64
 LARGEST_NARROW = 1 << 24
-FIFTEENS = U(0x1111111111111111)
 
 
 # -- symbols to values -------------------------------------------------------------------------------------------
@@ -92,29 +102,28 @@ def exact_value(number, facts, unit):
 
 @njit
 def find_escapes(line, size, found):
-    """Notes which of a line's symbols have escapes; returns how many. ``line`` has room for eight more, which do not count."""
-    count, words = 0, line[: (size + 7) & ~7].view(np.uint64)
-    for i in range(words.size):
-        marks = words[i] & (words[i] >> U(1))
-        marks &= (marks >> U(2)) & FIFTEENS
+    """Notes which of a line's symbols have escapes; returns how many. ``line`` has room for 63 more, which do not count."""
+    count, start = U(0), U(line.ctypes.data)
+    for first in range(U(0), U(size), U(64)):
+        marks = marks_of_fifteens(start + first)
         while marks:
-            place = 8 * i + np.int64(lowest_mark(marks) >> U(3))
-            marks &= ~(U(0xFF) << U(8 * (place & 7)))
-            if place < size:
+            place = first + lowest_mark(marks)
+            marks &= marks - U(1)
+            if place < U(size):
                 found[count] = place
-                count += 1
-    return count
+                count += U(1)
+    return np.int64(count)
 
 
 @njit
-def get_pair(symbol, turned, is_single, escapes, progress):
+def get_pair(symbol, turned, is_single, escapes, progress, segment):
     """Reads the escaped numbers of a pair; returns both of its numbers."""
-    whole = symbol == 255 and are_whole(escapes, progress)
+    whole = symbol == 255 and are_whole(escapes, progress, segment)
     first, second = small_number(symbol >> 4, turned), small_number(symbol & 15, turned)
     if symbol >= 0xF0:
-        first = np.int64(get_number(whole, False, escapes, progress))
+        first = np.int64(get_number(whole, False, escapes, progress, segment))
     if symbol & 0x0F == 0x0F and not is_single:
-        second = np.int64(get_number(whole, False, escapes, progress))
+        second = np.int64(get_number(whole, False, escapes, progress, segment))
     return first, second
 
 
@@ -126,16 +135,49 @@ def small_number(nibble, turned):
 
 
 @njit
-def get_pairs(line, turned, found, is_single, streams, numbers):
-    """Reads the numbers of the pairs of a line that have escapes, each from its segment's bytes."""
-    borders, escape_borders, progress, escapes = streams[0], streams[1], streams[5], streams[7]
-    segment = 0
+def get_pairs(line, turned, found, is_single, segment_of, streams, numbers):
+    """Reads the numbers of the pairs of a line that have escapes, each from its segment's bytes.
+
+    Nothing is decided by branches where all of a pair lies within 56 bits, since no branch could be foreseen.
+    """
+    progress, escapes, one = streams[4], streams[6], U(1)
     for i in range(found.size):
-        channel = found[i]
-        while channel >= borders[segment + 1] - borders[0]:
-            segment += 1
-        own = escapes[escape_borders[segment] : escape_borders[segment + 1]]
-        numbers[0, i], numbers[1, i] = get_pair(line[channel], turned[channel] != 0, is_single, own, progress[segment])
+        channel = U(found[i])
+        segment, symbol, turn = U(segment_of[channel]), np.int64(line[channel]), turned[channel] != 0
+        at = progress[segment, U(BITS)]
+        if at < 0 or (at >> 3) + 8 > escapes.size:
+            numbers[0, i], numbers[1, i] = get_pair(symbol, turn, is_single, escapes, progress, segment)
+            continue
+        window = read_long(U(escapes.ctypes.data) + U(at >> 3)) >> U(at & 7)
+        is_both, tells = symbol == 255, progress[segment, U(HALF)] != 0
+        whole, bit = is_both & ((window & one != U(0)) | (not tells)), U(is_both & tells)
+        window >>= bit
+        first, taken = near_number(window, whole)
+        taken *= U(symbol >= 0xF0)
+        second, more = near_number(window >> (taken & U(63)), whole)
+        more *= U((symbol & 0x0F == 0x0F) & (not is_single))
+        if (
+            max(taken, more) > U(52)
+            or bit + taken + more > U(56)
+            or at + np.int64(bit + taken + more) > progress[segment, U(END)]
+        ):
+            numbers[0, i], numbers[1, i] = get_pair(symbol, turn, is_single, escapes, progress, segment)
+            continue
+        first = first if taken else small_number(symbol >> 4, turn)
+        second = second if more else small_number(symbol & 15, turn)
+        numbers[0, i], numbers[1, i] = first, second
+        progress[segment, U(BITS)] = at + np.int64(bit + taken + more)
+        progress[segment, U(LARGEST)] = max(progress[segment, U(LARGEST)], max(abs(first), abs(second)))
+
+
+@inlined
+def near_number(window, whole):
+    """The signed number that the lowest bits are the code of, and how many they are: right if those of the window are enough."""
+    width = lowest_mark(window | U(1 << 56)) + U(1)
+    code = np.int64((U(1) << width) | ((window >> width) & ((U(1) << width) - U(1)))) - 2
+    odd, half = code & 1, code >> 1
+    magnitude = half + (odd if whole else 8)
+    return (magnitude if (odd != 0) == whole else -magnitude), U(2) * width
 
 
 @njit
@@ -174,13 +216,16 @@ def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, fa
     contexts, turned, line = (
         np.zeros(width + 8, np.uint8),
         np.empty(width, np.uint8),
-        np.empty(width + 8, np.uint8),
+        np.empty(width + 64, np.uint8),
     )
     upper, lower, found = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int64)
     old, numbers = np.empty((2, width), np.int16), np.empty((2, width), np.int64)
     borders = borders_of(start)
     narrow_borders = np.minimum(borders, SMALL_MEAN + 1)
     token_contexts(busy, lean, borders, contexts, turned)
+    segment_of = np.empty(width, np.uint16)
+    for i in range(streams[1].shape[0]):
+        segment_of[streams[0][i] - offset : streams[0][i + 1] - offset] = i
     for row in range(0, rows, 2):
         pair, base, is_single = row // 2, row * columns + offset, row + 1 >= rows
         if is_single:
@@ -194,21 +239,17 @@ def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, fa
                 channel = found[i]
                 old[0, i], old[1, i] = small_busy[channel], small_lean[channel]
                 turned[channel] = small_lean[channel] < 0
-            get_pairs(line, turned, found[:count], False, streams, numbers)
+            get_pairs(line, turned, found[:count], False, segment_of, streams, numbers)
             below = out[base + columns : base + columns + width]
             busy_values(line[:width], narrow_borders, facts, unit, small_busy, small_lean, contexts, above, below)
-            for i in range(count):
-                put_right(
-                    found[i], numbers[0, i], numbers[1, i], old[0, i], old[1, i],
-                    borders, facts, unit, small_busy, small_lean, contexts, above, below,
-                )  # fmt: skip
+            put_right(found[:count], numbers, old, borders, facts, unit, small_busy, small_lean, contexts, above, below)
             continue
         if is_direct and pair >= 3:
             for channel in range(width):
                 turned[channel] = small_lean[channel] < 0
         numbers_of(line, turned, upper, lower)
         count = find_escapes(line, width, found)
-        get_pairs(line, turned, found[:count], is_single, streams, numbers)
+        get_pairs(line, turned, found[:count], is_single, segment_of, streams, numbers)
         for i in range(count):
             upper[found[i]], lower[found[i]] = numbers[0, i], numbers[1, i]
         place_line(upper, is_direct, facts, unit, above)
@@ -221,17 +262,19 @@ def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, fa
 
 
 @njit
-def put_right(channel, first, second, mean, lead, borders, facts, unit, busy, lean, contexts, upper, lower):
-    """Puts right what escaped numbers change in a line; ``mean`` and ``lead`` are the channel's means before it."""
-    upper[channel], lower[channel] = exact_value(first, facts, unit), exact_value(second, facts, unit)
-    a, b = max(min(first, 255), -255), max(min(second, 255), -255)
-    mean = np.int64(mean) + ((64 * (abs(a) + abs(b)) - np.int64(mean)) >> 3)
-    lead = np.int64(lead) + ((64 * (a + b) - np.int64(lead)) >> 3)
-    busy[channel], lean[channel] = mean, lead
-    row = 0
-    for i in range(borders.size):
-        row += mean >= borders[i]
-    contexts[channel] = 2 * row + (8 * abs(lead) >= 3 * mean + 24)
+def put_right(found, numbers, old, borders, facts, unit, busy, lean, contexts, upper, lower):
+    """Puts right what escaped numbers change in a line; ``old`` has the means of their channels before it."""
+    for i in range(found.size):
+        channel, first, second = found[i], numbers[0, i], numbers[1, i]
+        upper[channel], lower[channel] = exact_value(first, facts, unit), exact_value(second, facts, unit)
+        a, b = max(min(first, 255), -255), max(min(second, 255), -255)
+        mean, lead = np.int64(old[0, i]), np.int64(old[1, i])
+        mean += (64 * (abs(a) + abs(b)) - mean) >> 3
+        lead += (64 * (a + b) - lead) >> 3
+        busy[channel], lean[channel], row = mean, lead, 0
+        for border in borders:
+            row += mean >= border
+        contexts[channel] = 2 * row + (8 * abs(lead) >= 3 * mean + 24)
 
 
 @njit
@@ -247,10 +290,10 @@ def place_line(numbers, is_direct, facts, unit, out):
 @njit
 def get_flat(streams, table, is_direct, facts, unit, out):
     """The same for one segment of a flat run of pairs."""
-    borders, escape_borders, states, positions, limits, progress, words, escapes = streams
-    first, last, escapes = borders[0], borders[1], escapes[escape_borders[0] : escape_borders[1]]
-    count, size, progress = last - first, limits[0], progress[0]
-    rows_of, line, found = np.zeros(count, np.uint8), np.empty(count + 8, np.uint8), np.empty(count, np.int64)
+    borders, states, positions, limits, progress, words, escapes = streams
+    first, last, size = borders[0], borders[1], limits[0]
+    count = last - first
+    rows_of, line, found = np.zeros(count, np.uint8), np.empty(count + 64, np.uint8), np.empty(count, np.int64)
     is_single = 2 * last > out.size
     rows_of[count - 1] = is_single
     positions[0] = get_run(rows_of, count, states[0], words, size, positions[0], table, line)
@@ -267,7 +310,7 @@ def get_flat(streams, table, is_direct, facts, unit, out):
         place_one(small_number(line[whole] >> 4, False), is_direct, facts, unit, part, bits, 2 * whole)
     for i in range(find_escapes(line, count, found)):
         pair = found[i]
-        upper, lower = get_pair(line[pair], False, pair >= whole, escapes, progress)
+        upper, lower = get_pair(line[pair], False, pair >= whole, escapes, progress, 0)
         place_one(upper, is_direct, facts, unit, part, bits, 2 * pair)
         if pair < whole:
             place_one(lower, is_direct, facts, unit, part, bits, 2 * pair + 1)

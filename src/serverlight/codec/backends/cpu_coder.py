@@ -7,11 +7,13 @@ states.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from serverlight.codec.backends.cpu_kernels import inlined, njit
+from serverlight.codec.backends.cpu_kernels import highest_mark, inlined, njit
 from serverlight.codec.backends.cpu_model import HALF, mark_of
-from serverlight.codec.backends.cpu_vectors import HAS_VECTORS, put_group
+from serverlight.codec.backends.cpu_vectors import HAS_VECTORS, put_groups
 
 U = np.uint64
 LEAST = U(1 << 15)
@@ -79,30 +81,46 @@ def put_eights_in_turn(
     return at, found
 
 
-@njit
-def put_eights_at_once(
-    count, index, base, stride, advance, groups, lines, pitch, table, states, words, at, escaped, found
-):
-    """The same, and also for groups of fewer pairs, which the first lanes take."""
-    short = states.astype(np.uint32)
-    start, table_at, words_at = U(short.ctypes.data), U(table.ctypes.data), U(words.ctypes.data)
-    index_at, step = U(index.ctypes.data), U(2 * stride)
-    for line in range(lines - 1, -1, -1):
-        begin = base + line * pitch
-        for group in range(groups - 1, -1, -1):
-            o = U(begin + group * advance)
-            put = put_group(start, index_at + U(2) * o, step, table_at, words_at + U(2) * at, U(count), U(HALF))
-            at -= put & U(255)
-            if put > U(255):
-                for lane in range(count - 1, -1, -1):
-                    if (put >> U(8 + lane)) & U(1):
-                        escaped[found] = o + U(lane) * U(stride)
-                        found += 1
-    states[:count] = short[:count]
-    return at, found
+def at_once(own_count: int, own_stride: int) -> Any:
+    """A function that does the same by vectors, also for groups of fewer pairs, which the first lanes take.
+
+    It is faster where it is made for one number of pairs, or for one stride; 0 is for any.
+    """
+
+    @njit
+    def put_eights_at_once(
+        count, index, base, stride, advance, groups, lines, pitch, table, states, words, at, escaped, found
+    ):
+        short = states.astype(np.uint32)
+        start, table_at, words_at, index_at = (
+            U(short.ctypes.data),
+            U(table.ctypes.data),
+            U(words.ctypes.data),
+            U(index.ctypes.data),
+        )
+        taking, step = U(own_count if own_count else count), U(own_stride if own_stride else stride)
+        for line in range(lines - 1, -1, -1):
+            first, left = U(base + line * pitch), U(groups)
+            while left:
+                last = index_at + U(2) * (first + (left - U(1)) * U(advance))
+                begin, left, marks = put_groups(
+                    start, last, U(2) * step, U(2 * advance), left, table_at, words_at + U(2) * at, taking, U(HALF)
+                )
+                at = (begin - words_at) >> U(1)
+                while marks:
+                    lane = highest_mark(marks)
+                    marks ^= U(1) << lane
+                    escaped[found] = first + left * U(advance) + lane * step
+                    found += 1
+        states[:count] = short[:count]
+        return at, found
+
+    return put_eights_at_once
 
 
-put_eights = put_eights_at_once if HAS_VECTORS else put_eights_in_turn
+put_line = at_once(8, 1) if HAS_VECTORS else put_eights_in_turn
+put_all_planes = at_once(8, 0) if HAS_VECTORS else put_eights_in_turn
+put_some_planes = at_once(0, 0)
 
 
 @njit
@@ -138,7 +156,7 @@ def put_run(index, base, count, lines, pitch, table, states, words, at, escaped,
         begin = base + groups * lanes
         at, found = put_loop(index, begin, 1, rest, (rest - 1) % lanes, table, states, words, at, escaped, found)
     if groups and lanes == 8:
-        at, found = put_eights(8, index, base, 1, 8, groups, lines, pitch, table, states, words, at, escaped, found)
+        at, found = put_line(8, index, base, 1, 8, groups, lines, pitch, table, states, words, at, escaped, found)
     elif groups:
         at, found = put_fours(index, base, 1, 4, groups, lines, pitch, table, states, words, at, escaped, found)
     return at, found
@@ -153,11 +171,11 @@ def put_planes(index, size, first, last, table, states, words, at, escaped):
         plane = first + block * lanes
         count = min(lanes, last - plane)
         if count == 8:
-            at, found = put_eights(
+            at, found = put_all_planes(
                 8, index, plane * size, size, 1, size, 1, 0, table, states, words, at, escaped, found
             )
         elif HAS_VECTORS and lanes == 8:
-            at, found = put_eights(
+            at, found = put_some_planes(
                 count, index, plane * size, size, 1, size, 1, 0, table, states, words, at, escaped, found
             )
         elif count == 4 and lanes == 4:

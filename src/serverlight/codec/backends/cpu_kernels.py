@@ -72,6 +72,17 @@ def lowest_mark(typing_context: Any, marks: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def highest_mark(typing_context: Any, marks: Any) -> Any:
+    """Place of the highest bit that is set; there is one."""
+    from llvmlite import ir
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.sub(ir.Constant(ir.IntType(64), 63), builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 1)))
+
+    return numba.uint64(numba.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def read_long(typing_context: Any, address: Any) -> Any:
     """Eight bytes from an address, the first one lowest; byte by byte they would be read as bytes."""
     from llvmlite import ir
@@ -81,6 +92,20 @@ def read_long(typing_context: Any, address: Any) -> Any:
         return number if sys.byteorder == "little" else builder.bswap(number)
 
     return numba.uint64(numba.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_to_long(typing_context: Any, address: Any, bits: Any) -> Any:
+    """Sets bits in eight bytes from an address on, the first one lowest."""
+    from llvmlite import ir
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        bits = arguments[1] if sys.byteorder == "little" else builder.bswap(arguments[1])
+        builder.store(builder.or_(builder.load(place, align=1), bits), place, align=1)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return numba.uint64(numba.uint64, numba.uint64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -24,7 +24,7 @@ __all__ = [
     "get_signed_group",
     "place_one_sided_group",
     "place_signed_group",
-    "put_group",
+    "put_groups",
     "turn_group",
 ]
 
@@ -123,53 +123,88 @@ def _entries(vectors: Vectors, index: Any, stride: Any, table: Any, count: Any) 
     return limit, reciprocal, bias, last
 
 
-@intrinsic
-def put_group(
-    typing_context: Any, states: Any, index: Any, stride: Any, table: Any, end: Any, count: Any, mark: Any
-) -> Any:
-    """Codes one symbol into each of the first ``count`` of eight states; their words end up before an address, lane 0's first.
+def _put(vectors: Vectors, state: Any, entries: Any, end: Any, taking: Any) -> tuple[Any, Any]:
+    """Codes one symbol into each lane that takes part; returns the states after it, and where its words begin."""
+    builder, (limit, reciprocal, bias, last) = vectors.builder, entries
+    full = builder.and_(builder.icmp_unsigned(">=", state, limit), taking)
+    num_words = vectors.number_of(full)
+    words = vectors.call("llvm.x86.avx512.mask.compress.v8i32", state, vectors.all(0), full)
+    order = builder.add(ir.Constant(WORDS, list(range(LANES))), vectors.spread(num_words))
+    words = vectors.call("llvm.x86.avx2.permd", words, order)  # the last ones come to lie at the end
+    vectors.store(builder.trunc(words, HALVES), builder.sub(end, LONG(2 * LANES)), 2)
+    less = builder.select(full, builder.lshr(state, vectors.all(16)), state)
+    product = builder.mul(builder.zext(less, LONGS), builder.zext(reciprocal, LONGS))
+    quotient = builder.trunc(builder.lshr(product, vectors.all(32, LONGS)), WORDS)
+    shift = builder.and_(builder.lshr(last, vectors.all(16)), vectors.all(31))  # of 32 and more, 32 are done
+    worth = builder.mul(builder.lshr(quotient, shift), builder.and_(last, vectors.all(0xFFFF)))
+    return builder.add(builder.add(less, bias), worth), builder.sub(end, builder.shl(num_words, LONG(1)))
 
-    Eight words before that address are overwritten, whatever their number is, and so are the other states.
+
+@intrinsic
+def put_groups(
+    typing_context: Any,
+    states: Any,
+    index: Any,
+    stride: Any,
+    advance: Any,
+    groups: Any,
+    table: Any,
+    end: Any,
+    count: Any,
+    mark: Any,
+) -> Any:
+    """Codes groups of symbols, one into each of the first ``count`` of eight states, up to one that is marked.
+
+    Words end up before an address, those of the last group first, and of a group those of lane 0. Before them, as many as eight
+    more are overwritten, and so are the other states.
 
     Args:
         states: address of eight states of 32 bits.
-        index: address of the first lane's entry, 16 bits.
+        index: address of the entry of the first lane of the last group, 16 bits.
         stride: bytes from one lane's entry to that of the next.
+        advance: bytes from one group's entries to those of the next.
+        groups: how many groups there are, at least one.
         table: address of the writer's table, four numbers of 32 bits an entry.
         end: address after the words.
         count: so many lanes take part, at least one.
         mark: which last numbers of entries count as marked: those that are not less.
 
     Returns:
-        How many words were written, and above eight bits a flag for each lane whose entry is marked.
+        The address of the first word; how many groups are left; and a bit for each lane of the last coded group whose entry is
+        marked.
     """
 
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        states, index, stride, advance, groups, table, end, count, mark = arguments
         if not HAS_VECTORS:
-            return NOTHING
-        states, index, stride, table, end, count, mark = arguments
-        vectors = Vectors(builder)
-        limit, reciprocal, bias, last = _entries(vectors, index, stride, table, count)
-        state, taking = vectors.load(states, WORDS, 4), vectors.below(count)
-        full = builder.and_(builder.icmp_unsigned(">=", state, limit), taking)
-        num_words = vectors.number_of(full)
-        words = vectors.call("llvm.x86.avx512.mask.compress.v8i32", state, vectors.all(0), full)
-        order = builder.add(ir.Constant(WORDS, list(range(LANES))), vectors.spread(num_words))
-        words = vectors.call("llvm.x86.avx2.permd", words, order)  # the last ones come to lie at the end
-        vectors.store(builder.trunc(words, HALVES), builder.sub(end, LONG(2 * LANES)), 2)
-        less = builder.select(full, builder.lshr(state, vectors.all(16)), state)
-        product = builder.mul(builder.zext(less, LONGS), builder.zext(reciprocal, LONGS))
-        quotient = builder.trunc(builder.lshr(product, vectors.all(32, LONGS)), WORDS)
-        shift = builder.and_(builder.lshr(last, vectors.all(16)), vectors.all(31))  # of 32 and more, 32 are done
-        worth = builder.mul(builder.lshr(quotient, shift), builder.and_(last, vectors.all(0xFFFF)))
-        coded = builder.add(builder.add(less, bias), worth)
-        vectors.store(coded, states, 4)
-        marked = builder.and_(builder.icmp_unsigned(">=", last, vectors.spread(mark)), taking)
-        marks = builder.zext(builder.bitcast(marked, BYTE), LONG)
-        return builder.or_(num_words, builder.shl(marks, LONG(8)))
+            return context.make_tuple(builder, signature.return_type, [end, groups, NOTHING])
+        vectors, before = Vectors(builder), builder.block
+        taking, first_state = vectors.below(count), vectors.load(states, WORDS, 4)
+        each = builder.append_basic_block("group")
+        after = builder.append_basic_block("groups_done")
+        builder.branch(each)
+        builder.position_at_end(each)
+        state, place, to, left = (builder.phi(kind) for kind in (WORDS, LONG, LONG, LONG))
+        entries = _entries(vectors, place, stride, table, count)
+        new_state, new_to = _put(vectors, state, entries, to, taking)
+        marked = builder.and_(builder.icmp_unsigned(">=", entries[3], vectors.spread(mark)), taking)
+        marks, new_left = builder.zext(builder.bitcast(marked, BYTE), LONG), builder.sub(left, LONG(1))
+        new_place = builder.sub(place, advance)
+        for phi, first, following in (
+            (state, first_state, new_state), (place, index, new_place), (to, end, new_to), (left, groups, new_left),
+        ):  # fmt: skip
+            phi.add_incoming(first, before)
+            phi.add_incoming(following, each)
+        is_last = builder.or_(
+            builder.icmp_unsigned("==", new_left, LONG(0)), builder.icmp_unsigned("!=", marks, LONG(0))
+        )
+        builder.cbranch(is_last, after, each)
+        builder.position_at_end(after)
+        vectors.store(new_state, states, 4)
+        return context.make_tuple(builder, signature.return_type, [new_to, new_left, marks])
 
     number = numba.uint64
-    return number(number, number, number, number, number, number, number), generate
+    return numba.types.UniTuple(number, 3)(*[number] * 9), generate
 
 
 # -- reading -------------------------------------------------------------------------------------------------------

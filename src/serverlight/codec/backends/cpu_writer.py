@@ -10,7 +10,7 @@ import numpy as np
 from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_coder import LEAST, put_lines, put_planes
 from serverlight.codec.backends.cpu_filter import survey_and_rank
-from serverlight.codec.backends.cpu_kernels import njit
+from serverlight.codec.backends.cpu_kernels import add_to_long, highest_mark, inlined, njit
 from serverlight.codec.backends.cpu_model import (
     ESCAPED,
     build_tables,
@@ -45,13 +45,24 @@ ACTIVITY = activity.ACTIVITY
 # -- escapes -----------------------------------------------------------------------------------------------------
 
 
-@njit
+@inlined
 def put_golomb(buffer, at, value):
-    """An exponential Golomb code of order 1, least significant bit first; returns the position after it."""
-    value += 2
-    width = 1
-    while value >> (width + 1):
-        width += 1
+    """An exponential Golomb code of order 1, least significant bit first; returns the position after it.
+
+    The buffer has zeros from there on, and eight bytes more than it needs.
+    """
+    value = U(value + 2)
+    width = highest_mark(value)
+    if width <= U(28):
+        code = U(1) << (width - U(1)) | (value & ((U(1) << width) - U(1))) << width
+        add_to_long(U(buffer.ctypes.data) + U(at >> 3), code << U(at & 7))
+        return at + np.int64(U(2) * width)
+    return put_long_golomb(buffer, at, np.int64(value), np.int64(width))
+
+
+@njit
+def put_long_golomb(buffer, at, value, width):
+    """The same bit by bit, for long codes."""
     at += width - 1
     buffer[at >> 3] |= np.uint8(1 << (at & 7))
     at += 1
@@ -62,7 +73,7 @@ def put_golomb(buffer, at, value):
     return at
 
 
-@njit
+@inlined
 def code_of(number, one_sided, whole):
     """What an escaped number is sent as: whole, or what it exceeds a nibble by."""
     number = np.int64(number)
@@ -73,7 +84,7 @@ def code_of(number, one_sided, whole):
     return 2 * (abs(number) - 8) + (number < 0)
 
 
-@njit
+@inlined
 def number_at(high, source, place):
     """A high part in full width, from the elements, the reciprocal of the step and the number of raw bits if need be."""
     values, inverse, bits = source
@@ -91,10 +102,12 @@ def put_escapes(
     for i in range(found - 1, -1, -1):
         place = escaped[i]
         if layout == PLANES:
-            line, pair = place // pairs, place % pairs
+            line = np.int64(U(place) // U(pairs))
+            pair = place - line * pairs
             first, step, is_single = line * columns + 2 * pair, 1, 2 * pair + 1 >= columns
         elif layout == TOKENS:
-            line, channel = place // columns, place % columns
+            line = np.int64(U(place) // U(columns))
+            channel = place - line * columns
             first, step, is_single = 2 * line * columns + channel, columns, 2 * line + 1 >= rows
         else:
             first, step, is_single = 2 * place, 1, 2 * place + 1 >= columns
@@ -253,7 +266,7 @@ def code_section(high, source, kind, layout, is_signed, start, shifts, planes, r
             head[at] = np.uint8(shifts[place] & 255)
             at += 1
     words = np.empty(index.size + 2 * lanes * num_segments + 1, np.uint16)
-    escaped, escapes = np.empty(num_escaped, np.int64), np.zeros(18 * num_escaped + num_segments, np.uint8)
+    escaped, escapes = np.empty(num_escaped, np.int64), np.zeros(18 * num_escaped + num_segments + 8, np.uint8)
     lengths = np.empty((num_segments, 2), np.int64)
     begin, states = U(words.size), np.empty(lanes, np.uint64)
     total = 0

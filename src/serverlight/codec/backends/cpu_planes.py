@@ -12,6 +12,12 @@ import numpy as np
 from serverlight.codec import tables
 from serverlight.codec.backends.cpu_kernels import inlined, njit
 from serverlight.codec.backends.cpu_lanes import RAW, are_whole, get, get_number, join_raw
+from serverlight.codec.backends.cpu_plane_vectors import (
+    RUN,
+    place_one_sided_group,
+    place_signed_group,
+    reader_of_rows,
+)
 from serverlight.codec.backends.cpu_reconstruct import (
     one_sided_lifts,
     place_large_values,
@@ -19,14 +25,7 @@ from serverlight.codec.backends.cpu_reconstruct import (
     signed_lifts,
     wide_lifts,
 )
-from serverlight.codec.backends.cpu_vectors import (
-    HAS_VECTORS,
-    RUN,
-    get_one_sided_group,
-    get_signed_group,
-    place_one_sided_group,
-    place_signed_group,
-)
+from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
 from serverlight.codec.backends.reference_symbols import nibble_of, number_of
 
 U = np.uint64
@@ -191,42 +190,52 @@ Args:
 
 def wide_reader_of(one_sided: bool) -> Any:
     """The compiled function that reads planes of one kind by eights, of some segments in turn."""
-    outside = np.int64(OUTSIDE[one_sided]) & 255
+    outside, outside_left = np.int64(OUTSIDE[one_sided]) & 255, 0 if one_sided else 9
     tail_row = NUM_CONTEXTS[ONE_SIDED_PLANES if one_sided else SIGNED_PLANES]
-    get_group = get_one_sided_group if one_sided else get_signed_group
+    get_one, get_two, get_three, get_four = (reader_of_rows(one_sided, ways) for ways in (1, 2, 3, 4))
 
     @njit
     def get_planes_by_eights(rows, columns, counts, streams, table, mixed, places, numbers, found):  # type: ignore[no-untyped-def]
         _, states, at, limits, _, words, _ = streams
         pairs, ways = (columns + 1) // 2, counts.size
         above, left = np.full((ways, 8 * pairs), outside, np.uint8), np.empty((ways, 8), np.uint8)
-        state_at, above_at, left_at = U(states.ctypes.data), U(above.ctypes.data), U(left.ctypes.data)
-        table_at, word_at, symbol_at = U(table.ctypes.data), U(words.ctypes.data), U(mixed.ctypes.data)
-        line, block = U(above.shape[1]), U(mixed.shape[1])
         taking, before = (U(1) << counts.astype(np.uint64)) - U(1), states.copy()
+        each = U(states.ctypes.data), U(left.ctypes.data), U(above.ctypes.data), U(above.shape[1]), U(mixed.ctypes.data)
+        shared = U(mixed.shape[1]), U(words.ctypes.data), U(at.ctypes.data), U(taking.ctypes.data), U(table.ctypes.data)
         for row in range(rows):
-            left[:] = 0 if one_sided else 9
-            for pair in range(pairs):
-                is_single = 2 * pair + 1 >= columns
-                for i in range(ways):
-                    way = U(i)
-                    read = get_group(
-                        state_at + U(32) * way, above_at + line * way + U(8 * pair), left_at + U(8) * way, table_at,
-                        word_at + U(2) * at[way], symbol_at + block * way, taking[way], U(tail_row if is_single else 0),
-                    )  # fmt: skip
-                    at[way] += read & U(255)
-                    if read > U(255):
-                        first, beside = row * columns + 2 * pair, left[way]
-                        symbols, told = mixed[way, 8 * (row * pairs + pair) :][: counts[way]], above[way, 8 * pair :]
+            left[:], done = outside_left, 0
+            while done < pairs:
+                is_single = done == columns // 2
+                many, tail = U(1 if is_single else columns // 2 - done), U(tail_row if is_single else 0)
+                x, beside, up, line, into = each
+                up, into = up + U(8 * done), into + U(8 * (row * pairs + done))
+                block, word, position, lanes, table_at = shared
+                if ways == 4:
+                    rest, marks = get_four(
+                        x, beside, up, line, into, block, word, position, lanes, many, table_at, tail
+                    )
+                elif ways == 3:
+                    rest, marks = get_three(
+                        x, beside, up, line, into, block, word, position, lanes, many, table_at, tail
+                    )
+                elif ways == 2:
+                    rest, marks = get_two(x, beside, up, line, into, block, word, position, lanes, many, table_at, tail)
+                else:
+                    rest, marks = get_one(x, beside, up, line, into, block, word, position, lanes, many, table_at, tail)
+                done += np.int64(many - rest)
+                if marks:
+                    first, pair = row * columns + 2 * (done - 1), 8 * (done - 1)
+                    for way in range(ways):
+                        symbols, told = mixed[way, 8 * row * pairs + pair :][: counts[way]], above[way, pair:]
                         found[way] = get_block_escapes(
                             symbols, one_sided, is_single, streams, way, first, rows * columns, places[way], numbers[way],
-                            found[way], told, beside,
+                            found[way], told, left[way],
                         )  # fmt: skip
-                symbol_at += U(8)
             if np.any(at > limits):
                 return
         for way in range(ways):
-            states[way, counts[way] :] = before[way, counts[way] :]
+            if taking[way] != U(255):  # which is asked at the end, since an array may be gone after its last use
+                states[way, counts[way] :] = before[way, counts[way] :]
 
     return get_planes_by_eights
 

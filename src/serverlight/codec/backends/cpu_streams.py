@@ -11,6 +11,7 @@ import numpy as np
 from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_kernels import njit
 from serverlight.codec.backends.cpu_lanes import BITS, END, HALF, LARGEST, LEAST, RAW
+from serverlight.codec.backends.cpu_plane_vectors import turn_group
 from serverlight.codec.backends.cpu_planes import (
     GET_ONE_SIDED,
     GET_ONE_SIDED_BY_EIGHTS,
@@ -19,7 +20,7 @@ from serverlight.codec.backends.cpu_planes import (
     place_planes,
 )
 from serverlight.codec.backends.cpu_tokens import facts_of, get_flat, get_tokens
-from serverlight.codec.backends.cpu_vectors import HAS_VECTORS, turn_group
+from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
 
 U = np.uint64
 FLAT, TOKENS, PLANES = 0, 1, 2

@@ -17,15 +17,19 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 __all__ = [
+    "BYTE",
+    "BYTES",
+    "HALF",
     "HAS_VECTORS",
-    "RUN",
+    "LANES",
+    "LONG",
+    "NOTHING",
+    "WORD",
+    "WORDS",
+    "Vectors",
     "get_group",
-    "get_one_sided_group",
-    "get_signed_group",
-    "place_one_sided_group",
-    "place_signed_group",
     "put_groups",
-    "turn_group",
+    "read_symbols",
 ]
 
 LANES = 8
@@ -220,10 +224,12 @@ def _looked_up(vectors: Vectors, table: Any, places: Any) -> Any:
     return found
 
 
-def _read(vectors: Vectors, states: Any, rows: Any, table: Any, words: Any, taking: Any) -> tuple[Any, Any]:
-    """Takes a symbol from each lane's state, and words into those that become too small; returns symbols and number of words."""
-    builder = vectors.builder
-    state, rows = vectors.load(states, WORDS, 4), builder.zext(rows, WORDS)
+def read_symbols(vectors: Vectors, state: Any, rows: Any, table: Any, words: Any, taking: Any) -> tuple[Any, Any, Any]:
+    """Takes a symbol from each lane's state, and words into those that become too small.
+
+    Returns the states after it, symbols of eight bits, and how many words were taken.
+    """
+    builder, rows = vectors.builder, vectors.builder.zext(rows, WORDS)
     slots = builder.and_(state, vectors.all(4095))
     entry = _looked_up(vectors, table, builder.or_(builder.shl(rows, vectors.all(12)), slots))
     frequency = builder.and_(entry, vectors.all(4095))
@@ -233,8 +239,7 @@ def _read(vectors: Vectors, states: Any, rows: Any, table: Any, words: Any, taki
     ahead = builder.zext(vectors.load(words, HALVES, 2), WORDS)
     ahead = vectors.call("llvm.x86.avx512.mask.expand.v8i32", ahead, vectors.all(0), short)
     longer = builder.select(short, builder.or_(builder.shl(less, vectors.all(16)), ahead), less)
-    vectors.store(longer, states, 4)  # of all lanes: what is stored in part is slow to be read again
-    return builder.trunc(builder.lshr(entry, vectors.all(24)), BYTES), vectors.number_of(short)
+    return longer, builder.trunc(builder.lshr(entry, vectors.all(24)), BYTES), vectors.number_of(short)
 
 
 @intrinsic
@@ -257,179 +262,11 @@ def get_group(typing_context: Any, states: Any, rows: Any, table: Any, words: An
             return NOTHING
         states, rows, table, words, into, taking = arguments
         vectors = Vectors(builder)
-        symbols, taken = _read(vectors, states, vectors.load(rows, BYTES, 1), table, words, vectors.flags(taking))
+        state, lanes = vectors.load(states, WORDS, 4), vectors.load(rows, BYTES, 1)
+        state, symbols, taken = read_symbols(vectors, state, lanes, table, words, vectors.flags(taking))
+        vectors.store(state, states, 4)  # of all lanes: what is stored in part is slow to be read again
         vectors.store(symbols, into, 1)
         return taken
 
     number = numba.uint64
     return number(number, number, number, number, number, number), generate
-
-
-def _reader_of_planes(one_sided: bool) -> Any:
-    """An intrinsic for planes of one kind."""
-
-    @intrinsic
-    def get_plane_group(
-        typing_context: Any,
-        states: Any,
-        above: Any,
-        left: Any,
-        table: Any,
-        words: Any,
-        into: Any,
-        taking: Any,
-        tail: Any,
-    ) -> Any:
-        def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-            if not HAS_VECTORS:
-                return NOTHING
-            states, above, left, table, words, into, taking, tail = arguments
-            vectors = Vectors(builder)
-            flags, place = vectors.flags(taking), builder.add(*(vectors.load(at, BYTES, 1) for at in (above, left)))
-            row, turned = (place, None) if one_sided else _leaning(vectors, place)
-            row = builder.add(row, vectors.spread(tail, BYTES))
-            symbols, taken = _read(vectors, states, row, table, words, flags)
-            upper, lower = builder.lshr(symbols, vectors.all(4, BYTES)), builder.and_(symbols, vectors.all(15, BYTES))
-            escaped = [builder.icmp_unsigned("==", nibbles, vectors.all(15, BYTES)) for nibbles in (upper, lower)]
-            marked = builder.and_(builder.or_(*escaped), flags)
-            up, beside = (_classes(vectors, nibbles, turned) for nibbles in (upper, lower))
-            beside = builder.select(builder.icmp_unsigned("==", tail, LONG(0)), beside, up)
-            three = builder.add(builder.add(up, up), up)
-            vectors.store(builder.add(three, beside), above, 1)
-            vectors.store(builder.add(builder.shl(beside, vectors.all(3, BYTES)), beside), left, 1)
-            if turned is not None:
-                upper, lower = (_upright(vectors, nibbles, turned) for nibbles in (upper, lower))
-                symbols = builder.or_(builder.shl(upper, vectors.all(4, BYTES)), lower)
-            vectors.store(symbols, into, 1)
-            marks = builder.zext(builder.bitcast(marked, BYTE), LONG)
-            return builder.or_(taken, builder.shl(marks, LONG(8)))
-
-        number = numba.uint64
-        return number(number, number, number, number, number, number, number, number), generate
-
-    return get_plane_group
-
-
-def _leaning(vectors: Vectors, place: Any) -> tuple[Any, Any]:
-    """Row of the tables of a pair of signed numbers, and whether its signs are turned around."""
-    builder = vectors.builder
-    leaning = builder.sub(place, vectors.all(13, BYTES))
-    turned = builder.icmp_signed("<", leaning, vectors.all(0, BYTES))
-    return builder.select(turned, builder.neg(leaning), leaning), turned
-
-
-def _classes(vectors: Vectors, nibbles: Any, turned: Any) -> Any:
-    """Classes of numbers as neighbours, of those that are not escaped."""
-    builder = vectors.builder
-    if turned is None:
-        return builder.select(
-            builder.icmp_unsigned("<", nibbles, vectors.all(2, BYTES)), nibbles, vectors.all(2, BYTES)
-        )
-    odd = builder.icmp_unsigned("!=", builder.and_(nibbles, vectors.all(1, BYTES)), vectors.all(0, BYTES))
-    signs = builder.select(builder.xor(odd, turned), vectors.all(2, BYTES), vectors.all(0, BYTES))
-    return builder.select(builder.icmp_unsigned("==", nibbles, vectors.all(0, BYTES)), vectors.all(1, BYTES), signs)
-
-
-def _upright(vectors: Vectors, nibbles: Any, turned: Any) -> Any:
-    """Nibbles with their own signs: odd ones are positive, and neither zero nor the escape has one."""
-    builder = vectors.builder
-    less = builder.sub(nibbles, vectors.all(1, BYTES))
-    flipped = builder.add(builder.xor(less, vectors.all(1, BYTES)), vectors.all(1, BYTES))
-    has_sign = builder.icmp_unsigned("<", less, vectors.all(14, BYTES))
-    return builder.select(builder.and_(has_sign, turned), flipped, nibbles)
-
-
-get_one_sided_group, get_signed_group = _reader_of_planes(True), _reader_of_planes(False)
-"""Read the symbols of one place in each of eight planes, or of those that take part; return how many words were taken, and above
-eight bits a flag for each lane whose symbol has escapes.
-
-Args:
-    states, table, words, taking: as for :func:`get_group`.
-    above: address of eight bytes: three times the class of the first number above, plus that of the second; becomes what this
-        pair tells the row below, as if nothing were escaped.
-    left: address of eight bytes: nine times the class of the number on the left; becomes what this pair tells the next one.
-    into: address of eight bytes for the symbols, which have their own signs there.
-    tail: what to add to rows of the tables at the single end of an odd line; elsewhere 0.
-"""
-
-
-@intrinsic
-def turn_group(typing_context: Any, source: Any, target: Any, pitch: Any) -> Any:
-    """Writes eight rows of eight bytes as columns: byte ``i`` of row ``j`` to byte ``j`` of a row ``i`` times ``pitch`` away."""
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        source, target, pitch = arguments
-        vectors = Vectors(builder)
-        square = vectors.load(source, ir.VectorType(BYTE, LANES * LANES), 1)
-        for lane in range(LANES):
-            vectors.store(vectors.shuffle(square, square, range(lane, LANES * LANES, LANES)), target, 1)
-            target = builder.add(target, pitch)
-        return LONG(0)
-
-    return numba.uint64(numba.uint64, numba.uint64, numba.uint64), generate
-
-
-# -- values of planes ----------------------------------------------------------------------------------------------
-
-RUN = 32
-
-
-def _value_group_of(one_sided: bool) -> Any:
-    """An intrinsic for planes of one kind."""
-    shorts, words = ir.VectorType(HALF, RUN), ir.VectorType(WORD, RUN)
-
-    def const(number: int) -> Any:
-        return ir.Constant(shorts, [number] * RUN)
-
-    @intrinsic
-    def place_group(
-        typing_context: Any, numbers: Any, sides: Any, up: Any, down: Any, lifts: Any, unit: Any, out: Any
-    ) -> Any:
-        def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-            if not HAS_VECTORS:
-                return NOTHING
-            vectors = Vectors(builder)
-            *places, lifts, unit, out = arguments
-            here, beside, above, below = (vectors.load(place, shorts, 2) for place in places)
-            around = builder.add(beside, builder.add(above, below))
-            magnitude, turned = here, None
-            if not one_sided:
-                zero, negative = const(0), builder.icmp_signed("<", here, const(0))
-                magnitude = builder.select(negative, builder.neg(here), here)
-                decides = builder.select(builder.icmp_signed("==", here, zero), around, here)
-                turned = builder.icmp_signed("<", decides, zero)
-                around = builder.select(turned, builder.neg(around), around)
-                around = builder.select(builder.icmp_signed("<", around, const(-1)), const(-1), around)
-            around = builder.select(builder.icmp_signed(">", around, const(4)), const(4), around)
-            magnitude = builder.select(builder.icmp_signed(">", magnitude, const(3)), const(3), magnitude)
-            place = builder.add(builder.mul(magnitude, const(6)), builder.add(around, const(1)))
-            kind = ir.FunctionType(shorts, [shorts, shorts])
-            permute = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.hi.512", (), kind)
-            lift = builder.call(permute, [vectors.load(lifts, shorts, 2), place])
-            if turned is not None:
-                lift = builder.select(turned, builder.neg(lift), lift)
-            steps = builder.shl(builder.sext(here, words), ir.Constant(words, [6] * RUN))
-            exact = builder.sitofp(builder.add(steps, builder.sext(lift, words)), ir.VectorType(ir.FloatType(), RUN))
-            single = builder.insert_element(ir.Constant(exact.type, ir.Undefined), unit, WORD(0))
-            units = builder.shuffle_vector(single, single, ir.Constant(words, [0] * RUN))
-            vectors.store(builder.fmul(exact, units), out, 4)
-            return NOTHING
-
-        number = numba.uint64
-        return number(number, number, number, number, number, numba.float32, number), generate
-
-    return place_group
-
-
-place_one_sided_group, place_signed_group = _value_group_of(True), _value_group_of(False)
-"""Makes values of 32 elements of a plane of one kind, numbers of up to 4095 steps.
-
-Args:
-    numbers: address of the numbers of steps, 16 bits.
-    sides: address of the sums of the numbers on their left and right, 16 bits.
-    up, down: addresses of the numbers above and below.
-    lifts: address of 32 lifts of 16 bits in 64ths of a step, by six times the magnitude, at most 3, plus one, plus the sum of the
-        neighbours, from -1 to 4, with the element's own sign, or that of the sum where it is zero.
-    unit: a 64th of the step.
-    out: address of the values.
-"""

@@ -251,6 +251,47 @@ def get_rest(first, end, states, at, words, rows_of, table, line):
     return (w - U(words.ctypes.data)) >> U(1)
 
 
+# -- four frames at once -----------------------------------------------------------------------------------------
+
+
+@njit
+def get_four_runs(streams, tables, lines, count):
+    """Reads ``count`` pairs of each of four frames of one segment, two lanes and one row of the tables: none waits for itself.
+
+    Beyond the end of a frame's words there are as many more as it has pairs, and eight.
+    """
+    t0, t1, t2, t3 = tables
+    l0, l1, l2, l3 = lines
+    w0, w1, w2, w3 = streams[0][5], streams[1][5], streams[2][5], streams[3][5]
+    p0, p1, p2, p3 = streams[0][2][0], streams[1][2][0], streams[2][2][0], streams[3][2][0]
+    a0, b0, a1, b1 = U(streams[0][1][0, 0]), U(streams[0][1][0, 1]), U(streams[1][1][0, 0]), U(streams[1][1][0, 1])
+    a2, b2, a3, b3 = U(streams[2][1][0, 0]), U(streams[2][1][0, 1]), U(streams[3][1][0, 0]), U(streams[3][1][0, 1])
+    for i in range(U(0), U(count & ~1), U(2)):
+        a0, p0 = get_into(a0, t0, w0, p0, l0, i)
+        a1, p1 = get_into(a1, t1, w1, p1, l1, i)
+        a2, p2 = get_into(a2, t2, w2, p2, l2, i)
+        a3, p3 = get_into(a3, t3, w3, p3, l3, i)
+        b0, p0 = get_into(b0, t0, w0, p0, l0, i + U(1))
+        b1, p1 = get_into(b1, t1, w1, p1, l1, i + U(1))
+        b2, p2 = get_into(b2, t2, w2, p2, l2, i + U(1))
+        b3, p3 = get_into(b3, t3, w3, p3, l3, i + U(1))
+    if count & 1:
+        a0, p0 = get_into(a0, t0, w0, p0, l0, U(count - 1))
+        a1, p1 = get_into(a1, t1, w1, p1, l1, U(count - 1))
+        a2, p2 = get_into(a2, t2, w2, p2, l2, U(count - 1))
+        a3, p3 = get_into(a3, t3, w3, p3, l3, U(count - 1))
+    for frame, (a, b, position) in enumerate(((a0, b0, p0), (a1, b1, p1), (a2, b2, p2), (a3, b3, p3))):
+        streams[frame][1][0, 0], streams[frame][1][0, 1], streams[frame][2][0] = a, b, position
+
+
+@inlined
+def get_into(state, table, words, at, line, place):
+    """Reads one symbol of a single row of the tables to its place; returns what :func:`get` does."""
+    entry = table[state & U(4095)]
+    line[place] = np.uint8(entry >> np.uint32(24))
+    return get(state, entry, words, at)
+
+
 # -- raw bits ----------------------------------------------------------------------------------------------------
 
 

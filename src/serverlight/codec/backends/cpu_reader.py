@@ -10,7 +10,7 @@ import numpy as np
 
 from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_kernels import njit
-from serverlight.codec.backends.cpu_lanes import RAW
+from serverlight.codec.backends.cpu_lanes import RAW, get_four_runs
 from serverlight.codec.backends.cpu_model import build_tables, decoder_table, unpack_model
 from serverlight.codec.backends.cpu_reconstruct import hold_within
 from serverlight.codec.backends.cpu_streams import (
@@ -21,10 +21,12 @@ from serverlight.codec.backends.cpu_streams import (
     LEFT_ESCAPES,
     MALFORMED,
     ends_in_zeros,
+    fault_of,
     read_streams,
+    streams_of,
 )
 from serverlight.codec.backends.cpu_symbols import SMALL_MEAN
-from serverlight.codec.backends.cpu_tokens import place_plain
+from serverlight.codec.backends.cpu_tokens import facts_of, place_flat, place_plain
 
 __all__ = ["BAD_ESCAPES", "BAD_RAW", "BAD_WORDS", "GOOD", "LEFT_ESCAPES", "read_sections"]
 
@@ -118,6 +120,42 @@ def get_lengths(data, at, lanes, lengths):
 
 
 @njit
+def parse_section(data, rows, columns, size):
+    """Reads all that comes before the streams of a frame of ``size`` elements.
+
+    Returns the position of the streams, -1 if something is broken; numbers of lanes and of units, and whether there are half
+    escapes; rows and columns as the tensor is seen; what :func:`read_streams` calls the stage; the step; shifts; numbers of words
+    and of escape bytes; and the reader's table.
+    """
+    fields, shifts = np.zeros(7, np.int64), np.zeros(10, np.int16)
+    at, lengths = get_head(data, fields), np.empty((0, 2), np.int64)
+    kind, one_sided, start, raw_bits = fields[0], fields[1] != 0, fields[4], fields[5]
+    layout, units, table = min(kind, PLANES), 0, np.empty(0, np.uint32)
+    if at >= 0 and size > 0:
+        levels = np.empty(DEFAULT_LEVELS[kind].shape, np.int64)
+        model = unpack_model(data[at : at + MAX_MODEL_BYTES], DEFAULT_LEVELS[kind], kind == ONE_SIDED_PLANES, levels)
+        at = get_shifts(data, at + model, kind, one_sided, shifts) if model >= 0 else -1
+    if at >= 0 and size > 0:
+        if layout == PLANES:
+            units = size // (rows * columns)
+        elif layout == TOKENS:
+            rows, units = size // columns, columns
+        else:
+            rows, columns, units = 1, size, (size + 1) // 2
+        lengths = np.empty((max(1, min(size >> 16, units >> 3)), 2), np.int64)
+        at = get_lengths(data, at, fields[2], lengths)
+    if at >= 0 and size > 0:
+        has_tail = (rows if layout == TOKENS else columns) % 2 == 1
+        one_sided_planes = kind == ONE_SIDED_PLANES
+        table = decoder_table(
+            build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided_planes, has_tail, fields[6] != 0)
+        )
+    is_direct = raw_bits == 0 and (layout != TOKENS or ACTIVITY[start] <= SMALL_MEAN)
+    stage, step = (kind, one_sided, is_direct, start, raw_bits), np.uint32(fields[3] << 16).view(np.float32)
+    return (at if size > 0 else -1), (fields[2], units, fields[6]), (rows, columns), stage, step, shifts, lengths, table
+
+
+@njit
 def read_section(data, rows, columns, largest, out):
     """Writes the values of a frame, and returns ``GOOD`` or what is wrong, in which case the values have no meaning.
 
@@ -130,52 +168,71 @@ def read_section(data, rows, columns, largest, out):
     if data.size == 1 and data[0] == 7:
         out[:] = 0
         return GOOD
-    fields, shifts = np.empty(7, np.int64), np.zeros(10, np.int16)
-    at = get_head(data, fields)
-    if at < 0 or out.size == 0:
-        return MALFORMED
-    kind, one_sided, lanes, start, raw_bits = fields[0], fields[1] != 0, fields[2], fields[4], fields[5]
-    step = np.uint32(fields[3] << 16).view(np.float32)
-    layout = min(kind, PLANES)
-    levels = np.empty(DEFAULT_LEVELS[kind].shape, np.int64)
-    model_size = unpack_model(data[at : at + MAX_MODEL_BYTES], DEFAULT_LEVELS[kind], kind == ONE_SIDED_PLANES, levels)
-    if model_size < 0:
-        return MALFORMED
-    at = get_shifts(data, at + model_size, kind, one_sided, shifts)
+    parsed = parse_section(data, rows, columns, out.size)
+    at, (lanes, units, half), sides, stage, step, shifts, lengths, table = parsed
     if at < 0:
         return MALFORMED
-    if layout == PLANES:
-        units = out.size // (rows * columns)
-    elif layout == TOKENS:
-        rows, units = out.size // columns, columns
-    else:
-        rows, columns, units = 1, out.size, (out.size + 1) // 2
-    lengths = np.empty((max(1, min(out.size >> 16, units >> 3)), 2), np.int64)
-    at = get_lengths(data, at, lanes, lengths)
-    if at < 0:
-        return MALFORMED
-    has_tail = (rows if layout == TOKENS else columns) % 2 == 1
-    frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], kind == ONE_SIDED_PLANES, has_tail, fields[6] != 0)
-    table = decoder_table(frequencies)
-    is_direct = raw_bits == 0 and (layout != TOKENS or ACTIVITY[start] <= SMALL_MEAN)
-    stage, unit, progress = (
-        (kind, one_sided, is_direct, start, raw_bits),
-        step * np.float32(1 / 64),
-        np.zeros(5, np.int64),
-    )
+    progress, unit, rest = np.zeros(5, np.int64), step * np.float32(1 / 64), data[at:]
     status = read_streams(
-        data[at:], lengths, stage, fields[6], rows, columns, units, lanes, table, shifts, unit, progress, out
-    )  # fmt: skip
-    if status != GOOD:
-        return status
-    raw = data[at + 2 * lengths[:, 0].sum() + lengths[:, 1].sum() :]
-    if layout != PLANES and not is_direct:
-        place_plain(out, one_sided, shifts, unit, raw, raw_bits, progress)
+        rest, lengths, stage, half, sides[0], sides[1], units, lanes, table, shifts, unit, progress, out
+    )
+    return status if status != GOOD else finish_section(rest, lengths, stage, step, shifts, progress, largest, out)
+
+
+@njit
+def finish_section(data, lengths, stage, step, shifts, progress, largest, out):
+    """Does what is left when the streams are read: raw bits, and the dtype's range."""
+    kind, one_sided, is_direct, _, raw_bits = stage
+    raw = data[2 * lengths[:, 0].sum() + lengths[:, 1].sum() :]
+    if kind < PLANES and not is_direct:
+        place_plain(out, one_sided, shifts, step * np.float32(1 / 64), raw, raw_bits, progress)
     if not ends_in_zeros(raw, progress[RAW]):
         return BAD_RAW
     if largest < np.float32(1e30) or step > LARGE_STEP:
         hold_within(out, largest)
     return GOOD
+
+
+@njit
+def is_short(parsed):
+    """Whether a frame has a flat run of one segment, two lanes and one row of the tables, and no raw bits."""
+    at, (lanes, _, _), (_, columns), stage, _, _, lengths, _ = parsed
+    return at >= 0 and stage[0] == FLAT and lanes == 2 and stage[4] == 0 and columns % 2 == 0 and lengths[0, 0] >= 0
+
+
+@njit
+def read_four(data, ends, first, columns, largest, out):
+    """Reads four frames of flat runs at once; returns ``GOOD`` or -1 if they are of another kind, or any is broken."""
+    size, begin = out.size // ends.size, ends[first - 1] if first else 0
+    e0, e1, e2, e3 = ends[first], ends[first + 1], ends[first + 2], ends[first + 3]
+    parts = data[begin:e0], data[e0:e1], data[e1:e2], data[e2:e3]
+    p0, p1 = parse_section(parts[0], 1, columns, size), parse_section(parts[1], 1, columns, size)
+    p2, p3 = parse_section(parts[2], 1, columns, size), parse_section(parts[3], 1, columns, size)
+    if not (is_short(p0) and is_short(p1) and is_short(p2) and is_short(p3)):
+        return -1
+    parsed, count = (p0, p1, p2, p3), size // 2
+    s0, s1 = short_streams(parts[0], p0), short_streams(parts[1], p1)
+    s2, s3 = short_streams(parts[2], p2), short_streams(parts[3], p3)
+    room = np.empty((4, count + 64), np.uint8)
+    get_four_runs((s0, s1, s2, s3), (p0[7], p1[7], p2[7], p3[7]), (room[0], room[1], room[2], room[3]), count)
+    for i, streams in enumerate((s0, s1, s2, s3)):
+        at, _, _, stage, step, shifts, lengths, _ = parsed[i]
+        if streams[2][0] > streams[3][0]:
+            return -1
+        values, progress = out[(first + i) * size : (first + i + 1) * size], np.zeros(5, np.int64)
+        place_flat(streams, room[i], True, facts_of(shifts, stage[1]), step * np.float32(1 / 64), values)
+        if fault_of(streams) != GOOD:
+            return -1
+        if finish_section(parts[i][at:], lengths, stage, step, shifts, progress, largest, values) != GOOD:
+            return -1
+    return GOOD
+
+
+@njit
+def short_streams(data, parsed):
+    """The streams of a frame of a flat run, whose words are looked at for their end only when all pairs are read."""
+    at, (lanes, units, half), _, _, _, _, lengths, _ = parsed
+    return streams_of(data[at:], lengths, units, lanes, half, units)
 
 
 @njit
@@ -186,11 +243,16 @@ def read_sections(data, ends, rows, columns, largest, out):
     """
     if ends.size == 0:
         return read_section(data, rows, columns, largest, out)
-    begin, size = 0, out.size // ends.size
-    for frame in range(ends.size):
-        values = out[frame * size : (frame + 1) * size]
+    size, frame, are_short = out.size // ends.size, 0, rows == 1
+    while frame < ends.size:
+        if are_short and frame + 4 <= ends.size:
+            are_short = read_four(data, ends, frame, columns, largest, out) == GOOD
+            if are_short:
+                frame += 4
+                continue
+        values, begin = out[frame * size : (frame + 1) * size], ends[frame - 1] if frame else 0
         status = read_section(data[begin : ends[frame]], rows, columns, largest, values)
         if status != GOOD:
             return 8 * frame + status
-        begin = ends[frame]
+        frame += 1
     return GOOD

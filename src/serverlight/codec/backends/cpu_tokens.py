@@ -290,16 +290,23 @@ def place_line(numbers, is_direct, facts, unit, out):
 @njit
 def get_flat(streams, table, is_direct, facts, unit, out):
     """The same for one segment of a flat run of pairs."""
-    borders, states, positions, limits, progress, words, escapes = streams
-    first, last, size = borders[0], borders[1], limits[0]
-    count = last - first
-    rows_of, line, found = np.zeros(count, np.uint8), np.empty(count + 64, np.uint8), np.empty(count, np.int64)
-    is_single = 2 * last > out.size
+    borders, states, positions, limits, _, words, _ = streams
+    count, is_single = borders[1] - borders[0], 2 * borders[1] > out.size
+    rows_of, line = np.zeros(count, np.uint8), np.empty(count + 64, np.uint8)
     rows_of[count - 1] = is_single
-    positions[0] = get_run(rows_of, count, states[0], words, size, positions[0], table, line)
-    if positions[0] > size:
-        return
-    part, whole = out[2 * first : 2 * last], count - is_single
+    positions[0] = get_run(rows_of, count, states[0], words, limits[0], positions[0], table, line)
+    if positions[0] <= limits[0]:
+        place_flat(streams, line, is_direct, facts, unit, out)
+
+
+@njit
+def place_flat(streams, line, is_direct, facts, unit, out):
+    """Makes values, or the bits of numbers, of the symbols of a segment of a flat run, with its escapes."""
+    borders, progress, escapes = streams[0], streams[4], streams[6]
+    first, last = borders[0], borders[1]
+    count, is_single = last - first, 2 * last > out.size
+    found, whole = np.empty(count, np.int64), count - is_single
+    part = out[2 * first : 2 * last]
     bits = part.view(np.int32)
     if is_direct:
         flat_values(line[:whole], facts, unit, part)

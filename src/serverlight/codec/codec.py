@@ -225,14 +225,19 @@ def decode_batch(
 def _readers_of(frames: Sequence[Frame], max_elements: int) -> list[tuple[Reader, Header]]:
     """Frames with their headers read and proved alike, of rank 1 and more."""
     readers: list[tuple[Reader, Header]] = []
+    start = b""
     for index, frame in enumerate(frames):
         try:
             reader = Reader(frame)
-            header = reader.header(max_elements // len(frames))
-            _check_alike(header, readers[0][1] if readers else header)
+            if readers and reader.known_header(readers[0][1], start):
+                header = readers[0][1]
+            else:
+                header = reader.header(max_elements // len(frames))
+                _check_alike(header, readers[0][1] if readers else header)
         except FrameError as error:
             raise _in_batch(index, error) from error
         readers.append((reader, header))
+        start = start or bytes(memoryview(frame).cast("B")[: reader.part_bytes["header"]])
     return readers
 
 

@@ -47,6 +47,8 @@ MAX_VARINT = 2**32 - 1
 CHECKSUM_FLAG, BASIS_FLAG = 1 << 4, 1 << 5
 CHECKSUM_BYTES, BASIS_BYTES = 4, 8
 DEFAULT_MAX_ELEMENTS = 1 << 28
+RESIDUE = 0x2144DF1C
+"""CRC-32 of anything with its own CRC-32 behind it, least significant byte first."""
 
 DTYPES = ("float32", "float16", "bfloat16")
 """Element types; the index is the dtype's number on the wire (section 2)."""
@@ -148,6 +150,8 @@ class Writer:
 class Reader:
     """Takes bytes off the front of a frame; every length is checked before it is used."""
 
+    __slots__ = ("_offset", "_view", "part_bytes")
+
     def __init__(self, frame: bytes | bytearray | memoryview) -> None:
         self._view, self._offset = memoryview(frame).cast("B"), 0
         self.part_bytes: dict[str, int] = {}
@@ -165,6 +169,15 @@ class Reader:
         if header.checksum:
             self._check_and_cut_checksum()
         return header
+
+    def known_header(self, known: Header, start: bytes) -> bool:
+        """Whether the frame begins with a header that was read and proved before, which is taken then; proves the checksum."""
+        if self._view[: len(start)] != start:
+            return False
+        self._offset = self.part_bytes["header"] = len(start)
+        if known.checksum:
+            self._check_and_cut_checksum()
+        return True
 
     def byte(self, part: str) -> int:
         """Reads one byte."""
@@ -197,7 +210,9 @@ class Reader:
 
     def rest(self, part: str) -> memoryview:
         """Reads all that is left."""
-        return self.take(len(self._view) - self._offset, part)
+        left = self._view[self._offset :]
+        self._offset, self.part_bytes[part] = len(self._view), len(left)
+        return left
 
     def bit_fields(self, count: int, width: int, part: str) -> Codes:
         """Reads one section of equally wide bit fields (section 1.3)."""
@@ -251,10 +266,10 @@ class Reader:
     def _check_and_cut_checksum(self) -> None:
         if len(self._view) - self._offset < CHECKSUM_BYTES:
             raise FrameTooShort("checksum: the frame ends before it")
-        body, stated = self._view[:-CHECKSUM_BYTES], self._view[-CHECKSUM_BYTES:]
-        if (actual := zlib.crc32(body)) != int.from_bytes(stated, "little"):
+        if zlib.crc32(self._view) != RESIDUE:
+            actual, stated = zlib.crc32(self._view[:-CHECKSUM_BYTES]), self._view[-CHECKSUM_BYTES:]
             raise ChecksumMismatch(f"checksum is {stated.hex()}, the bytes give {actual.to_bytes(4, 'little').hex()}")
-        self._view = body
+        self._view = self._view[:-CHECKSUM_BYTES]
         self.part_bytes["checksum"] = CHECKSUM_BYTES
 
 

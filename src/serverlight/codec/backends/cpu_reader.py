@@ -213,14 +213,14 @@ def read_four(data, ends, first, columns, largest, out):
     parsed, count = (p0, p1, p2, p3), size // 2
     s0, s1 = short_streams(parts[0], p0), short_streams(parts[1], p1)
     s2, s3 = short_streams(parts[2], p2), short_streams(parts[3], p3)
-    room = np.empty((4, count + 64), np.uint8)
+    room, found = np.empty((4, count + 64), np.uint8), np.empty(count, np.int64)
     get_four_runs((s0, s1, s2, s3), (p0[7], p1[7], p2[7], p3[7]), (room[0], room[1], room[2], room[3]), count)
     for i, streams in enumerate((s0, s1, s2, s3)):
         at, _, _, stage, step, shifts, lengths, _ = parsed[i]
         if streams[2][0] > streams[3][0]:
             return -1
         values, progress = out[(first + i) * size : (first + i + 1) * size], np.zeros(5, np.int64)
-        place_flat(streams, room[i], True, facts_of(shifts, stage[1]), step * np.float32(1 / 64), values)
+        place_flat(streams, room[i], True, facts_of(shifts, stage[1]), step * np.float32(1 / 64), found, values)
         if fault_of(streams) != GOOD:
             return -1
         if finish_section(parts[i][at:], lengths, stage, step, shifts, progress, largest, values) != GOOD:

@@ -296,17 +296,19 @@ def get_flat(streams, table, is_direct, facts, unit, out):
     rows_of[count - 1] = is_single
     positions[0] = get_run(rows_of, count, states[0], words, limits[0], positions[0], table, line)
     if positions[0] <= limits[0]:
-        place_flat(streams, line, is_direct, facts, unit, out)
+        place_flat(streams, line, is_direct, facts, unit, np.empty(count, np.int64), out)
 
 
 @njit
-def place_flat(streams, line, is_direct, facts, unit, out):
-    """Makes values, or the bits of numbers, of the symbols of a segment of a flat run, with its escapes."""
+def place_flat(streams, line, is_direct, facts, unit, found, out):
+    """Makes values, or the bits of numbers, of the symbols of a segment of a flat run, with its escapes.
+
+    ``found`` has room for as many numbers as there are pairs.
+    """
     borders, progress, escapes = streams[0], streams[4], streams[6]
     first, last = borders[0], borders[1]
     count, is_single = last - first, 2 * last > out.size
-    found, whole = np.empty(count, np.int64), count - is_single
-    part = out[2 * first : 2 * last]
+    whole, part = count - is_single, out[2 * first : 2 * last]
     bits = part.view(np.int32)
     if is_direct:
         flat_values(line[:whole], facts, unit, part)
@@ -341,9 +343,9 @@ def flat_values(line, facts, unit, out):
         single[nibble] = np.float32(value_of(np.int16(nibble), straight, shift_of)[2]) * unit
     for symbol in range(256):
         both[2 * symbol], both[2 * symbol + 1] = single[symbol >> 4], single[symbol & 15]
+    pairs, into = both.view(np.uint64), out[: 2 * line.size].view(np.uint64)
     for i in range(U(line.size)):
-        into, at = U(i) << U(1), U(line[i]) << U(1)
-        out[into], out[into + U(1)] = both[at], both[at + U(1)]
+        into[i] = pairs[U(line[i])]
 
 
 # -- numbers to values -------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def _has_vectors() -> bool:
     if features is not None:
         return all(f"+{name}" in features.split(",") for name in NEEDED)
     host = llvmlite.binding.get_host_cpu_features()
-    return all(host.get(name, False) for name in NEEDED)
+    return bool(numba.config.ENABLE_AVX) and all(host.get(name, False) for name in NEEDED)
 
 
 HAS_VECTORS = _has_vectors()

@@ -148,6 +148,18 @@ def test_the_rank_is_exact_where_channels_differ(rank: int) -> None:
     assert np.int32(cpu_filter.kth_largest(x.view(np.int32), rank)).view(np.float32) == expected
 
 
+@pytest.mark.parametrize("shape", [(3, 100, 100), (5, 80, 80), (13, 41, 41), (44, 40, 40)])
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+@pytest.mark.parametrize("signed", [False, True])
+def test_planes_are_read_as_by_the_reference(shape: tuple[int, ...], spread: float, signed: bool) -> None:
+    """Few planes, odd ends, fewer planes than lanes in a last block, segments in turn, and raw bits with escapes: all the same."""
+    rng = np.random.default_rng(shape[0])
+    x = rng.standard_normal(shape) * np.exp(spread * rng.standard_normal(shape))
+    frame = Codec(CodecConfig(sparsity=0.2)).encode((x if signed else np.abs(x)).astype(np.float32))
+    expected = decode(frame, like="numpy", backend="reference")
+    assert np.array_equal(decode(frame, like="numpy").view(np.int32), expected.view(np.int32))
+
+
 def tokens(num: int, sparsity: float) -> list[bytes]:
     """Frames of single tokens."""
     rng = np.random.default_rng(num)

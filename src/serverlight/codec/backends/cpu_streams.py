@@ -171,12 +171,14 @@ def read_planes(stage, rows, columns, streams, table, shifts, unit, raw, out):
     most = 0
     for i in range(count):
         most = max(most, (progress[i, END] - progress[i, BITS]) >> 3)
-    room = min(4 * most + 2, lanes * size)  # no escaped number takes less than two bits
-    is_vector = HAS_VECTORS and lanes == 8
+    planes = out.size // size
+    room = min(4 * most + 2, min(lanes, planes) * size)  # no escaped number takes less than two bits
+    is_vector = HAS_VECTORS and lanes == 8 and planes >= 4  # a vector of eight takes room for eight
     ways = min(4, count) if is_vector and stage[4] == 0 and 4 * 12 * room <= out.size + 1024 else 1
     places, numbers = np.empty((ways, room), np.int64), np.empty((ways, room), np.int32)
     pitch = (rows * ((columns + 1) // 2) + 7) & ~7
-    mixed, block = np.empty((ways if is_vector else 0, 8 * pitch), np.uint8), np.empty((lanes, pitch), np.uint8)
+    mixed = np.empty((ways if is_vector else 0, 8 * pitch), np.uint8)
+    block = np.empty((lanes if is_vector else min(lanes, planes), pitch), np.uint8)
     padded, lifts = np.zeros(size + 2 * columns + 2, np.int16), np.empty((2, size), np.int16)
     for start in range(0, count, ways):
         some = some_of(streams, start, min(start + ways, count))

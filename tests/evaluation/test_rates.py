@@ -351,6 +351,8 @@ def test_times_are_medians_of_the_clock() -> None:
     one, two = time_codecs(codecs, (1, 1000), seconds=0.0, clock=clock)
     assert (one.codec, two.codec, one.rounds) == ("one", "two", 3)
     assert one.encode_us == pytest.approx(4000, rel=0.01)
+    assert one.encode_first_us == pytest.approx(4000, rel=0.01)
+    assert two.decode_first_us == pytest.approx(1e5, rel=0.01)
     assert two.decode_us == pytest.approx(1e5, rel=0.01)
     assert one.encode_gb_s == pytest.approx(4000 / 0.004 / 1e9, rel=0.01)
     assert one.bits_per_element == 8

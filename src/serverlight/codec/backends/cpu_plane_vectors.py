@@ -74,7 +74,7 @@ def reader_of_rows(one_sided: bool, ways: int) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             if not HAS_VECTORS:
                 return context.make_tuple(builder, signature.return_type, [NOTHING, NOTHING])
-            return context.make_tuple(builder, signature.return_type, _read_row(builder, one_sided, ways, *arguments))
+            return context.make_tuple(builder, signature.return_type, _read_row(builder, one_sided, ways, arguments))
 
         number = numba.uint64
         return numba.types.UniTuple(number, 2)(*[number] * 12), generate
@@ -82,24 +82,9 @@ def reader_of_rows(one_sided: bool, ways: int) -> Any:
     return get_row
 
 
-def _read_row(
-    builder: Any,
-    one_sided: bool,
-    ways: int,
-    states: Any,
-    left: Any,
-    above: Any,
-    line: Any,
-    into: Any,
-    block: Any,
-    words: Any,
-    at: Any,
-    taking: Any,
-    pairs: Any,
-    table: Any,
-    tail: Any,
-) -> list[Any]:
+def _read_row(builder: Any, one_sided: bool, ways: int, arguments: Any) -> list[Any]:
     """The loop over pairs, with states, positions and what is on the left in registers; returns pairs left and marks."""
+    states, left, above, line, into, block, words, at, taking, pairs, table, tail = arguments
     vectors, before = Vectors(builder), builder.block
 
     def offset(address: Any, pitch: Any, way: int) -> Any:
@@ -214,7 +199,7 @@ def turn_group(typing_context: Any, source: Any, target: Any, pitch: Any) -> Any
         for lane in range(LANES):
             vectors.store(vectors.shuffle(square, square, range(lane, LANES * LANES, LANES)), target, 1)
             target = builder.add(target, pitch)
-        return LONG(0)
+        return NOTHING
 
     return numba.uint64(numba.uint64, numba.uint64, numba.uint64), generate
 

@@ -1,6 +1,6 @@
 """Groups of eight lanes of the range coder at once, on processors whose vectors can close and open gaps (AVX-512).
 
-What a group computes is what ``put`` of ``cpu_writer.py`` and ``get`` of ``cpu_lanes.py`` compute for each of its lanes in turn.
+What a group computes is what ``put`` of ``cpu_coder.py`` and ``get`` of ``cpu_lanes.py`` compute for each of its lanes in turn.
 The idea, as in Giesen, "Interleaved entropy coders" (arXiv 1402.3392): lanes have states of their own but share a stream of
 words, so a vector of states knows by its own comparisons which lanes write or take a word, and in which order. No loop becomes
 these instructions, hence they are put together here; addresses are plain numbers, so the caller answers for what lies there.

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serverlight.codec import Codec, CodecConfig, decode, decode_batch
-from serverlight.codec.backends import cpu_coder, cpu_filter, cpu_lanes, cpu_model, cpu_writer
+from serverlight.codec.backends import cpu_coder, cpu_escapes, cpu_filter, cpu_lanes, cpu_model
+from serverlight.codec.backends.cpu_kernels import njit
 from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
 from serverlight.codec.tables import COST_OF_FREQUENCY, DEFAULT_LEVELS, FLIP_NEXT, NEXT
 from serverlight.errors import FrameError
@@ -127,16 +128,50 @@ def test_golomb_codes_come_back(values: list[int], start: int) -> None:
     assert get_golomb(exact, start, start + 1)[1] == -1
 
 
-@cpu_writer.njit
+@njit
 def put_golomb(buffer: np.ndarray, at: int, value: int) -> int:
-    """The writer's function, which is made to be part of others."""
-    return cpu_writer.put_golomb(buffer, at, value)
+    """The writer's function."""
+    return cpu_escapes.put_golomb(buffer, at, value)
 
 
-@cpu_writer.njit
+@njit
 def get_golomb(buffer: np.ndarray, at: int, end: int) -> tuple[int, int]:
     """The reader's."""
     return cpu_lanes.get_golomb(buffer, at, end)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    size=st.integers(1, 5000),
+    seed=st.integers(0, 1000),
+    odd=st.lists(st.sampled_from([0.0, -0.0, 1e-45, -1e-45, np.inf, -np.inf, np.nan, 3.4e38, -3.4e38]), max_size=4),
+    low=st.floats(0, 2, width=32),
+    width=st.floats(0, 1, width=32),
+    room=st.integers(0, 3000),
+)
+def test_a_survey_finds_what_counting_finds(
+    size: int, seed: int, odd: list[float], low: float, width: float, room: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=size).astype(np.float32)
+    x = np.abs(x) if seed % 2 else x
+    x[rng.integers(0, size, len(odd))] = odd
+    keys, magnitudes = x.view(np.int32), (x.view(np.int32) & 0x7FFFFFFF)
+    bottom, top = (int(np.float32(value).view(np.int32)) for value in (low, low + width))
+    work = np.empty(room, np.int32)
+    *facts, found = cpu_filter.survey(keys, np.int32(bottom), np.int32(top), work)
+    assert facts == [
+        np.count_nonzero(magnitudes),
+        bool(((keys < 0) & (magnitudes > 0)).any()),
+        bool(np.isfinite(x).all()),
+        np.count_nonzero(magnitudes >= bottom),
+        np.count_nonzero(magnitudes >= top),
+    ]
+    between = magnitudes[(magnitudes >= bottom) & (magnitudes < top)]
+    assert found == between.size or found <= room < between.size
+    assert set(work[:found].tolist()) <= set(between.tolist())
+    if found == between.size:
+        assert work[:found].tolist() == between.tolist()
 
 
 @pytest.mark.parametrize("rank", [1, 1000, 100_000, 200_000])

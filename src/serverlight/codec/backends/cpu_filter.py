@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from serverlight.codec.backends.cpu_filter_vectors import survey_groups
 from serverlight.codec.backends.cpu_kernels import ABS, INFINITE, inlined, lowest_mark, marks_within, njit
 
 U = np.uint64
+LOWEST, NEGATIVE_ZERO = np.int32(-(2**31)), U(1 << 31)
 
 
 # -- the K-th largest of all ---------------------------------------------------------------------------------------
@@ -17,29 +19,49 @@ U = np.uint64
 
 @njit
 def survey(keys, low, high, work):
-    """Looks over the bit patterns of all elements; short inner sums keep the vectors narrow.
+    """Looks over the bit patterns of all elements.
 
     Returns the number of non-zero elements, whether one is negative, whether all are finite, how many magnitudes are at least
     ``low`` and ``high``, and how many of those in between were written to ``work``: as many as fit.
     """
-    signs, largest, zero = np.int32(0), np.int32(0), np.int32(0)
-    nonzero, num_low, num_high, found = 0, 0, 0, 0
-    for start in range(0, keys.size, 4096):
-        part = keys[start : min(start + 4096, keys.size)]
-        count, count_low, count_high = zero, zero, zero
-        for i in range(part.size):
-            key = np.int32(part[i] & ABS)
-            signs |= part[i] if key != zero else zero
-            largest = max(largest, key)
-            count = np.int32(count + (key != zero))
-            count_low = np.int32(count_low + (key >= low))
-            count_high = np.int32(count_high + (key >= high))
-        if found + count_low - count_high <= work.size:
-            found += collect_between(part, low, high, work[found:])
-        nonzero += count
-        num_low += count_low
-        num_high += count_high
-    return nonzero, signs < 0, largest < INFINITE, num_low, num_high, found
+    most, least, nonzero, num_low, num_high, found = LOWEST, U(0), keys.size, 0, 0, 0
+    marks, tallies = np.empty(64, np.uint64), np.empty(4, np.int32)
+    whole, start = keys.size & ~63, U(keys.ctypes.data)
+    for begin in range(0, whole, 4096):
+        groups, at = U(min(whole - begin, 4096) >> 6), start + U(4 * begin)
+        marked = np.int64(survey_groups(at, groups, low, high, U(marks.ctypes.data), U(tallies.ctypes.data)))
+        if found + marked <= work.size:
+            collect_marked(keys[begin:], marks[:groups], work[found:])
+            found += marked
+        nonzero -= tallies[0]
+        num_high += tallies[1]
+        num_low += marked + tallies[1]
+        most, least = max(most, tallies[2]), max(least, U(np.uint32(tallies[3])))
+    for i in range(whole, keys.size):
+        key = np.int32(keys[i] & ABS)
+        if key >= low and key < high and found < work.size:
+            work[found] = key
+            found += 1
+        nonzero -= key == 0
+        num_low += key >= low
+        num_high += key >= high
+        most, least = max(most, keys[i]), max(least, U(np.uint32(keys[i])))
+    is_negative = least > NEGATIVE_ZERO  # without their signs, negative patterns are the largest
+    is_finite = most < INFINITE and (not is_negative or np.int32(least & U(ABS)) < INFINITE)
+    return nonzero, is_negative, is_finite, num_low, num_high, found
+
+
+@njit
+def collect_marked(keys, marks, into):
+    """Writes the magnitudes of marked elements to ``into``."""
+    found, base = U(0), U(0)
+    for i in range(marks.size):
+        left = marks[i]
+        while left:
+            into[found] = np.int32(keys[base + lowest_mark(left)] & ABS)
+            left &= left - U(1)
+            found += U(1)
+        base += U(64)
 
 
 @njit
@@ -68,7 +90,7 @@ def survey_and_rank(keys, rank):
     """
     size = keys.size
     sample = sample_of(size)
-    work, bins = np.empty(max(2 * sample, size >> 4) + 64, np.int32), np.empty(1024, np.int32)
+    work, bins = np.empty(max(2 * sample, size >> 3) + 64, np.int32), np.empty(1024, np.int32)
     low, high = np.int32(0), ABS
     if size > work.size:
         low, high = bracket_of(keys, rank, sample, work, bins)

@@ -95,14 +95,14 @@ def read_long(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def add_to_long(typing_context: Any, address: Any, bits: Any) -> Any:
-    """Sets bits in eight bytes from an address on, the first one lowest."""
+def write_long(typing_context: Any, address: Any, number: Any) -> Any:
+    """Writes eight bytes to an address, the lowest first."""
     from llvmlite import ir
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        bits = arguments[1] if sys.byteorder == "little" else builder.bswap(arguments[1])
-        builder.store(builder.or_(builder.load(place, align=1), bits), place, align=1)
+        number = arguments[1] if sys.byteorder == "little" else builder.bswap(arguments[1])
+        builder.store(number, place, align=1)
         return ir.Constant(ir.IntType(64), 0)
 
     return numba.uint64(numba.uint64, numba.uint64), generate

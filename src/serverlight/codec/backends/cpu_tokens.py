@@ -97,6 +97,20 @@ def exact_value(number, facts, unit):
     return np.float32(np.int64(64) * number + lift) * unit
 
 
+@njit
+def exact_line(numbers, facts, unit, out):
+    """Values of numbers of any size."""
+    f0, f1, f2, f3 = np.int64(facts[0]), np.int64(facts[1]), np.int64(facts[2]), np.int64(facts[3])
+    turns = facts[4] != 0
+    for i in range(numbers.size):
+        number = np.int64(numbers[i])
+        magnitude = abs(number)
+        lift = f1 if magnitude == 1 else (f2 if magnitude == 2 else f3)
+        lift = f0 if magnitude == 0 else lift
+        lift = -lift if (number < 0) & turns else lift
+        out[i] = np.float32(np.int64(64) * number + lift) * unit
+
+
 # -- escapes -----------------------------------------------------------------------------------------------------
 
 
@@ -129,45 +143,61 @@ def get_pair(symbol, turned, is_single, escapes, progress, segment):
 
 @inlined
 def small_number(nibble, turned):
-    """The number of a nibble that is not an escape."""
-    magnitude = (np.int64(nibble) + 1) >> 1
-    return -magnitude if ((nibble & 1) == 0) ^ turned else magnitude
+    """The number of a nibble that is not an escape; ``turned`` is 1 or 0."""
+    nibble = np.int64(nibble)
+    return signed((nibble + 1) >> 1, (nibble & 1) ^ turned ^ 1)
+
+
+@inlined
+def signed(magnitude, is_negative):
+    """A magnitude with its sign; ``is_negative`` is 1 or 0."""
+    return (magnitude ^ -is_negative) + is_negative
+
+
+@inlined
+def chosen(flag, one, other):
+    """One number if ``flag`` is 1, the other if it is 0."""
+    return other ^ ((one ^ other) & -flag)
 
 
 @njit
 def get_pairs(line, turned, found, is_single, segment_of, streams, numbers):
     """Reads the numbers of the pairs of a line that have escapes, each from its segment's bytes.
 
-    Nothing is decided by branches where all of a pair lies within 56 bits, since no branch could be foreseen.
+    Nothing is decided by branches where all of a pair lies within 56 bits, since no branch could be foreseen: flags are numbers.
+    Nor is anything read that was written just before, since no processor could foresee where: segments begin at what they had
+    in the beginning, and go on from number to number.
     """
-    progress, escapes, one = streams[4], streams[6], U(1)
+    progress, escapes, is_pair = streams[4], streams[6], np.int64(not is_single)
+    begins, before, after, largest = progress[:, BITS].copy(), np.int64(-1), np.int64(0), np.int64(0)
     for i in range(found.size):
         channel = U(found[i])
-        segment, symbol, turn = U(segment_of[channel]), np.int64(line[channel]), turned[channel] != 0
-        at = progress[segment, U(BITS)]
+        segment, symbol, turn = np.int64(segment_of[channel]), np.int64(line[channel]), np.int64(turned[channel])
+        at = chosen(np.int64(segment == before), after, begins[U(segment)])
+        before = segment
         if at < 0 or (at >> 3) + 8 > escapes.size:
             numbers[0, i], numbers[1, i] = get_pair(symbol, turn, is_single, escapes, progress, segment)
+            after = progress[U(segment), U(BITS)]
             continue
         window = read_long(U(escapes.ctypes.data) + U(at >> 3)) >> U(at & 7)
-        is_both, tells = symbol == 255, progress[segment, U(HALF)] != 0
-        whole, bit = is_both & ((window & one != U(0)) | (not tells)), U(is_both & tells)
-        window >>= bit
-        first, taken = near_number(window, whole)
-        taken *= U(symbol >= 0xF0)
-        second, more = near_number(window >> (taken & U(63)), whole)
-        more *= U((symbol & 0x0F == 0x0F) & (not is_single))
-        if (
-            max(taken, more) > U(52)
-            or bit + taken + more > U(56)
-            or at + np.int64(bit + taken + more) > progress[segment, U(END)]
-        ):
+        tells = np.int64(symbol == 255) & progress[U(segment), U(HALF)]
+        whole = np.int64(symbol == 255) & (np.int64(window & U(1)) | (1 - tells))
+        is_first, is_second = np.int64(symbol >= 0xF0), np.int64(symbol & 0x0F == 0x0F) & is_pair
+        first, taken = near_number(window >> U(tells), whole)
+        taken &= -is_first
+        second, more = near_number(window >> U((tells + taken) & 63), whole)
+        more &= -is_second
+        after = at + tells + taken + more
+        if (max(taken, more) > 52) | (after - at > 56) | (after > progress[U(segment), U(END)]):
             numbers[0, i], numbers[1, i] = get_pair(symbol, turn, is_single, escapes, progress, segment)
+            after = progress[U(segment), U(BITS)]
             continue
-        first = first if taken else small_number(symbol >> 4, turn)
-        second = second if more else small_number(symbol & 15, turn)
+        first = chosen(is_first, first, small_number(symbol >> 4, turn))
+        second = chosen(is_second, second, small_number(symbol & 15, turn))
         numbers[0, i], numbers[1, i] = first, second
-        progress[segment, U(BITS)] = at + np.int64(bit + taken + more)
-        progress[segment, U(LARGEST)] = max(progress[segment, U(LARGEST)], max(abs(first), abs(second)))
+        progress[U(segment), U(BITS)] = after
+        largest = max(largest, max(abs(first), abs(second)))
+    progress[0, LARGEST] = max(progress[0, LARGEST], largest)
 
 
 @inlined
@@ -175,9 +205,8 @@ def near_number(window, whole):
     """The signed number that the lowest bits are the code of, and how many they are: right if those of the window are enough."""
     width = lowest_mark(window | U(1 << 56)) + U(1)
     code = np.int64((U(1) << width) | ((window >> width) & ((U(1) << width) - U(1)))) - 2
-    odd, half = code & 1, code >> 1
-    magnitude = half + (odd if whole else 8)
-    return (magnitude if (odd != 0) == whole else -magnitude), U(2) * width
+    odd = code & 1
+    return signed((code >> 1) + chosen(whole, odd, np.int64(8)), odd ^ whole), np.int64(U(2) * width)
 
 
 @njit
@@ -220,6 +249,7 @@ def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, fa
     )
     upper, lower, found = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int64)
     old, numbers = np.empty((2, width), np.int16), np.empty((2, width), np.int64)
+    exact, rows_of = np.empty((2, width), np.float32), np.empty(width, np.uint8)
     borders = borders_of(start)
     narrow_borders = np.minimum(borders, SMALL_MEAN + 1)
     token_contexts(busy, lean, borders, contexts, turned)
@@ -242,7 +272,8 @@ def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, fa
             get_pairs(line, turned, found[:count], False, segment_of, streams, numbers)
             below = out[base + columns : base + columns + width]
             busy_values(line[:width], narrow_borders, facts, unit, small_busy, small_lean, contexts, above, below)
-            put_right(found[:count], numbers, old, borders, facts, unit, small_busy, small_lean, contexts, above, below)
+            means = small_busy, small_lean
+            put_right(found[:count], numbers, old, exact, rows_of, borders, facts, unit, *means, contexts, above, below)
             continue
         if is_direct and pair >= 3:
             for channel in range(width):
@@ -262,27 +293,46 @@ def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, fa
 
 
 @njit
-def put_right(found, numbers, old, borders, facts, unit, busy, lean, contexts, upper, lower):
-    """Puts right what escaped numbers change in a line; ``old`` has the means of their channels before it."""
+def put_right(found, numbers, old, exact, rows_of, borders, facts, unit, busy, lean, contexts, upper, lower):
+    """Puts right what escaped numbers change in a line; ``old`` has the means of their channels before it.
+
+    ``exact`` and ``rows_of`` have room for their values and contexts: one loop makes them, another takes them to their places.
+    """
+    exact_line(numbers[0, : found.size], facts, unit, exact[0])
+    exact_line(numbers[1, : found.size], facts, unit, exact[1])
+    learn_exact(numbers, found.size, borders, old, rows_of)
     for i in range(found.size):
-        channel, first, second = found[i], numbers[0, i], numbers[1, i]
-        upper[channel], lower[channel] = exact_value(first, facts, unit), exact_value(second, facts, unit)
-        a, b = max(min(first, 255), -255), max(min(second, 255), -255)
-        mean, lead = np.int64(old[0, i]), np.int64(old[1, i])
-        mean += (64 * (abs(a) + abs(b)) - mean) >> 3
-        lead += (64 * (a + b) - lead) >> 3
-        busy[channel], lean[channel], row = mean, lead, 0
-        for border in borders:
-            row += mean >= border
-        contexts[channel] = 2 * row + (8 * abs(lead) >= 3 * mean + 24)
+        channel = U(found[i])
+        upper[channel], lower[channel] = exact[0, i], exact[1, i]
+        busy[channel], lean[channel], contexts[channel] = old[0, i], old[1, i], rows_of[i]
+
+
+@njit
+def learn_exact(numbers, count, borders, old, rows_of):
+    """Takes pairs of numbers of any size into running means by an eighth, and finds the contexts after them."""
+    b0, b1, b2, b3 = borders[0], borders[1], borders[2], borders[3]
+    b4, b5, b6, one, most = borders[4], borders[5], borders[6], np.int32(1), np.int64(255)
+    first, second, busy, lean = numbers[0], numbers[1], old[0], old[1]
+    for i in range(count):
+        a = np.int32(max(min(first[i], most), -most))
+        b = np.int32(max(min(second[i], most), -most))
+        mean, lead = np.int32(busy[i]), np.int32(lean[i])
+        total = np.int32(np.int32(abs(a) + abs(b)) << np.int32(6))
+        mean = np.int32(mean + np.int32(np.int32(total - mean) >> np.int32(3)))
+        total = np.int32(np.int32(a + b) << np.int32(6))
+        lead = np.int32(lead + np.int32(np.int32(total - lead) >> np.int32(3)))
+        busy[i], lean[i] = mean, lead
+        row = np.int32(mean >= b0) + np.int32(mean >= b1) + np.int32(mean >= b2) + np.int32(mean >= b3)
+        row += np.int32(mean >= b4) + np.int32(mean >= b5) + np.int32(mean >= b6)
+        leaning = np.int32(8) * abs(lead) >= np.int32(np.int32(3) * mean + np.int32(24))
+        rows_of[i] = np.uint8(np.int32(np.int32(row) << one) + np.int32(leaning))
 
 
 @njit
 def place_line(numbers, is_direct, facts, unit, out):
     """A line's numbers as values, or as the bits of values."""
     if is_direct:
-        for i in range(out.size):
-            out[i] = exact_value(numbers[i], facts, unit)
+        exact_line(numbers, facts, unit, out)
     else:
         out.view(np.int32)[:] = numbers
 
@@ -314,12 +364,12 @@ def place_flat(streams, line, is_direct, facts, unit, found, out):
         flat_values(line[:whole], facts, unit, part)
     else:
         for i in range(whole):
-            bits[2 * i], bits[2 * i + 1] = small_number(line[i] >> 4, False), small_number(line[i] & 15, False)
+            bits[2 * i], bits[2 * i + 1] = small_number(line[i] >> 4, 0), small_number(line[i] & 15, 0)
     if is_single:
-        place_one(small_number(line[whole] >> 4, False), is_direct, facts, unit, part, bits, 2 * whole)
+        place_one(small_number(line[whole] >> 4, 0), is_direct, facts, unit, part, bits, 2 * whole)
     for i in range(find_escapes(line, count, found)):
         pair = found[i]
-        upper, lower = get_pair(line[pair], False, pair >= whole, escapes, progress, 0)
+        upper, lower = get_pair(line[pair], 0, pair >= whole, escapes, progress, 0)
         place_one(upper, is_direct, facts, unit, part, bits, 2 * pair)
         if pair < whole:
             place_one(lower, is_direct, facts, unit, part, bits, 2 * pair + 1)

@@ -9,23 +9,19 @@ import numpy as np
 
 from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_coder import LEAST, put_lines, put_planes
+from serverlight.codec.backends.cpu_escapes import put_escapes
 from serverlight.codec.backends.cpu_filter import survey_and_rank
-from serverlight.codec.backends.cpu_kernels import add_to_long, highest_mark, inlined, njit
+from serverlight.codec.backends.cpu_kernels import njit
 from serverlight.codec.backends.cpu_model import (
-    ESCAPED,
     build_tables,
     count_decisions,
     encoder_tables,
     fit_levels,
     levels_of,
-    mark_of,
     pack_model,
 )
 from serverlight.codec.backends.cpu_quantiser import (
-    MOST,
-    high_of,
     magnitude_sum,
-    number_of,
     quantise_tensor,
     take_raw,
 )
@@ -40,92 +36,6 @@ ONE_SIDED_PLANES = tables.ONE_SIDED_PLANES
 DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
 COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
 ACTIVITY = activity.ACTIVITY
-
-
-# -- escapes -----------------------------------------------------------------------------------------------------
-
-
-@inlined
-def put_golomb(buffer, at, value):
-    """An exponential Golomb code of order 1, least significant bit first; returns the position after it.
-
-    The buffer has zeros from there on, and eight bytes more than it needs.
-    """
-    value = U(value + 2)
-    width = highest_mark(value)
-    if width <= U(28):
-        code = U(1) << (width - U(1)) | (value & ((U(1) << width) - U(1))) << width
-        add_to_long(U(buffer.ctypes.data) + U(at >> 3), code << U(at & 7))
-        return at + np.int64(U(2) * width)
-    return put_long_golomb(buffer, at, np.int64(value), np.int64(width))
-
-
-@njit
-def put_long_golomb(buffer, at, value, width):
-    """The same bit by bit, for long codes."""
-    at += width - 1
-    buffer[at >> 3] |= np.uint8(1 << (at & 7))
-    at += 1
-    for i in range(width):
-        if value >> i & 1:
-            buffer[at >> 3] |= np.uint8(1 << (at & 7))
-        at += 1
-    return at
-
-
-@inlined
-def code_of(number, one_sided, whole):
-    """What an escaped number is sent as: whole, or what it exceeds a nibble by."""
-    number = np.int64(number)
-    if one_sided:
-        return number if whole else number - 15
-    if whole:
-        return 2 * number - 1 if number > 0 else -2 * number
-    return 2 * (abs(number) - 8) + (number < 0)
-
-
-@inlined
-def number_at(high, source, place):
-    """A high part in full width, from the elements, the reciprocal of the step and the number of raw bits if need be."""
-    values, inverse, bits = source
-    if abs(np.int32(high[place])) < MOST:
-        return np.int32(high[place])
-    return high_of(number_of(values[place], True, inverse), bits)
-
-
-@njit
-def put_escapes(
-    high, source, layout, rows, columns, one_sided, half_escapes, index, table, escaped, found, buffer, start
-):
-    """Writes the numbers of a segment's pairs with escapes to ``buffer``, from byte ``start``; returns the byte after them."""
-    at, pairs = 8 * start, (columns + 1) // 2
-    for i in range(found - 1, -1, -1):
-        place = escaped[i]
-        if layout == PLANES:
-            line = np.int64(U(place) // U(pairs))
-            pair = place - line * pairs
-            first, step, is_single = line * columns + 2 * pair, 1, 2 * pair + 1 >= columns
-        elif layout == TOKENS:
-            line = np.int64(U(place) // U(columns))
-            channel = place - line * columns
-            first, step, is_single = 2 * line * columns + channel, columns, 2 * line + 1 >= rows
-        else:
-            first, step, is_single = 2 * place, 1, 2 * place + 1 >= columns
-        entry = index[place]
-        if mark_of(table, entry) & ESCAPED:
-            whole = not half_escapes or entry & 0xFF != (0xF0 if is_single else 0xFF)
-            if half_escapes:
-                buffer[at >> 3] |= np.uint8(whole << (at & 7))
-                at += 1
-            at = put_golomb(buffer, at, code_of(number_at(high, source, first), one_sided, whole))
-            if not is_single:
-                at = put_golomb(buffer, at, code_of(number_at(high, source, first + step), one_sided, whole))
-        else:
-            if entry & 0xF0 == 0xF0:
-                at = put_golomb(buffer, at, code_of(number_at(high, source, first), one_sided, False))
-            if entry & 0x0F == 0x0F:
-                at = put_golomb(buffer, at, code_of(number_at(high, source, first + step), one_sided, False))
-    return (at + 7) >> 3
 
 
 # -- activity ----------------------------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ from serverlight.codec.rivals.integers import Integer
 from serverlight.codec.rivals.uniform import Uniform
 from serverlight.errors import ConfigError
 from serverlight.evaluation.bounds import rel_mse
+from serverlight.evaluation.checks import rate_checks
 from serverlight.evaluation.codec_bench import TaskReport, bench_task
 from serverlight.evaluation.contenders import Contender, OwnCodec, StraightforwardTorch, contenders
 from serverlight.evaluation.rates import Probe, ProbeSize, RateRow, Scale, bits_at_kl
 from serverlight.evaluation.search import Walk, _find_border
 from serverlight.evaluation.speed import SWEEP_BYTES, sample_feature, sweep_shape, time_codecs
-from serverlight.evaluation.tasks import Feature, LossyInput, Quality, RawInput, load_task
+from serverlight.evaluation.tasks import Calibration, Feature, LossyInput, Quality, RawInput, load_task
 
 
 class ToyTask:
@@ -41,6 +42,10 @@ class ToyTask:
         return RawInput(format="nothing", sizes=np.full(len(self._features), 4 * 384))
 
     def as_jpeg(self, quality: int) -> LossyInput | None:
+        return None
+
+    @property
+    def calibration(self) -> Calibration | None:
         return None
 
     def features(self) -> Sequence[Feature]:
@@ -304,6 +309,42 @@ def test_equal_divergence_far_from_the_border() -> None:
     assert report.equal_kl < 0.002
     assert bits is not None
     assert 6 < bits < 8
+
+
+class CalibratedTask(ToyTask):
+    """The same with channels that say much the same, and other samples like that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(1)
+        mixing = rng.normal(size=(4, 32)).astype(np.float32)
+        self._features, self._others = (
+            [(rng.laplace(size=(1, 12, 4)) @ mixing).astype(np.float32) for _ in range(20)] for _ in range(2)
+        )
+
+    @property
+    def calibration(self) -> Calibration:
+        return Calibration(features=self._others, gradients=self._others)
+
+
+def test_a_basis_is_calibrated_where_there_are_samples() -> None:
+    """A codec with a basis is a row beside the others, at fewer bits where channels say the same, and checked beside SLICER;
+    without samples it is left out.
+    """
+    families = [family(name) for name in ("serverlight", "serverlight-basis", "slicer-rans")]
+    report = bench_task(CalibratedTask(), families, reference="serverlight", rounds=1)
+    plain, turned = report.best_of("serverlight"), report.best_of("serverlight-basis")
+    assert plain is not None
+    assert turned is not None
+    assert turned.bits_per_element < 0.7 * plain.bits_per_element
+    assert len(turned.config["basis"]) == 16
+    ratio = report.ratio_at_equal_kl("slicer-rans", "serverlight-basis")
+    assert ratio is not None
+    found = {check.name: check.value for check in rate_checks([report], 1.0)}
+    assert found["serverlight-basis: bits over those of slicer-rans at equal KL, worst task (toy)"] == ratio
+    assert ratio < found["serverlight: bits over those of slicer-rans at equal KL, worst task (toy)"]
+    none = bench_task(ToyTask(4), families[:2], reference="serverlight", rounds=0)
+    assert "serverlight-basis" not in {comparison.codec for comparison in none.comparisons}
 
 
 def test_report_of_the_demo() -> None:

@@ -132,6 +132,53 @@ def test_features_are_messages(which: str, request: pytest.FixtureRequest) -> No
     assert task.features()[0] is task.features()[0]
 
 
+# -- other samples, for a basis ----------------------------------------------------------------------
+
+
+def test_there_is_a_basis_only_where_there_are_other_samples(
+    demo: CodecTask, sentence_task: SentenceTask, window_task: WindowTask
+) -> None:
+    """Neither feature maps nor tasks without other samples have any."""
+    assert [task.calibration for task in (demo, sentence_task, window_task)] == [None, None, None]
+
+
+def test_sentences_to_calibrate_with(bert_folder: pathlib.Path) -> None:
+    """They are features of the other sentences; a step along the gradient moves the embedding, and a longer one further."""
+    others, model = ("a dog sat far", "a cat"), load_model(str(bert_folder))
+    task = SentenceTask(
+        name="tiny", title="tiny", model=model, folder=bert_folder, layers=1, pairs=PAIRS, others=others
+    )
+    plain = SentenceTask(
+        name="tiny", title="tiny", model=model, folder=bert_folder, layers=1,
+        pairs=ScoredPairs(sentences=others, scores=np.ones(1)),
+    )  # fmt: skip
+    found = task.calibration
+    assert found is not None
+    assert [x.tolist() for x in found.features] == [x.tolist() for x in plain.features()]
+    assert [g.shape for g in found.gradients] == [x.shape for x in found.features]
+    assert all(g.any() for g in found.gradients)
+    for x, g in zip(found.features, found.gradients, strict=True):
+        near, far = (task._embed([x + scale * g]) for scale in (1e-2, 2e-2))
+        moved = np.abs(near - task._embed([x])).max()
+        assert 0 < moved < np.abs(far - task._embed([x])).max() < 3 * moved
+
+
+def test_windows_to_calibrate_with(llama_folder: pathlib.Path, window_task: WindowTask) -> None:
+    """Gradients are those of the log-probability of drawn tokens, which is zero in the mean over draws."""
+    rng = np.random.default_rng(1)
+    others = rng.integers(2, len(WORDS), (120, 9))
+    task = WindowTask(
+        name="tiny", title="tiny", model=Llama.load(llama_folder), layers=2, windows=others[:3], others=others
+    )
+    found = task.calibration
+    assert found is not None
+    assert [x.tolist() for x in found.features[:3]] == [x.tolist() for x in task.features()]
+    gradients = np.concatenate(found.gradients)
+    assert gradients.shape == (120, 8, 32)
+    assert (np.square(gradients).mean((0, 1)) > 0).all()
+    assert np.abs(gradients.mean((0, 1))).max() < 4 * (gradients.std((0, 1)) / np.sqrt(120 * 8)).max()
+
+
 # -- images ------------------------------------------------------------------------------------------
 
 

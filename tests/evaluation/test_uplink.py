@@ -44,6 +44,10 @@ class SampledTask:
         spoiled = [x + e for x, e in zip(self._features, noise, strict=True)]
         return LossyInput(sizes=np.full(len(spoiled), 50 + quality), features=spoiled)
 
+    @property
+    def calibration(self) -> None:
+        return None
+
     def features(self) -> Sequence[Feature]:
         return self._features
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from serverlight.codec import calibrate_basis
 from serverlight.codec.rivals import Family
 from serverlight.evaluation.bounds import RateDistortion
 from serverlight.evaluation.rates import (
@@ -123,11 +124,13 @@ class TaskReport:
         """The cheapest row of a codec within the loss allowed, if there is one."""
         return next((c.best for c in self.comparisons if c.codec == codec), None)
 
-    def ratio_at_equal_kl(self, codec: str) -> float | None:
-        """Bits of the reference over those of a codec at the reference's divergence; none where either is not known."""
+    def ratio_at_equal_kl(self, codec: str, ours: str | None = None) -> float | None:
+        """Bits of the reference, or of the codec ``ours``, over those of a codec at the reference's divergence; none where
+        either is not known.
+        """
         bits = {c.codec: c.bits_at_equal_kl for c in self.comparisons}
-        ours, theirs = bits.get(self.reference), bits.get(codec)
-        return ours / theirs if ours and theirs else None
+        own, theirs = bits.get(ours or self.reference), bits.get(codec)
+        return own / theirs if own and theirs else None
 
 
 _SPECIAL = {"comparisons", "rows", "probes", "ecsq", "rate_distortion"}
@@ -146,7 +149,7 @@ def bench_task(
 
     Args:
         task: features and the way to judge them.
-        families: the codecs.
+        families: the codecs; those with a basis are left out where the task has no samples to calibrate one with.
         reference: name of the one whose divergence the others are compared at; without it there is no such comparison.
         max_loss_pp: loss at which rates are compared, in percentage points.
         rounds: how often each grid is refined; with none, settings are tried on fewer messages, too.
@@ -156,7 +159,7 @@ def bench_task(
     def keeps(row: RateRow) -> bool:
         return row.keeps(max_loss_pp)
 
-    scale = Scale(task, probes=FINE if rounds else COARSE)
+    scale, families = Scale(task, probes=FINE if rounds else COARSE), _with_bases(families, task)
     walks = _walk_all(scale, families, keeps, max_loss_pp, rounds, progress)
     kl = next((_settled_kl(walk, keeps) for walk in walks if walk.family.name == reference), None)
     comparisons = [_compare(walk, keeps, kl) for walk in walks]
@@ -180,6 +183,16 @@ def bench_task(
         ecsq=scale.ecsq,
         rate_distortion=scale.bound,
     )
+
+
+def _with_bases(families: Sequence[Family], task: CodecTask) -> list[Family]:
+    """The codecs, those with a basis with one for the task, or without them where it has nothing to calibrate one with."""
+    if not any(family.takes_basis for family in families):
+        return list(families)
+    if (samples := task.calibration) is None:
+        return [family for family in families if not family.takes_basis]
+    basis = calibrate_basis(samples.features, gradients=samples.gradients)
+    return [family.with_basis(basis) if family.takes_basis else family for family in families]
 
 
 def _walk_all(

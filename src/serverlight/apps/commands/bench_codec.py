@@ -64,7 +64,7 @@ def bench_codec(
         typer.Option(
             "--uplink",
             help="Measure for the table of uplink reductions: six models at an early, a middle and a late cut, no times, and "
-            "of plain SLICER only its shortest form, unless --tasks and --codecs say otherwise.",
+            "of plain SLICER only its shortest form and no basis, unless --tasks and --codecs say otherwise.",
         ),
     ] = False,
     limit: Annotated[int | None, typer.Option(metavar="N", min=2, help="Samples of each task at most.")] = None,
@@ -159,4 +159,4 @@ def _families(text: str, uplink: bool) -> Sequence[Family]:
 
     if text != "all":
         return [family(name.strip()) for name in text.split(",")]
-    return [found for found in families() if not (uplink and found.name in LONGER_FORMS)]
+    return [found for found in families() if not (uplink and (found.takes_basis or found.name in LONGER_FORMS))]

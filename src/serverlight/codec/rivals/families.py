@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serverlight.codec.basis import Basis
 from serverlight.codec.config import PROFILES, CodecConfig
 from serverlight.codec.rivals import zstd
 from serverlight.codec.rivals.blocks import Q80, BlockwiseInt8
@@ -60,9 +63,18 @@ class Family:
     pinned: tuple[Mapping[str, Any], ...] = ()
     """Settings that are always measured in full, besides the best."""
 
+    takes_basis: bool = False
+    """Whether it needs a calibrated basis, which :meth:`with_basis` gives it."""
+
     def at(self, point: Mapping[str, int]) -> Rival:
         """The codec at a point of the grid: an index for each axis."""
+        if self.takes_basis:
+            raise ConfigError("codec", f"{self.name} needs a basis; give it one")
         return self.make(**{axis: self.axes[axis][i] for axis, i in point.items()})
+
+    def with_basis(self, basis: Basis) -> Family:
+        """The same codec with a basis that was calibrated for the features to come."""
+        return dataclasses.replace(self, make=functools.partial(self.make, basis=basis), takes_basis=False)
 
 
 PROFILE_AXES: dict[str, Axes] = {
@@ -95,13 +107,16 @@ def _profiles() -> list[Family]:
         if profile != "fp16":
             axes = PROFILE_AXES.get(profile, {"sparsity": FINE_SPARSITIES})
             found.append(Family(name=profile, make=_profile(profile), axes=axes))
-    return found
+    turned = Family(
+        name="serverlight-basis", make=_profile("serverlight"), axes={"sparsity": FINE_SPARSITIES}, takes_basis=True
+    )
+    return [*found, turned]
 
 
 def _profile(profile: str) -> Callable[..., Rival]:
-    def make(**settings: Any) -> Rival:
+    def make(*, basis: Basis | None = None, **settings: Any) -> Rival:
         # Rivals have no checksum either.
-        return Profile(CodecConfig(profile=profile, checksum=False, **settings))
+        return Profile(CodecConfig(profile=profile, checksum=False, **settings), basis=basis)
 
     return make
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from serverlight.codec.basis import Basis
 from serverlight.codec.codec import Codec, decode
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.rivals.rival import Float32, Rival
@@ -17,20 +18,21 @@ __all__ = ["Profile"]
 
 @dataclass(frozen=True, slots=True)
 class Profile(Rival):
-    """A profile of :class:`serverlight.codec.Codec` with its settings."""
+    """A profile of :class:`serverlight.codec.Codec` with its settings, and a calibrated basis if one is given."""
 
     settings: CodecConfig
     backend: str = "auto"
+    basis: Basis | None = None
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The profile's name."""
-        return self.settings.profile
+        """The profile's name, and whether it has a basis."""
+        return self.settings.profile + ("-basis" if self.basis else "")
 
     @property
     def config(self) -> dict[str, Any]:
-        """The codec's settings."""
-        return self.settings.to_dict()
+        """The codec's settings, and the basis by its digest."""
+        return self.settings.to_dict() | ({"basis": self.basis.digest.hex()} if self.basis else {})
 
     def encode(self, x: Float32) -> bytes:
         """A frame; it holds the shape itself."""
@@ -41,12 +43,12 @@ class Profile(Rival):
         return self._unpack(message, ())
 
     def _pack(self, x: Float32) -> bytes:
-        return _codec(self.settings, self.backend).encode(x)
+        return _codec(self.settings, self.backend, self.basis).encode(x)
 
     def _unpack(self, body: bytes, shape: tuple[int, ...]) -> Float32:
-        return np.asarray(decode(body, like="numpy", backend=self.backend), np.float32)
+        return np.asarray(decode(body, like="numpy", backend=self.backend, basis=self.basis), np.float32)
 
 
 @functools.lru_cache
-def _codec(settings: CodecConfig, backend: str) -> Codec:
-    return Codec(settings, backend=backend)
+def _codec(settings: CodecConfig, backend: str, basis: Basis | None) -> Codec:
+    return Codec(settings, backend=backend, basis=basis)

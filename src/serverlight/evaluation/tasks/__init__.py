@@ -7,11 +7,12 @@ from serverlight.evaluation.tasks.catalogue import (
     check_task,
     load_task,
 )
-from serverlight.evaluation.tasks.task import CodecTask, Feature, LossyInput, Quality, RawInput
+from serverlight.evaluation.tasks.task import Calibration, CodecTask, Feature, LossyInput, Quality, RawInput
 
 __all__ = [
     "TASK_NAMES",
     "UPLINK_TASKS",
+    "Calibration",
     "CodecTask",
     "Feature",
     "LossyInput",

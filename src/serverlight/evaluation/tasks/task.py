@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "Calibration",
     "CodecTask",
     "Feature",
     "Floats",
@@ -82,6 +83,17 @@ class LossyInput:
     """What the feature at the cut is then, message by message."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Calibration:
+    """What a basis is calibrated with: features of other samples than those that the task judges by."""
+
+    features: Sequence[Feature]
+    """Features at the cut, channels last."""
+
+    gradients: Sequence[Feature]
+    """For each, the gradient of what the tail makes of it."""
+
+
 class CodecTask(Protocol):
     """A model cut at one place, with the data to judge it by."""
 
@@ -114,6 +126,10 @@ class CodecTask(Protocol):
 
     def features(self) -> Sequence[Feature]:
         """One message for each image, sentence or window of tokens, with its batch side of 1 in front, as a device sends it."""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Other samples of the same kind, for a basis; none where there are none, or channels do not come last."""
 
     def evaluate(self, received: Sequence[Feature]) -> Quality:
         """The quality when the first ``len(received)`` messages arrive as given."""

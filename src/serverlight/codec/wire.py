@@ -39,6 +39,7 @@ __all__ = [
     "Header",
     "Reader",
     "Writer",
+    "behind_header",
     "header_bytes",
     "sealed",
 ]
@@ -174,15 +175,6 @@ class Reader:
             self._check_and_cut_checksum()
         return header
 
-    def known_header(self, known: Header, start: bytes) -> bool:
-        """Whether the frame begins with a header that was read and proved before, which is taken then; proves the checksum."""
-        if self._view[: len(start)] != start:
-            return False
-        self._offset = self.part_bytes["header"] = len(start)
-        if known.checksum:
-            self._check_and_cut_checksum()
-        return True
-
     def byte(self, part: str) -> int:
         """Reads one byte."""
         return self.take(1, part)[0]
@@ -275,6 +267,19 @@ class Reader:
             raise ChecksumMismatch(f"checksum is {stated.hex()}, the bytes give {actual.to_bytes(4, 'little').hex()}")
         self._view = self._view[:-CHECKSUM_BYTES]
         self.part_bytes["checksum"] = CHECKSUM_BYTES
+
+
+def behind_header(frame: bytes | bytearray | memoryview, start: bytes, checksum: bool) -> memoryview | None:
+    """What a frame has behind a header that was read and proved before, its checksum proved and cut; none where it begins
+    otherwise or the checksum is wrong, which a :class:`Reader` tells more about.
+    """
+    view = memoryview(frame)
+    if view.itemsize != 1 or view.ndim != 1 or not view.c_contiguous or bytes(view[: len(start)]) != start:
+        return None
+    if not checksum:
+        return view[len(start) :]
+    is_sound = len(view) >= len(start) + CHECKSUM_BYTES and crc32(frame) == RESIDUE
+    return view[len(start) : -CHECKSUM_BYTES] if is_sound else None
 
 
 @functools.lru_cache(maxsize=256)

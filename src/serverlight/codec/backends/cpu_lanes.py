@@ -95,7 +95,7 @@ def get_number(whole, one_sided, escapes, progress, segment):
 @inlined
 def get(state, entry, words, at):
     """The state, in 64 bits, after a symbol, which takes a word in if it has become too small, and the position in ``words``."""
-    state = U(entry & np.uint32(4095)) * (state >> U(12)) + U((entry >> np.uint32(12)) & np.uint32(4095))
+    state = U(entry >> np.uint32(20)) * (state >> U(12)) + U((entry >> np.uint32(8)) & np.uint32(4095))
     short, longer = state < LEAST, state << U(16) | U(words[at])
     return longer if short else state, at + U(short)
 
@@ -111,28 +111,28 @@ def get_eights(rows_of, groups, states, words, size, at, table, into):
         o = U(8 * group)
         entry = table[U(rows_of[o]) << U(12) | (x0 & U(4095))]
         x0, at = get(x0, entry, words, at)
-        into[o] = np.uint8(entry >> np.uint32(24))
+        into[o] = np.uint8(entry)
         entry = table[U(rows_of[o + U(1)]) << U(12) | (x1 & U(4095))]
         x1, at = get(x1, entry, words, at)
-        into[o + U(1)] = np.uint8(entry >> np.uint32(24))
+        into[o + U(1)] = np.uint8(entry)
         entry = table[U(rows_of[o + U(2)]) << U(12) | (x2 & U(4095))]
         x2, at = get(x2, entry, words, at)
-        into[o + U(2)] = np.uint8(entry >> np.uint32(24))
+        into[o + U(2)] = np.uint8(entry)
         entry = table[U(rows_of[o + U(3)]) << U(12) | (x3 & U(4095))]
         x3, at = get(x3, entry, words, at)
-        into[o + U(3)] = np.uint8(entry >> np.uint32(24))
+        into[o + U(3)] = np.uint8(entry)
         entry = table[U(rows_of[o + U(4)]) << U(12) | (x4 & U(4095))]
         x4, at = get(x4, entry, words, at)
-        into[o + U(4)] = np.uint8(entry >> np.uint32(24))
+        into[o + U(4)] = np.uint8(entry)
         entry = table[U(rows_of[o + U(5)]) << U(12) | (x5 & U(4095))]
         x5, at = get(x5, entry, words, at)
-        into[o + U(5)] = np.uint8(entry >> np.uint32(24))
+        into[o + U(5)] = np.uint8(entry)
         entry = table[U(rows_of[o + U(6)]) << U(12) | (x6 & U(4095))]
         x6, at = get(x6, entry, words, at)
-        into[o + U(6)] = np.uint8(entry >> np.uint32(24))
+        into[o + U(6)] = np.uint8(entry)
         entry = table[U(rows_of[o + U(7)]) << U(12) | (x7 & U(4095))]
         x7, at = get(x7, entry, words, at)
-        into[o + U(7)] = np.uint8(entry >> np.uint32(24))
+        into[o + U(7)] = np.uint8(entry)
     states[0], states[1], states[2], states[3] = x0, x1, x2, x3
     states[4], states[5], states[6], states[7] = x4, x5, x6, x7
     return at
@@ -148,16 +148,16 @@ def get_fours(rows_of, groups, states, words, size, at, table, into):
         o = U(4 * group)
         entry = table[U(rows_of[o]) << U(12) | (x0 & U(4095))]
         x0, at = get(x0, entry, words, at)
-        into[o] = np.uint8(entry >> np.uint32(24))
+        into[o] = np.uint8(entry)
         entry = table[U(rows_of[o + U(1)]) << U(12) | (x1 & U(4095))]
         x1, at = get(x1, entry, words, at)
-        into[o + U(1)] = np.uint8(entry >> np.uint32(24))
+        into[o + U(1)] = np.uint8(entry)
         entry = table[U(rows_of[o + U(2)]) << U(12) | (x2 & U(4095))]
         x2, at = get(x2, entry, words, at)
-        into[o + U(2)] = np.uint8(entry >> np.uint32(24))
+        into[o + U(2)] = np.uint8(entry)
         entry = table[U(rows_of[o + U(3)]) << U(12) | (x3 & U(4095))]
         x3, at = get(x3, entry, words, at)
-        into[o + U(3)] = np.uint8(entry >> np.uint32(24))
+        into[o + U(3)] = np.uint8(entry)
     states[0], states[1], states[2], states[3] = x0, x1, x2, x3
     return at
 
@@ -181,7 +181,7 @@ def get_run(rows_of, count, states, words, size, at, table, into):
             break
         entry = table[U(rows_of[i]) << U(12) | (U(states[lane]) & U(4095))]
         states[lane], at = get(U(states[lane]), entry, words, at)
-        into[i] = np.uint8(entry >> np.uint32(24))
+        into[i] = np.uint8(entry)
         lane = lane + U(1) if lane + U(1) < U(lanes) else U(0)
     return at
 
@@ -288,7 +288,7 @@ def get_four_runs(streams, tables, lines, count):
 def get_into(state, table, words, at, line, place):
     """Reads one symbol of a single row of the tables to its place; returns what :func:`get` does."""
     entry = table[state & U(4095)]
-    line[place] = np.uint8(entry >> np.uint32(24))
+    line[place] = np.uint8(entry)
     return get(state, entry, words, at)
 
 

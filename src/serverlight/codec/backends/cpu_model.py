@@ -256,11 +256,11 @@ def decoder_table(frequencies):
     """
     num_rows, at = frequencies.shape[0], U(0)
     table = np.empty(num_rows * 4096 + 16, np.uint32)
-    into, place, most = U(table.ctypes.data), np.uint32(1 << 12), np.uint32(16 << 12)
+    into, place, most = U(table.ctypes.data), np.uint32(1 << 8), np.uint32(16 << 8)
     for row in range(num_rows):
         for symbol in range(256):
             frequency = frequencies[row, symbol]
-            entry, end = np.uint32(frequency) | np.uint32(symbol) << np.uint32(24), at + U(frequency)
+            entry, end = np.uint32(frequency) << np.uint32(20) | np.uint32(symbol), at + U(frequency)
             while at < end:
                 write_sixteen(into + U(4) * at, np.uint32(entry), place)
                 at += U(16)

@@ -91,12 +91,12 @@ def reader_of(one_sided: bool) -> Any:
                         state, context = U(states[lane]), lefts[lane] + np.int64(above[a + lane])
                         if one_sided:
                             entry = table[U(context) << U(12) | (state & U(4095))]
-                            fact = facts_of[U(entry >> np.uint32(24))]
-                            flat[into] = np.uint8(entry >> np.uint32(24))
+                            fact = facts_of[U(np.uint8(entry))]
+                            flat[into] = np.uint8(entry)
                         else:
                             turned = context >> 63
                             entry = table[U((context ^ turned) - turned) << U(12) | (state & U(4095))]
-                            fact = facts_of[U(entry >> np.uint32(24)) | (U(turned) & U(256))]
+                            fact = facts_of[U(np.uint8(entry)) | (U(turned) & U(256))]
                             flat[into] = np.uint8(fact >> 8)
                         states[lane], at = get(state, entry, words, at)
                         above[a + lane], lefts[lane] = np.uint8(fact), fact >> 32
@@ -131,7 +131,7 @@ def get_ends(count, pair, states, words, at, table, one_sided, above, lefts, fla
         context = lefts[lane] + np.int64(above[8 * pair + lane])
         entry = table[U(abs(context) + tail) << U(12) | (U(states[lane]) & U(4095))]
         states[lane], at = get(U(states[lane]), entry, words, at)
-        fact = facts_of[U(entry >> np.uint32(24)) | U(768 if context < 0 else 512)]
+        fact = facts_of[U(np.uint8(entry)) | U(768 if context < 0 else 512)]
         flat[o + U(lane) * plane] = np.uint8(fact >> 8)
         above[8 * pair + lane], lefts[lane] = np.uint8(fact), fact >> 32
         marks |= fact

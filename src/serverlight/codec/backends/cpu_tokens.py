@@ -33,6 +33,8 @@ from serverlight.codec.backends.cpu_symbols import (
 
 U = np.uint64
 LARGEST_NARROW = 1 << 24
+MOST_BITS = 56
+"""So many are sure to be in a window of 64 from any bit of a byte on."""
 
 
 # -- symbols to values -------------------------------------------------------------------------------------------
@@ -164,9 +166,8 @@ def chosen(flag, one, other):
 def get_pairs(line, turned, found, is_single, segment_of, streams, numbers):
     """Reads the numbers of the pairs of a line that have escapes, each from its segment's bytes.
 
-    Nothing is decided by branches where all of a pair lies within 56 bits, since no branch could be foreseen: flags are numbers.
-    Nor is anything read that was written just before, since no processor could foresee where: segments begin at what they had
-    in the beginning, and go on from number to number.
+    Nothing is read that was written just before, since no processor could foresee where: segments begin at what they had in the
+    beginning, and go on from number to number.
     """
     progress, escapes, is_pair = streams[4], streams[6], np.int64(not is_single)
     begins, before, after, largest = progress[:, BITS].copy(), np.int64(-1), np.int64(0), np.int64(0)
@@ -174,30 +175,42 @@ def get_pairs(line, turned, found, is_single, segment_of, streams, numbers):
         channel = U(found[i])
         segment, symbol, turn = np.int64(segment_of[channel]), np.int64(line[channel]), np.int64(turned[channel])
         at = chosen(np.int64(segment == before), after, begins[U(segment)])
-        before = segment
+        before, half, end = segment, progress[U(segment), U(HALF)], progress[U(segment), U(END)]
         if at < 0 or (at >> 3) + 8 > escapes.size:
             numbers[0, i], numbers[1, i] = get_pair(symbol, turn, is_single, escapes, progress, segment)
             after = progress[U(segment), U(BITS)]
             continue
         window = read_long(U(escapes.ctypes.data) + U(at >> 3)) >> U(at & 7)
-        tells = np.int64(symbol == 255) & progress[U(segment), U(HALF)]
-        whole = np.int64(symbol == 255) & (np.int64(window & U(1)) | (1 - tells))
-        is_first, is_second = np.int64(symbol >= 0xF0), np.int64(symbol & 0x0F == 0x0F) & is_pair
-        first, taken = near_number(window >> U(tells), whole)
-        taken &= -is_first
-        second, more = near_number(window >> U((tells + taken) & 63), whole)
-        more &= -is_second
-        after = at + tells + taken + more
-        if (max(taken, more) > 52) | (after - at > 56) | (after > progress[U(segment), U(END)]):
+        first, second, size = near_pair(window, symbol, turn, half, is_pair)
+        if size > MOST_BITS or at + size > end:
             numbers[0, i], numbers[1, i] = get_pair(symbol, turn, is_single, escapes, progress, segment)
             after = progress[U(segment), U(BITS)]
             continue
-        first = chosen(is_first, first, small_number(symbol >> 4, turn))
-        second = chosen(is_second, second, small_number(symbol & 15, turn))
         numbers[0, i], numbers[1, i] = first, second
+        after = at + size
         progress[U(segment), U(BITS)] = after
         largest = max(largest, max(abs(first), abs(second)))
     progress[0, LARGEST] = max(progress[0, LARGEST], largest)
+
+
+@inlined
+def near_pair(window, symbol, turn, half, is_pair):
+    """The numbers of a pair with escapes, from the next bits, and how many they are: more than 56 if the window has too few.
+
+    Nothing is decided by branches, since no branch could be foreseen: flags are 1 or 0.
+    """
+    is_both = np.int64(symbol == 255)
+    tells = is_both & half
+    whole = is_both & (np.int64(window & U(1)) | (1 - tells))
+    is_first, is_second = np.int64(symbol >= 0xF0), np.int64(symbol & 0x0F == 0x0F) & is_pair
+    first, taken = near_number(window >> U(tells), whole)
+    taken &= -is_first
+    second, more = near_number(window >> U((tells + taken) & 63), whole)
+    more &= -is_second
+    first = chosen(is_first, first, small_number(symbol >> 4, turn))
+    second = chosen(is_second, second, small_number(symbol & 15, turn))
+    too_long = np.int64(max(taken, more) > 52)
+    return first, second, tells + taken + more + 64 * too_long
 
 
 @inlined
@@ -367,12 +380,22 @@ def place_flat(streams, line, is_direct, facts, unit, found, out):
             bits[2 * i], bits[2 * i + 1] = small_number(line[i] >> 4, 0), small_number(line[i] & 15, 0)
     if is_single:
         place_one(small_number(line[whole] >> 4, 0), is_direct, facts, unit, part, bits, 2 * whole)
+    at, half, end, largest = progress[0, BITS], progress[0, HALF], progress[0, END], np.int64(0)
     for i in range(find_escapes(line, count, found)):
-        pair = found[i]
-        upper, lower = get_pair(line[pair], 0, pair >= whole, escapes, progress, 0)
+        pair, size, upper, lower = found[i], 64, np.int64(0), np.int64(0)
+        if at >= 0 and (at >> 3) + 8 <= escapes.size:
+            window = read_long(U(escapes.ctypes.data) + U(at >> 3)) >> U(at & 7)
+            upper, lower, size = near_pair(window, np.int64(line[pair]), 0, half, np.int64(pair < whole))
+        if size > MOST_BITS or at + size > end:
+            progress[0, BITS] = at
+            upper, lower = get_pair(line[pair], 0, pair >= whole, escapes, progress, 0)
+            at = progress[0, BITS]
+        else:
+            at, largest = at + size, max(largest, max(abs(upper), abs(lower)))
         place_one(upper, is_direct, facts, unit, part, bits, 2 * pair)
         if pair < whole:
             place_one(lower, is_direct, facts, unit, part, bits, 2 * pair + 1)
+    progress[0, BITS], progress[0, LARGEST] = at, max(progress[0, LARGEST], largest)
 
 
 @njit

@@ -232,14 +232,14 @@ def read_symbols(vectors: Vectors, state: Any, rows: Any, table: Any, words: Any
     builder, rows = vectors.builder, vectors.builder.zext(rows, WORDS)
     slots = builder.and_(state, vectors.all(4095))
     entry = _looked_up(vectors, table, builder.or_(builder.shl(rows, vectors.all(12)), slots))
-    frequency = builder.and_(entry, vectors.all(4095))
-    offset = builder.and_(builder.lshr(entry, vectors.all(12)), vectors.all(4095))
+    frequency = builder.lshr(entry, vectors.all(20))
+    offset = builder.and_(builder.lshr(entry, vectors.all(8)), vectors.all(4095))
     less = builder.add(builder.mul(frequency, builder.lshr(state, vectors.all(12))), offset)
     short = builder.and_(builder.icmp_unsigned("<", less, vectors.all(1 << 15)), taking)
     ahead = builder.zext(vectors.load(words, HALVES, 2), WORDS)
     ahead = vectors.call("llvm.x86.avx512.mask.expand.v8i32", ahead, vectors.all(0), short)
     longer = builder.select(short, builder.or_(builder.shl(less, vectors.all(16)), ahead), less)
-    return longer, builder.trunc(builder.lshr(entry, vectors.all(24)), BYTES), vectors.number_of(short)
+    return longer, builder.trunc(entry, BYTES), vectors.number_of(short)
 
 
 @intrinsic

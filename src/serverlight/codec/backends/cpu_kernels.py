@@ -109,6 +109,21 @@ def write_long(typing_context: Any, address: Any, number: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def copy_sixteen(typing_context: Any, into: Any, source: Any) -> Any:
+    """Copies sixteen numbers of 32 bits from one address to another; a loop copies one by one."""
+    from llvmlite import ir
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        into, source = (
+            builder.inttoptr(address, ir.VectorType(ir.IntType(32), 16).as_pointer()) for address in arguments
+        )
+        builder.store(builder.load(source, align=4), into, align=4)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return numba.uint64(numba.uint64, numba.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def write_sixteen(typing_context: Any, address: Any, first: Any, pace: Any) -> Any:
     """Writes sixteen numbers of 32 bits to an address, each larger than the one before by ``pace``; a loop writes one by one."""
     from llvmlite import ir

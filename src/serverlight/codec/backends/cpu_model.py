@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from serverlight.codec import tables
-from serverlight.codec.backends.cpu_kernels import inlined, njit, write_sixteen
+from serverlight.codec.backends.cpu_kernels import copy_sixteen, inlined, njit, write_sixteen
 
 U = np.uint64
 ONE = 65536
@@ -126,12 +126,13 @@ def build_tables(levels, following, flips, one_sided, with_tail, half_escapes):
             seconds[num_contexts + context, nibble] = np.uint32(shares[context, mirror_of(nibble)])
     frequencies = np.zeros((num_contexts * (2 if with_tail else 1), 256), np.int32)
     upper, lower = np.empty(256 * num_contexts, np.uint32), np.empty(256 * num_contexts, np.uint32)
+    upper_at, lower_at, seconds_at = U(upper.ctypes.data), U(lower.ctypes.data), U(seconds.ctypes.data)
     for context in range(num_contexts):
         for first in range(16):
-            index, at = class_of_nibble(first, one_sided), U(256 * context + 16 * first)
+            index, at = class_of_nibble(first, one_sided), U(4 * (256 * context + 16 * first))
             row = U(following[context, index] + (0 if flips[context, index] > 0 else num_contexts))
-            for second in range(U(16)):
-                upper[at + second], lower[at + second] = seconds[context, first], seconds[row, second]
+            write_sixteen(upper_at + at, seconds[context, first], np.uint32(0))
+            copy_sixteen(lower_at + at, seconds_at + U(64) * row)
     of_pairs = frequencies.reshape(-1)
     for i in range(upper.size):  # one long loop, since short ones do not become vectors
         of_pairs[i] = np.int32(frequency_of(np.uint32(upper[i] * lower[i])))  # no nibble has all of a share

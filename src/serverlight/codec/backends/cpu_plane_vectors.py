@@ -25,7 +25,15 @@ from serverlight.codec.backends.cpu_vectors import (
     read_symbols,
 )
 
-__all__ = ["RUN", "place_one_sided_group", "place_signed_group", "reader_of_rows", "turn_group"]
+__all__ = [
+    "RUN",
+    "place_one_sided_group",
+    "place_signed_group",
+    "place_small_one_sided_group",
+    "place_small_signed_group",
+    "reader_of_rows",
+    "turn_group",
+]
 
 
 # -- symbols -------------------------------------------------------------------------------------------------------
@@ -209,8 +217,8 @@ def turn_group(typing_context: Any, source: Any, target: Any, pitch: Any) -> Any
 RUN = 32
 
 
-def _value_group_of(one_sided: bool) -> Any:
-    """An intrinsic for planes of one kind."""
+def _value_group_of(one_sided: bool, is_small: bool = False) -> Any:
+    """An intrinsic for planes of one kind; for small numbers, values in 64ths of a step fit 16 bits."""
     shorts, words = ir.VectorType(HALF, RUN), ir.VectorType(WORD, RUN)
 
     def const(number: int) -> Any:
@@ -243,8 +251,12 @@ def _value_group_of(one_sided: bool) -> Any:
             lift = builder.call(permute, [vectors.load(lifts, shorts, 2), place])
             if turned is not None:
                 lift = builder.select(turned, builder.neg(lift), lift)
-            steps = builder.shl(builder.sext(here, words), ir.Constant(words, [6] * RUN))
-            exact = builder.sitofp(builder.add(steps, builder.sext(lift, words)), ir.VectorType(ir.FloatType(), RUN))
+            if is_small:
+                steps = builder.sext(builder.add(builder.shl(here, const(6)), lift), words)
+            else:
+                whole = builder.shl(builder.sext(here, words), ir.Constant(words, [6] * RUN))
+                steps = builder.add(whole, builder.sext(lift, words))
+            exact = builder.sitofp(steps, ir.VectorType(ir.FloatType(), RUN))
             single = builder.insert_element(ir.Constant(exact.type, ir.Undefined), unit, WORD(0))
             units = builder.shuffle_vector(single, single, ir.Constant(words, [0] * RUN))
             vectors.store(builder.fmul(exact, units), out, 4)
@@ -257,7 +269,8 @@ def _value_group_of(one_sided: bool) -> Any:
 
 
 place_one_sided_group, place_signed_group = _value_group_of(True), _value_group_of(False)
-"""Makes values of 32 elements of a plane of one kind, numbers of up to 4095 steps.
+place_small_one_sided_group, place_small_signed_group = _value_group_of(True, True), _value_group_of(False, True)
+"""Makes values of 32 elements of a plane of one kind, numbers of up to 4095 steps, or small ones of up to 500.
 
 Args:
     numbers: address of the numbers of steps, 16 bits.

@@ -16,6 +16,8 @@ from serverlight.codec.backends.cpu_plane_vectors import (
     RUN,
     place_one_sided_group,
     place_signed_group,
+    place_small_one_sided_group,
+    place_small_signed_group,
     reader_of_rows,
 )
 from serverlight.codec.backends.cpu_reconstruct import (
@@ -303,7 +305,7 @@ def place_planes(block, stage, rows, columns, sent, shifts, unit, raw, progress,
             )  # fmt: skip
             continue
         beside(plane, begin, rows, columns, sums)
-        done = place_runs(run, one_sided, by_class, unit, out, lane) if HAS_VECTORS else 0
+        done = place_runs(run, one_sided, found == 0, by_class, unit, out, lane) if HAS_VECTORS else 0
         if done < size:
             rest, lift = (run[0][done:], run[1][done:], run[2][done:], run[3][done:]), lifts[0][done:]
             if one_sided:
@@ -327,17 +329,22 @@ def lifts_by_class(shifts, one_sided):
 
 
 @njit
-def place_runs(run, one_sided, lifts, unit, out, lane):
-    """Values of as many elements of a plane as fill vectors; returns how many."""
+def place_runs(run, one_sided, are_small, lifts, unit, out, lane):
+    """Values of as many elements of a plane as fill vectors; returns how many. ``are_small`` if none was escaped."""
     here, sides, up, down = U(run[0].ctypes.data), U(run[1].ctypes.data), U(run[2].ctypes.data), U(run[3].ctypes.data)
     done, table = out.shape[1] & ~(RUN - 1), U(lifts.ctypes.data)
     into = U(out.ctypes.data) + U(4 * out.shape[1] * lane)
     for i in range(U(0), U(done), U(RUN)):
         o = U(2) * i
-        if one_sided:
-            place_one_sided_group(here + o, sides + o, up + o, down + o, table, unit, into + U(2) * o)
+        places, to = (here + o, sides + o, up + o, down + o), into + U(2) * o
+        if one_sided and are_small:
+            place_small_one_sided_group(*places, table, unit, to)
+        elif one_sided:
+            place_one_sided_group(*places, table, unit, to)
+        elif are_small:
+            place_small_signed_group(*places, table, unit, to)
         else:
-            place_signed_group(here + o, sides + o, up + o, down + o, table, unit, into + U(2) * o)
+            place_signed_group(*places, table, unit, to)
     return done
 
 

@@ -146,7 +146,7 @@ def test_sentences_to_calibrate_with(bert_folder: pathlib.Path) -> None:
     """They are features of the other sentences; a step along the gradient moves the embedding, and a longer one further."""
     others, model = ("a dog sat far", "a cat"), load_model(str(bert_folder))
     task = SentenceTask(
-        name="tiny", title="tiny", model=model, folder=bert_folder, layers=1, pairs=PAIRS, others=others
+        name="tiny", title="tiny", model=model, folder=bert_folder, layers=1, pairs=PAIRS, others=lambda: others
     )
     plain = SentenceTask(
         name="tiny", title="tiny", model=model, folder=bert_folder, layers=1,
@@ -168,7 +168,7 @@ def test_windows_to_calibrate_with(llama_folder: pathlib.Path, window_task: Wind
     rng = np.random.default_rng(1)
     others = rng.integers(2, len(WORDS), (120, 9))
     task = WindowTask(
-        name="tiny", title="tiny", model=Llama.load(llama_folder), layers=2, windows=others[:3], others=others
+        name="tiny", title="tiny", model=Llama.load(llama_folder), layers=2, windows=others[:3], others=lambda: others
     )
     found = task.calibration
     assert found is not None

@@ -205,15 +205,9 @@ def decode_batch(
     """
     if not frames:
         raise ConfigError("frames", "is empty; pass at least one frame")
-    if device is None and (alike := _sections_alike(frames, max_elements)) is not None:
-        header, sections = alike
-        values = np.empty(len(frames) * header.num_elements, np.float32)
-        fault = backends.load(backend).decode_contextuals(sections, header, values)
-        if fault is not None:
-            raise _in_batch(*fault) from fault[1]
-        return from_float32(values, (len(frames) * header.shape[0], *header.shape[1:]), header.dtype, like)
-    readers = _readers_of(frames, max_elements)
-    header = readers[0][1]
+    alike = _sections_alike(frames, max_elements) if device is None else None
+    readers = [] if alike else _readers_of(frames, max_elements)
+    header = alike[0] if alike else readers[0][1]
     shape = (len(frames) * header.shape[0], *header.shape[1:])
     kernels = None if device is None else _kernels_there(device, (own for _, own in readers), like, backend)
     if kernels is not None:
@@ -222,7 +216,10 @@ def decode_batch(
             raise _in_batch(*fault) from fault[1]
         return there.view(shape)
     values = np.empty(len(frames) * header.num_elements, np.float32)
-    fault = _read_batch(readers, backends.load(backend), values, basis)
+    loaded = backends.load(backend)
+    fault = (
+        loaded.decode_contextuals(alike[1], header, values) if alike else _read_batch(readers, loaded, values, basis)
+    )
     if fault is not None:
         raise _in_batch(*fault) from fault[1]
     x = from_float32(values, shape, header.dtype, like)

@@ -24,7 +24,7 @@ def survey(keys, low, high, work):
     Returns the number of non-zero elements, whether one is negative, whether all are finite, how many magnitudes are at least
     ``low`` and ``high``, and how many of those in between were written to ``work``: as many as fit.
     """
-    most, least, nonzero, num_low, num_high, found = LOWEST, U(0), keys.size, 0, 0, 0
+    signed, unsigned, nonzero, num_low, num_high, found = LOWEST, U(0), keys.size, 0, 0, 0
     marks, tallies = np.empty(64, np.uint64), np.empty(4, np.int32)
     whole, start = keys.size & ~63, U(keys.ctypes.data)
     for begin in range(0, whole, 4096):
@@ -36,7 +36,7 @@ def survey(keys, low, high, work):
         nonzero -= tallies[0]
         num_high += tallies[1]
         num_low += marked + tallies[1]
-        most, least = max(most, tallies[2]), max(least, U(np.uint32(tallies[3])))
+        signed, unsigned = max(signed, tallies[2]), max(unsigned, U(np.uint32(tallies[3])))
     for i in range(whole, keys.size):
         key = np.int32(keys[i] & ABS)
         if key >= low and key < high and found < work.size:
@@ -45,9 +45,9 @@ def survey(keys, low, high, work):
         nonzero -= key == 0
         num_low += key >= low
         num_high += key >= high
-        most, least = max(most, keys[i]), max(least, U(np.uint32(keys[i])))
-    is_negative = least > NEGATIVE_ZERO  # without their signs, negative patterns are the largest
-    is_finite = most < INFINITE and (not is_negative or np.int32(least & U(ABS)) < INFINITE)
+        signed, unsigned = max(signed, keys[i]), max(unsigned, U(np.uint32(keys[i])))
+    is_negative = unsigned > NEGATIVE_ZERO  # without their signs, negative patterns are the largest
+    is_finite = signed < INFINITE and (not is_negative or np.int32(unsigned & U(ABS)) < INFINITE)
     return nonzero, is_negative, is_finite, num_low, num_high, found
 
 

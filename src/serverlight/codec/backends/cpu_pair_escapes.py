@@ -10,6 +10,7 @@ import numpy as np
 
 from serverlight.codec.backends.cpu_kernels import inlined, lowest_mark, marks_of_fifteens, njit, read_long
 from serverlight.codec.backends.cpu_lanes import BITS, END, HALF, LARGEST, are_whole, get_number
+from serverlight.codec.backends.cpu_symbols import token_contexts, token_learn
 
 U = np.uint64
 MOST_BITS = 56
@@ -125,60 +126,38 @@ def near_number(window, whole):
 # -- values and contexts -----------------------------------------------------------------------------------------
 
 
-@njit
-def exact_value(number, facts, unit):
-    """The value of a number of any size."""
-    magnitude = abs(np.int64(number))
-    lift = np.int64(facts[min(magnitude, 3)])
-    lift = -lift if number < 0 and facts[4] else lift
+@inlined
+def exact_value(number, shift_of, unit):
+    """The value of a number of any size; ``shift_of`` as for ``value_of`` of ``cpu_tokens.py``."""
+    number, (z, o, m2, m3, both) = np.int64(number), shift_of
+    magnitude = abs(number)
+    lift = o if magnitude == 1 else (m2 if magnitude == 2 else m3)
+    lift = np.int64(z if magnitude == 0 else lift)
+    lift = -lift if (number < 0) & (both != 0) else lift
     return np.float32(np.int64(64) * number + lift) * unit
 
 
 @njit
 def exact_line(numbers, facts, unit, out):
-    """Values of numbers of any size."""
-    f0, f1, f2, f3 = np.int64(facts[0]), np.int64(facts[1]), np.int64(facts[2]), np.int64(facts[3])
-    turns = facts[4] != 0
+    """Values of a line of such numbers."""
+    shift_of = facts[0], facts[1], facts[2], facts[3], facts[4]
     for i in range(numbers.size):
-        number = np.int64(numbers[i])
-        magnitude = abs(number)
-        lift = f1 if magnitude == 1 else (f2 if magnitude == 2 else f3)
-        lift = f0 if magnitude == 0 else lift
-        lift = -lift if (number < 0) & turns else lift
-        out[i] = np.float32(np.int64(64) * number + lift) * unit
+        out[i] = exact_value(numbers[i], shift_of, unit)
 
 
 @njit
-def put_right(found, numbers, old, exact, rows_of, borders, facts, unit, busy, lean, contexts, upper, lower):
-    """Puts right what escaped numbers change in a line; ``old`` has the means of their channels before it.
+def put_right(found, numbers, old, room, borders, facts, unit, busy, lean, contexts, upper, lower):
+    """Puts right what escaped numbers change in a line.
 
-    ``exact`` and ``rows_of`` have room for their values and contexts: one loop makes them, another takes them to their places.
+    ``old`` has the means of their channels before it, int32. ``room`` is for their values, contexts and signs: some loops make
+    them, another takes them to their places.
     """
-    exact_line(numbers[0, : found.size], facts, unit, exact[0])
-    exact_line(numbers[1, : found.size], facts, unit, exact[1])
-    learn_exact(numbers, found.size, borders, old, rows_of)
-    for i in range(found.size):
+    (exact, rows_of, turned), count = room, found.size
+    exact_line(numbers[0, :count], facts, unit, exact[0])
+    exact_line(numbers[1, :count], facts, unit, exact[1])
+    token_learn(numbers[0, :count], numbers[1, :count], np.int32(3), old[0, :count], old[1, :count])
+    token_contexts(old[0, :count], old[1, :count], borders, rows_of, turned)
+    for i in range(count):
         channel = U(found[i])
         upper[channel], lower[channel] = exact[0, i], exact[1, i]
         busy[channel], lean[channel], contexts[channel] = old[0, i], old[1, i], rows_of[i]
-
-
-@njit
-def learn_exact(numbers, count, borders, old, rows_of):
-    """Takes pairs of numbers of any size into running means by an eighth, and finds the contexts after them."""
-    b0, b1, b2, b3 = borders[0], borders[1], borders[2], borders[3]
-    b4, b5, b6, one, most = borders[4], borders[5], borders[6], np.int32(1), np.int64(255)
-    first, second, busy, lean = numbers[0], numbers[1], old[0], old[1]
-    for i in range(count):
-        a = np.int32(max(min(first[i], most), -most))
-        b = np.int32(max(min(second[i], most), -most))
-        mean, lead = np.int32(busy[i]), np.int32(lean[i])
-        total = np.int32(np.int32(abs(a) + abs(b)) << np.int32(6))
-        mean = np.int32(mean + np.int32(np.int32(total - mean) >> np.int32(3)))
-        total = np.int32(np.int32(a + b) << np.int32(6))
-        lead = np.int32(lead + np.int32(np.int32(total - lead) >> np.int32(3)))
-        busy[i], lean[i] = mean, lead
-        row = np.int32(mean >= b0) + np.int32(mean >= b1) + np.int32(mean >= b2) + np.int32(mean >= b3)
-        row += np.int32(mean >= b4) + np.int32(mean >= b5) + np.int32(mean >= b6)
-        leaning = np.int32(8) * abs(lead) >= np.int32(np.int32(3) * mean + np.int32(24))
-        rows_of[i] = np.uint8(np.int32(np.int32(row) << one) + np.int32(leaning))

@@ -127,8 +127,8 @@ def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, fa
         np.empty(width + 64, np.uint8),
     )
     upper, lower, found = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int64)
-    old, numbers = np.empty((2, width), np.int16), np.empty((2, width), np.int64)
-    exact, rows_of = np.empty((2, width), np.float32), np.empty(width, np.uint8)
+    old, numbers = np.empty((2, width), np.int32), np.empty((2, width), np.int64)
+    room = np.empty((2, width), np.float32), np.empty(width, np.uint8), np.empty(width, np.uint8)
     borders = borders_of(start)
     narrow_borders = np.minimum(borders, SMALL_MEAN + 1)
     token_contexts(busy, lean, borders, contexts, turned)
@@ -152,7 +152,7 @@ def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, fa
             below = out[base + columns : base + columns + width]
             busy_values(line[:width], narrow_borders, facts, unit, small_busy, small_lean, contexts, above, below)
             means = small_busy, small_lean
-            put_right(found[:count], numbers, old, exact, rows_of, borders, facts, unit, *means, contexts, above, below)
+            put_right(found[:count], numbers, old, room, borders, facts, unit, *means, contexts, above, below)
             continue
         if is_direct and pair >= 3:
             for channel in range(width):
@@ -232,7 +232,7 @@ def place_flat(streams, line, is_direct, facts, unit, found, out):
 def place_one(number, is_direct, facts, unit, out, bits, at):
     """A number as a value, or as the bits of one."""
     if is_direct:
-        out[at] = exact_value(number, facts, unit)
+        out[at] = exact_value(number, (facts[0], facts[1], facts[2], facts[3], facts[4]), unit)
     else:
         bits[at] = number
 

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from serverlight.errors import ConfigError
 from serverlight.evaluation.datasets import load_images
@@ -43,6 +44,8 @@ OTHER_BOOKS = "text_corpora/chilit_train_00.txt.xz"
 WINDOW_TOKENS, NUM_WINDOWS = 96, 200
 NUM_OTHER_WINDOWS, NUM_OTHER_PAIRS = 300, 480
 """To calibrate a basis with, where their files are there: some ten thousand tokens and more."""
+
+Samples = TypeVar("Samples")
 
 Loader = Callable[[pathlib.Path, int | None], CodecTask]
 """From the data folder and the most samples wanted to the task."""
@@ -144,17 +147,22 @@ def _sentence_task(name: str, layers: int, position: str = "") -> _Task:
         pairs = load_sts_pairs(data / SENTENCES, every=5, count=limit or 300)
         return SentenceTask(
             name=name, title="all-MiniLM-L6-v2", model=_model(str(folder)), folder=folder, layers=layers, pairs=pairs,
-            others=_other_sentences(data / OTHER_SENTENCES, pairs), position=position,
+            others=_if_there(data / OTHER_SENTENCES, _other_sentences, pairs), position=position,
         )  # fmt: skip
 
     packages = (MINILM_PACKAGE, "transformers", "tokenizers")
     return _Task(load, position=position, files=(SENTENCES,), packages=packages)
 
 
+def _if_there(
+    path: pathlib.Path, read: Callable[..., Samples], *rest: Any, **more: Any
+) -> Callable[[], Samples] | None:
+    """What reads samples to calibrate with, when they are asked for; none without the file."""
+    return functools.partial(read, path, *rest, **more) if path.exists() else None
+
+
 def _other_sentences(path: pathlib.Path, pairs: ScoredPairs) -> Sequence[str]:
-    """Sentences from all over a file that are not among the pairs'; none without the file."""
-    if not path.exists():
-        return ()
+    """Sentences from all over a file that are not among the pairs'."""
     found = load_sts_pairs(path, every=12, count=NUM_OTHER_PAIRS).sentences
     return tuple(text for text in dict.fromkeys(found) if text not in set(pairs.sentences))
 
@@ -163,9 +171,8 @@ def _stories_task(name: str, layers: int, position: str = "") -> _Task:
     def load(data: pathlib.Path, limit: int | None) -> CodecTask:
         folder = data / LLAMA_FOLDER
         windows = load_windows(data / STORIES, folder, length=WINDOW_TOKENS, count=limit or NUM_WINDOWS)
-        others, model = None, Llama.load(folder)
-        if (data / OTHER_STORIES).exists():
-            others = load_windows(data / OTHER_STORIES, folder, length=WINDOW_TOKENS, count=NUM_OTHER_WINDOWS)
+        model = Llama.load(folder)
+        others = _if_there(data / OTHER_STORIES, load_windows, folder, length=WINDOW_TOKENS, count=NUM_OTHER_WINDOWS)
         return WindowTask(
             name=name, title="stories260K", model=model, layers=layers, windows=windows, others=others,
             position=position,
@@ -178,9 +185,8 @@ def _demo_lm_task(name: str, layers: int, position: str) -> _Task:
     def load(data: pathlib.Path, limit: int | None) -> CodecTask:
         folder = SHIPPED["demo-lm"]
         windows = spread_windows(data / BOOKS, folder, length=WINDOW_TOKENS, count=limit or NUM_WINDOWS)
-        others, model = None, Llama.load(folder)
-        if (data / OTHER_BOOKS).exists():
-            others = spread_windows(data / OTHER_BOOKS, folder, length=WINDOW_TOKENS, count=NUM_OTHER_WINDOWS)
+        model = Llama.load(folder)
+        others = _if_there(data / OTHER_BOOKS, spread_windows, folder, length=WINDOW_TOKENS, count=NUM_OTHER_WINDOWS)
         return WindowTask(
             name=name, title="demo-lm", model=model, layers=layers, windows=windows, others=others, position=position
         )

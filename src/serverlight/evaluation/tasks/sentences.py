@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,11 +86,11 @@ class SentenceTask:
         folder: pathlib.Path,
         layers: int,
         pairs: ScoredPairs,
-        others: Sequence[str] = (),
+        others: Callable[[], Sequence[str]] | None = None,
         position: str = "",
     ) -> None:
-        """Takes ``title`` as the model's name in tables, the tokenizer from ``folder``, and ``others``, sentences to calibrate
-        with; cuts after ``layers`` layers.
+        """Takes ``title`` as the model's name in tables, and the tokenizer from ``folder``; ``others`` gives sentences to
+        calibrate with; cuts after ``layers`` layers.
         """
         self.name, self.model, self.cut, self.position = name, title, f"encoder.layer.{layers - 1}", position
         self._encoder: Any = model.module
@@ -117,9 +117,9 @@ class SentenceTask:
     @functools.cached_property
     def calibration(self) -> Calibration | None:
         """Other sentences, and gradients of their embeddings in random directions."""
-        if not self._others:
+        if self._others is None:
             return None
-        features, gradients = self._states(self._others), []
+        features, gradients = self._states(self._others()), []
         generator = torch.Generator().manual_seed(0)
         for feature in features:
             x = torch.from_numpy(feature).requires_grad_()

@@ -8,7 +8,7 @@ import functools
 import json
 import lzma
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -75,10 +75,10 @@ class WindowTask:
         model: Llama,
         layers: int,
         windows: Ids,
-        others: Ids | None = None,
+        others: Callable[[], Ids] | None = None,
         position: str = "",
     ) -> None:
-        """Takes ``title`` as the model's name in tables, ``others`` to calibrate with; cuts after ``layers`` layers."""
+        """Takes ``title`` as the model's name; ``others`` gives windows to calibrate with; cuts after ``layers`` layers."""
         self.name, self.model, self.cut, self.position = name, title, f"model.layers.{layers - 1}", position
         self._llama, self._num_head_layers, self._windows, self._others = model, layers, windows, others
 
@@ -105,7 +105,7 @@ class WindowTask:
         """Other windows, and gradients of the log-probability of tokens drawn from the model's own distribution."""
         if self._others is None:
             return None
-        features, gradients = self._states(self._others), []
+        features, gradients = self._states(self._others()), []
         generator, layers = torch.Generator().manual_seed(0), range(self._num_head_layers, self._llama.num_layers)
         for start in range(0, len(features), BATCH):
             x = torch.from_numpy(np.concatenate(features[start : start + BATCH])).requires_grad_()

@@ -4,7 +4,8 @@
     python benchmarks/gpu_codec.py --json gpu.json
 
 A time is the median of the rounds, each from the call until the device is idle; encoding ends with the bytes on the host, and
-decoding begins with them there. The copy is from one tensor to another on the device.
+decoding begins with them there. The copy is from one tensor to another on the device. The last row decodes the frames of 64 tokens
+in one call, beside 64 calls.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Any
 
 import torch
 
-from serverlight.codec import Codec, CodecConfig, decode
+from serverlight.codec import Codec, CodecConfig, decode, decode_batch
 from serverlight.errors import BackendUnavailable
 from serverlight.evaluation import describe_environment
 from serverlight.evaluation.speed import sample_feature
 
 SHAPES = ((1, 4096), (64, 4096), (4096, 4096), (1, 64, 56, 56))
+TOKEN = 4096
 SPARSITY = 0.5
 
 
@@ -47,8 +49,12 @@ def main() -> int:
             f"{row['shape']!s:18} encode {row['encode_us']:9.1f} us, decode {row['decode_us']:9.1f} us, "
             f"copy {row['copy_us']:7.1f} us; of its bandwidth {row['encode_of_copy']:.3f} and {row['decode_of_copy']:.3f}"
         )
+    batch = measure_batch(args.rounds)
+    print(
+        f"{batch['num_frames']} tokens of {TOKEN} decode {batch['together_us']:9.1f} us, one by one {batch['single_us']:9.1f} us"
+    )
     if args.json:
-        args.json.write_text(json.dumps({**describe_environment(), "rows": rows}, indent=2) + "\n")
+        args.json.write_text(json.dumps({**describe_environment(), "rows": rows, "batch": batch}, indent=2) + "\n")
     return 0
 
 
@@ -65,6 +71,17 @@ def measure(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
         "encode_us": encode_us, "decode_us": decode_us, "copy_us": copy_us,
         "encode_of_copy": copy_us / encode_us, "decode_of_copy": copy_us / decode_us,
     }  # fmt: skip
+
+
+def measure_batch(rounds: int, num_frames: int = 64) -> dict[str, Any]:
+    """Many bfloat16 tokens, each with a frame of its own, into one tensor."""
+    codec = Codec(CodecConfig(sparsity=SPARSITY))
+    frames = [codec.encode(token[None]) for token in sample_feature((num_frames, TOKEN)).bfloat16()]
+    return {
+        "num_frames": num_frames,
+        "together_us": median_us(lambda: decode_batch(frames, device="cuda"), rounds),
+        "single_us": median_us(lambda: [decode(frame, device="cuda") for frame in frames], rounds),
+    }
 
 
 def median_us(call: Callable[[], object], rounds: int) -> float:

@@ -194,12 +194,12 @@ def test_what_it_works_on() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_few_segments_are_met_on_the_host(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_elements_are_met_on_the_host(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel runs for a small tensor, frames and values are the same, and a fault has its frame's index."""
     pytest.importorskip("numba")
     kernels = load("gpu")
     assert isinstance(kernels, TritonKernels)
-    monkeypatch.setattr(kernels, "few_segments", gpu.FEW_SEGMENTS)
+    monkeypatch.setattr(kernels, "few_elements", 100)
     for name in ("coded_tensor", "read_frames"):
         monkeypatch.setattr(gpu, name, None)
     config = CodecConfig(sparsity=0.3, checksum=False)

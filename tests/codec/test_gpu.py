@@ -23,24 +23,24 @@ from serverlight.codec.backends import gpu_kernels, gpu_writer_kernels
 LAUNCHED = {
     gpu_kernels: ["fill_slots", "read_flat", "read_tokens", "read_planes", "count_nonzero", "check_raw", "place_values"],
     gpu_writer_kernels: [
-        "count_digits", "set_ranks", "take_digit", "find_least", "count_ties", "quantise", "count_large", "count_kept",
-        "split_raw", "tally", "flat_symbols", "token_symbols", "plane_symbols", "count_symbols", "write_words", "copy_words",
+        "count_digits", "take_digits", "find_least", "count_ties", "quantise", "count_large", "split_raw",
+        "tally", "flat_symbols", "token_symbols", "plane_symbols", "count_symbols", "write_words", "copy_words",
         "write_escapes",
     ],
 }
-I64 = {"jobs", "frames", "state", "counts", "begins", "tallies", "starts", "lengths", "ends", "bins"}
-I16 = {"halves", "index", "words"}
+I64 = {"jobs", "frames", "state", "counts", "begins", "sums", "means", "tallies", "starts", "lengths", "ends", "bins"}
+I16 = {"halves", "words"}
 SCALARS = {
     "size", "columns", "rows", "contexts", "asymmetry", "inverse", "largest", "num_kept", "raw_bits", "run", "every",
-    "looked_at", "one_sided", "entries", "copies", "lines", "pairs_of_unit", "blocks",
+    "looked_at", "one_sided", "copies", "lines", "pairs_of_unit", "blocks",
 }
 FLOATS = {"asymmetry", "inverse"}
 CONSTANTS = {
     "LANES": 8, "BLOCK": 1024, "FIELDS": 16, "KIND": 3, "DTYPE": 0, "HAS_RAW": True, "HALF": True, "ONE_SIDED": False,
-    "WHICH": 3, "SHIFT": 23, "WIDTH": 8, "SURVEY": True, "COUNT_ONLY": False,
+    "SHIFT": 24, "SURVEY": True, "SYMMETRIC": True, "TURNS": 15, "COUNT_ONLY": False,
 }
 SPECIAL = {
-    ("fill_slots", "ends"): "*i32", ("count_symbols", "bins"): "*i32", ("copy_words", "into"): "*i16",
+    ("count_symbols", "bins"): "*i32", ("count_symbols", "entries"): "i32", ("copy_words", "into"): "*i16",
     ("place_values", "largest"): "fp32",
 }
 
@@ -49,7 +49,7 @@ def type_of(kernel, name):
         return SPECIAL[kernel, name]
     if name in SCALARS:
         return "fp32" if name in FLOATS else "i32"
-    if name == "data":
+    if name in ("data", "slots"):
         return "*u8"
     if name in I16:
         return "*i16"
@@ -57,8 +57,8 @@ def type_of(kernel, name):
         return "*i64"
     return "*fp32" if name in ("x", "out") else "*i32"
 
-VARIANTS = {"LANES": (1, 2, 4), "KIND": (0, 1, 2), "DTYPE": (1, 2), "HAS_RAW": (False,), "HALF": (False,), "WHICH": (6,),
-            "ONE_SIDED": (True,), "SURVEY": (False,), "COUNT_ONLY": (True,)}
+VARIANTS = {"LANES": (1, 2, 4), "KIND": (0, 1, 2), "DTYPE": (1, 2), "HAS_RAW": (False,), "HALF": (False,),
+            "ONE_SIDED": (True,), "SURVEY": (False,), "SYMMETRIC": (False,), "COUNT_ONLY": (True,)}
 POINTERS = {"x": ("*fp32", "*fp16", "*i16"), "out": ("*fp32", "*fp16", "*i16")}
 
 def compile(kernel, name, constants):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from serverlight.codec.tables import (
 __all__ = [
     "Coded",
     "Segment",
+    "Streams",
     "has_half_escapes",
     "kind_of",
     "lanes_for",
@@ -62,6 +64,36 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Streams:
+    """The segments of a tensor as a frame has them: the words of all, then the escapes of all. S = segments."""
+
+    num_words: Ints
+    """Shape (S,)."""
+
+    num_escapes: Ints
+    """Bytes; shape (S,)."""
+
+    words: npt.NDArray[np.uint16]
+    escapes: npt.NDArray[np.uint8]
+
+    @classmethod
+    def joined(cls, segments: Sequence[Segment]) -> Streams:
+        """Segments one after the other."""
+        return cls(
+            num_words=np.array([len(segment.words) for segment in segments]),
+            num_escapes=np.array([len(segment.escapes) for segment in segments]),
+            words=np.concatenate([segment.words for segment in segments]),
+            escapes=np.concatenate([segment.escapes for segment in segments]),
+        )
+
+    def segments(self) -> list[Segment]:
+        """Each on its own."""
+        words = np.split(self.words, np.cumsum(self.num_words)[:-1])
+        escapes = np.split(self.escapes, np.cumsum(self.num_escapes)[:-1])
+        return [Segment(words=w, escapes=e) for w, e in zip(words, escapes, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Coded:
     """All that a frame of profile ``serverlight`` says beside shape and dtype (docs/wire-format.md, section 6)."""
 
@@ -95,7 +127,7 @@ class Coded:
     shifts: Ints
     """Reconstruction shifts by class, in 64ths of the step, -127 to 127; shape (10,)."""
 
-    segments: tuple[Segment, ...]
+    streams: Streams
 
     raw: npt.NDArray[np.uint8]
     """The low bits, packed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec import activity, tables
-from serverlight.codec.coded import NUM_SHIFTS, Coded, Segment, is_one_sided_kind, segments_of, shift_classes
+from serverlight.codec.coded import NUM_SHIFTS, Coded, Streams, is_one_sided_kind, segments_of, shift_classes
 from serverlight.codec.tables import Ints
 from serverlight.codec.wire import Header, Reader, Writer
 from serverlight.errors import BadPadding, FrameError, FrameTooShort, InconsistentFrame, UnsupportedFeature
@@ -40,14 +40,11 @@ def write(writer: Writer, coded: Coded | None) -> None:
         writer.byte(coded.raw_bits, "header")
     writer.raw(coded.model, "model")
     writer.raw(bytes(int(coded.shifts[c]) & 0xFF for c in shift_classes(coded.kind, coded.one_sided)), "shifts")
-    for segment in coded.segments:
-        writer.varint(len(segment.words), "segments")
-        writer.varint(len(segment.escapes), "segments")
-    for segment in coded.segments:
-        writer.raw(segment.words.astype("<u2").tobytes(), "symbols")
-    for segment in coded.segments:
-        writer.raw(segment.escapes.tobytes(), "escapes")
-    writer.raw(coded.raw.tobytes(), "raw bits")
+    streams = coded.streams
+    writer.varints(np.stack((streams.num_words, streams.num_escapes), axis=1).reshape(-1), "segments")
+    writer.raw(streams.words.astype("<u2", copy=False).view(np.uint8).data, "symbols")
+    writer.raw(streams.escapes.data, "escapes")
+    writer.raw(coded.raw.data, "raw bits")
 
 
 def read(reader: Reader, header: Header) -> Coded | None:
@@ -83,7 +80,7 @@ def read(reader: Reader, header: Header) -> Coded | None:
         model=model,
         levels=levels,
         shifts=shifts,
-        segments=_read_segments(reader, header, kind),
+        streams=_read_streams(reader, header, kind),
         raw=np.frombuffer(reader.rest("raw bits") if raw_bits else b"", np.uint8),
     )
 
@@ -129,9 +126,11 @@ def _read_model(reader: Reader, kind: int) -> tuple[bytes, Ints]:
     return bytes(reader.take(size, "model")), levels
 
 
-def _read_segments(reader: Reader, header: Header, kind: int) -> tuple[Segment, ...]:
+def _read_streams(reader: Reader, header: Header, kind: int) -> Streams:
     _, bounds = segments_of(header.shape, kind)
-    lengths = [(reader.varint("segments"), reader.varint("segments")) for _ in bounds[1:]]
-    words = [np.frombuffer(reader.take(2 * num_words, "symbols"), "<u2") for num_words, _ in lengths]
-    escapes = [np.frombuffer(reader.take(num_bytes, "escapes"), np.uint8) for _, num_bytes in lengths]
-    return tuple(Segment(words=w.astype(np.uint16, copy=False), escapes=e) for w, e in zip(words, escapes, strict=True))
+    num_words, num_escapes = reader.varints(2 * len(bounds) - 2, "segments").reshape(-1, 2).T
+    words = np.frombuffer(reader.take(2 * int(num_words.sum()), "symbols"), "<u2")
+    escapes = np.frombuffer(reader.take(int(num_escapes.sum()), "escapes"), np.uint8)
+    return Streams(
+        num_words=num_words, num_escapes=num_escapes, words=words.astype(np.uint16, copy=False), escapes=escapes
+    )

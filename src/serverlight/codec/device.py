@@ -31,8 +31,8 @@ def encode_on_device(x: torch.Tensor, config: CodecConfig, kernels: backends.Dev
     """The frame of profile ``serverlight`` of a tensor that lies on the kernels' device; see :meth:`Codec.encode`."""
     shape, dtype = tuple(x.shape), name_of(x.dtype)
     check_supported(dtype, len(shape))
-    section = kernels.encode_on_device(x.detach().contiguous().reshape(-1), shape, config)
-    return sealed(header_bytes(config.profile, dtype, shape, config.checksum), section, checksum=config.checksum)
+    parts = kernels.encode_on_device(x.detach().contiguous().reshape(-1), shape, config)
+    return sealed(header_bytes(config.profile, dtype, shape, config.checksum), *parts, checksum=config.checksum)
 
 
 def decode_to_device(

@@ -117,10 +117,10 @@ def sealed(*parts: bytes | memoryview, checksum: bool) -> bytes:
 
 
 class Writer:
-    """Collects the bytes of a frame, and remembers how many each part took."""
+    """Collects the parts of a frame, and remembers how many bytes each took."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self.parts: list[bytes | memoryview] = []
         self.part_bytes: dict[str, int] = {}
 
     def header(self, header: Header) -> None:
@@ -135,8 +135,15 @@ class Writer:
         """Writes an unsigned integer as section 1.2 says."""
         self._put(part, varint_bytes(value))
 
-    def raw(self, data: bytes, part: str) -> None:
-        """Writes bytes as they are."""
+    def varints(self, values: npt.NDArray[np.int64], part: str) -> None:
+        """Writes many of them, each below 2^32."""
+        groups = values[:, None] >> np.arange(0, 35, 7)
+        has_more = groups > 0x7F
+        is_sent = np.hstack((np.ones((len(values), 1), bool), has_more[:, :-1]))
+        self._put(part, (groups & 0x7F | has_more * 0x80)[is_sent].astype(np.uint8).tobytes())
+
+    def raw(self, data: bytes | memoryview, part: str) -> None:
+        """Writes bytes as they are; they stay where they lie until the frame is finished."""
         self._put(part, data)
 
     def bit_fields(self, values: Fields, width: int, part: str) -> None:
@@ -145,10 +152,10 @@ class Writer:
 
     def finish(self, *, checksum: bool) -> bytes:
         """Ends the frame, with its checksum if asked for."""
-        return sealed(bytes(self._buffer), checksum=checksum)
+        return sealed(*self.parts, checksum=checksum)
 
-    def _put(self, part: str, data: bytes) -> None:
-        self._buffer += data
+    def _put(self, part: str, data: bytes | memoryview) -> None:
+        self.parts.append(data)
         self.part_bytes[part] = self.part_bytes.get(part, 0) + len(data)
 
 
@@ -190,6 +197,18 @@ class Reader:
                     raise BadVarint(f"{part}: an integer is not minimal, or above 2^32 - 1")
                 return value
         raise BadVarint(f"{part}: an integer is longer than five bytes")
+
+    def varints(self, count: int, part: str) -> npt.NDArray[np.int64]:
+        """Reads many of them."""
+        data = np.frombuffer(self.peek(5 * count), np.uint8)
+        ends = np.flatnonzero(data < 0x80)[:count]
+        sizes = np.diff(ends, prepend=-1)
+        if len(ends) < count or (sizes > 4).any() or ((data[ends] == 0) & (sizes > 1)).any():
+            return np.array([self.varint(part) for _ in range(count)], np.int64)  # large ones; or tells what is wrong
+        starts, groups = ends + 1 - sizes, data[: ends[-1] + 1].astype(np.int64)
+        shifts = 7 * (np.arange(len(groups)) - np.repeat(starts, sizes))
+        self.take(len(groups), part)
+        return np.add.reduceat((groups & 0x7F) << shifts, starts)
 
     def take(self, num_bytes: int, part: str) -> memoryview:
         """Reads ``num_bytes`` bytes without a copy."""

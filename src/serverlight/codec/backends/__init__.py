@@ -87,8 +87,10 @@ class DeviceKernels(Kernels, Protocol):
     device_type: str
     """What torch calls such devices."""
 
-    def encode_on_device(self, values: Any, shape: tuple[int, ...], config: CodecConfig) -> bytes:
-        """Section 6 of the frame of a flat tensor there, of a dtype that frames have; errors as for ``encode_contextual``."""
+    def encode_on_device(
+        self, values: Any, shape: tuple[int, ...], config: CodecConfig
+    ) -> Sequence[bytes | memoryview]:
+        """Section 6 of the frame of a flat tensor there, of a frame's dtype, in parts; errors as for ``encode_contextual``."""
         ...
 
     def decode_on_device(
@@ -117,7 +119,7 @@ def load(name: str) -> Kernels:
         BackendUnavailable: its package is missing, or the device that it is for.
     """
     if name == "auto":
-        name = "cpu" if importlib.util.find_spec("numba") else "reference"
+        name = "cpu" if _is_installed("numba") else "reference"
     if name not in BACKENDS:
         raise ConfigError("backend", f"unknown backend {name!r}; choose from auto, {', '.join(sorted(BACKENDS))}")
     target, package = BACKENDS[name]
@@ -135,6 +137,11 @@ def for_device(name: str, device_type: str) -> DeviceKernels | None:
     if name == "gpu":
         kernels = cast(DeviceKernels, load("gpu"))
         return kernels if kernels.device_type == device_type else None
-    if name == "auto" and device_type == "cuda" and importlib.util.find_spec("triton"):
+    if name == "auto" and device_type == "cuda" and _is_installed("triton"):
         return cast(DeviceKernels, load("gpu"))
     return None
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

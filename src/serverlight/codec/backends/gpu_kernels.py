@@ -18,25 +18,26 @@ GOOD, BAD_WORDS, BAD_ESCAPES, LEFT_ESCAPES, BAD_RAW = (tl.constexpr(code) for co
 FLAT, TOKENS, ONE_SIDED_PLANES, SIGNED_PLANES = (tl.constexpr(kind) for kind in range(4))
 FLOAT32, FLOAT16, BFLOAT16 = (tl.constexpr(dtype) for dtype in range(3))
 LARGEST_NUMBER = tl.constexpr(1 << 28)
+MOST_WORDS = tl.constexpr((1 << 31) - 1)
+"""More than any segment has pairs: a stream of more words has some left over at the end."""
 
 
 # -- range coder -------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def fill_slots(ends, slots):
-    """What each of a row's 4096 slots stands for: symbol, frequency less one, and place within the symbol, 8 + 12 + 12 bits.
+def fill_slots(entries, slots):
+    """The symbol that each of a row's 4096 slots stands for.
 
-    ``ends`` has the sum of all frequencies up to each symbol. A search in halves finds the first one beyond a slot.
+    An entry has a symbol's frequency in 13 bits, and from there on the sum of those before it; a search in halves finds the first
+    one that ends beyond a slot. The symbols are a table of their own, of bytes, so that the nearest cache holds all of them.
     """
     row, slot = tl.program_id(0), tl.arange(0, 4096)
     symbol = tl.full((4096,), 0, tl.int32)
     for i in tl.static_range(8):
-        end = tl.load(ends + row * 256 + symbol + (127 >> i))
-        symbol += tl.where(end <= slot, 128 >> i, 0)
-    begin = tl.load(ends + row * 256 + symbol - 1, mask=symbol > 0, other=0)
-    frequency = tl.load(ends + row * 256 + symbol) - begin
-    tl.store(slots + row * 4096 + slot, symbol | (frequency - 1) << 8 | (slot - begin) << 20)
+        entry = tl.load(entries + row * 256 + symbol + (127 >> i))
+        symbol += tl.where((entry & 8191) + (entry >> 13) <= slot, 128 >> i, 0)
+    tl.store(slots + row * 4096 + slot, symbol.to(tl.uint8))
 
 
 @triton.jit
@@ -48,17 +49,34 @@ def start_states(words, size, lane):
 
 
 @triton.jit
-def get(states, row, active, slots, words, size, at):
-    """One symbol for each active lane; lanes whose state has become too small take a word each, in their order."""
-    entry = tl.load(slots + row * 4096 + (states & 4095).to(tl.int32), mask=active, other=0)
-    frequency, place = ((entry >> 8) & 4095) + 1, (entry >> 20) & 4095
-    after = frequency.to(tl.uint32) * (states >> 12) + place.to(tl.uint32)
+def words_ahead(words, size, at, LANES: tl.constexpr):
+    """The words that the next symbols may take: as many as there are lanes; zeros past the end."""
+    place = at + tl.arange(0, LANES)
+    return tl.load(words + place, mask=place < size, other=0).to(tl.uint32) & 0xFFFF
+
+
+@triton.jit
+def get(states, row, active, entries, slots, words, size, at, ahead, LANES: tl.constexpr):
+    """One symbol for each active lane; lanes whose state has become too small take a word each, in their order.
+
+    A single sum tells all lanes of each other: lane i sends the i-th hexadecimal digit of it, 1 if it takes a word, and 2 if a
+    nibble of its symbol is 15. Times 0x11..1 each digit becomes the sum of those up to it, of which there are at most eight.
+    Returns states, symbols, where the next words are and which, and whether any nibble is 15.
+    """
+    digit = 4 * tl.arange(0, LANES)
+    slot = (states & 4095).to(tl.int32)
+    symbol = tl.load(slots + (row * 4096 + slot), mask=active, other=0).to(tl.int32)
+    entry = tl.load(entries + (row * 256 + symbol), mask=active, other=1)
+    after = (entry & 8191).to(tl.uint32) * (states >> 12) + (slot - (entry >> 13)).to(tl.uint32)
     short = active & (after < 32768)
-    takes = short.to(tl.int32)
-    source = at + tl.cumsum(takes, 0) - takes
-    word = tl.load(words + source, mask=short & (source < size), other=0).to(tl.uint32) & 0xFFFF
-    after = tl.where(short, after << 16 | word, after)
-    return tl.where(active, after, states), entry & 255, at + tl.sum(takes, 0)
+    ones = symbol & (symbol >> 1)
+    is_large = (ones & (ones >> 2) & 0x11) != 0
+    notes = tl.sum((short.to(tl.int32) + 2 * is_large.to(tl.int32)) << digit, 0)
+    takes = notes & 0x11111111
+    before = ((takes * 0x11111110) >> digit) & (LANES - 1)
+    after = tl.where(short, after << 16 | tl.gather(ahead, before, 0), after)
+    at += ((takes * 0x11111111) >> 28) & 15
+    return tl.where(active, after, states), symbol, at, words_ahead(words, size, at, LANES), (notes & 0x22222222) != 0
 
 
 @triton.jit
@@ -107,6 +125,7 @@ def numbers_of(
     flip,
     active,
     single,
+    any_large,
     escapes,
     num_bits,
     bits,
@@ -116,13 +135,14 @@ def numbers_of(
 ):
     """The two numbers of each lane's pair; those that have no nibble of their own come from the escape bits, lane by lane."""
     first, second = number_of(symbol >> 4, flip, ONE_SIDED), number_of(symbol & 15, flip, ONE_SIDED)
-    first_escaped = (active & ((symbol >> 4) == 15)).to(tl.int32)
-    second_escaped = (active & ((symbol & 15) == 15) & (single == 0)).to(tl.int32)
-    escaped = first_escaped | second_escaped << 1 | (active & (symbol == 255)).to(tl.int32) << 2
-    if tl.sum(escaped, 0) > 0:
+    if any_large:
         lane = tl.arange(0, LANES)
+        first_escaped = (active & ((symbol >> 4) == 15)).to(tl.int32)
+        second_escaped = (active & ((symbol & 15) == 15) & (single == 0)).to(tl.int32)
+        escaped = first_escaped | second_escaped << 1 | (active & (symbol == 255)).to(tl.int32) << 2
+        all_escaped = tl.sum(escaped << (4 * lane), 0)
         for i in range(LANES):
-            which = tl.sum(tl.where(lane == i, escaped, 0), 0)
+            which = (all_escaped >> (4 * i)) & 7
             is_whole = which * 0 + (0 if HALF else 1)
             if HALF:
                 if (which & 4) != 0:
@@ -149,21 +169,22 @@ def settle(status, job, states, at, size, escapes, num_bytes, bits):
 
 
 @triton.jit
-def read_flat(jobs, data, halves, slots, high, status, columns, HALF: tl.constexpr, LANES: tl.constexpr):
+def read_flat(jobs, data, halves, entries, slots, high, status, columns, HALF: tl.constexpr, LANES: tl.constexpr):
     """Reads a segment of a flat run."""
     job, lane = tl.program_id(0), tl.arange(0, LANES)
     facts = jobs + job * NUM_FIELDS
-    slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
+    entries, slots = entries + 256 * tl.load(facts), slots + 4096 * tl.load(facts)
+    high += tl.load(facts + 1)
     first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
-    words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
+    words, size = halves + tl.load(facts + 4), tl.minimum(tl.load(facts + 5), MOST_WORDS).to(tl.int32)
     escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
-    at, bits = tl.full((), 2 * LANES, tl.int64), tl.full((), 0, tl.int64)
-    states = start_states(words, size, lane)
+    at, bits = tl.full((), 2 * LANES, tl.int32), tl.full((), 0, tl.int64)
+    states, ahead = start_states(words, size, lane), words_ahead(words, size, at, LANES)
     for begin in range(first, last, LANES):
         pair = begin + lane
         active, single = pair < last, (2 * pair + 1 >= columns).to(tl.int32)
-        states, symbol, at = get(states, single, active, slots, words, size, at)
-        a, b, bits = numbers_of(symbol, 1, active, single, escapes, 8 * num_bytes, bits, False, HALF, LANES)
+        states, symbol, at, ahead, large = get(states, single, active, entries, slots, words, size, at, ahead, LANES)
+        a, b, bits = numbers_of(symbol, 1, active, single, large, escapes, 8 * num_bytes, bits, False, HALF, LANES)
         tl.store(high + 2 * pair, a, mask=active)
         tl.store(high + 2 * pair + 1, b, mask=active & (single == 0))
     settle(status, job, states, at, size, escapes, num_bytes, bits)
@@ -187,38 +208,50 @@ def token_learn(busy, lean, a, b, pair):
 
 
 @triton.jit
-def read_tokens(jobs, data, halves, slots, high, means, status, rows, columns, HALF: tl.constexpr, LANES: tl.constexpr):
-    """Reads a segment of channels; ``means`` has room for two numbers a channel of each frame."""
+def read_tokens(
+    jobs, data, halves, entries, slots, high, means, status, rows, columns, HALF: tl.constexpr, LANES: tl.constexpr
+):
+    """Reads a segment of channels; ``means`` has room for a number a channel of each frame, which is both running means."""
     job, lane = tl.program_id(0), tl.arange(0, LANES)
     facts = jobs + job * NUM_FIELDS
-    slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
+    entries, slots = entries + 256 * tl.load(facts), slots + 4096 * tl.load(facts)
+    high += tl.load(facts + 1)
     first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
-    words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
+    words, size = halves + tl.load(facts + 4), tl.minimum(tl.load(facts + 5), MOST_WORDS).to(tl.int32)
     escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
-    means, start = means + 2 * tl.load(facts + 8), tl.load(facts + 9).to(tl.int32)
-    b0, b1, b2 = tl.load(facts + 10), tl.load(facts + 11), tl.load(facts + 12)
-    b3, b4, b5, b6 = tl.load(facts + 13), tl.load(facts + 14), tl.load(facts + 15), tl.load(facts + 16)
-    at, bits = tl.full((), 2 * LANES, tl.int64), tl.full((), 0, tl.int64)
-    states = start_states(words, size, lane)
+    means, start = means + tl.load(facts + 8), tl.load(facts + 9).to(tl.int32)
+    b0, b1, b2 = tl.load(facts + 10).to(tl.int32), tl.load(facts + 11).to(tl.int32), tl.load(facts + 12).to(tl.int32)
+    b3, b4 = tl.load(facts + 13).to(tl.int32), tl.load(facts + 14).to(tl.int32)
+    b5, b6 = tl.load(facts + 15).to(tl.int32), tl.load(facts + 16).to(tl.int32)
+    at, bits = tl.full((), 2 * LANES, tl.int32), tl.full((), 0, tl.int64)
+    states, ahead = start_states(words, size, lane), words_ahead(words, size, at, LANES)
+    unknown = start.to(tl.int64) << 32
+    known, is_same = tl.full((LANES,), 0, tl.int64) + unknown, last - first <= LANES
     for pair in range(0, (rows + 1) // 2):
         tl.debug_barrier()  # the means that one thread has written another may read
-        is_single = 2 * pair + 1 >= rows
+        single = 0 * lane + (2 * pair + 1 >= rows).to(tl.int32)
         for begin in range(first, last, LANES):
             channel = begin + lane
             active = channel < last
-            known = active & (pair + 0 * lane > 0)
-            busy = tl.load(means + 2 * channel, mask=known, other=start)
-            lean = tl.load(means + 2 * channel + 1, mask=known, other=0)
+            # What the next channels are known by comes while these wait for their symbols; none of these are among them, or all.
+            is_last = begin + LANES >= last
+            following = tl.where(is_last, first, begin + LANES) + lane
+            has_past = (following < last) & (0 * lane + pair + is_last.to(tl.int32) > 0)
+            busy, lean = (known >> 32).to(tl.int32), known.to(tl.int32)
+            known = tl.load(means + following, mask=has_past, other=unknown)
             context, flip = token_context(busy, lean, b0, b1, b2, b3, b4, b5, b6)
-            single = 0 * lane + is_single.to(tl.int32)
-            states, symbol, at = get(states, context + 16 * single, active, slots, words, size, at)
-            a, b, bits = numbers_of(symbol, flip, active, single, escapes, 8 * num_bytes, bits, False, HALF, LANES)
+            row = context + 16 * single
+            states, symbol, at, ahead, large = get(states, row, active, entries, slots, words, size, at, ahead, LANES)
+            a, b, bits = numbers_of(
+                symbol, flip, active, single, large, escapes, 8 * num_bytes, bits, False, HALF, LANES
+            )
             place = high + 2 * pair * columns + channel
             tl.store(place, a, mask=active)
             tl.store(place + columns, b, mask=active & (single == 0))
             busy, lean = token_learn(busy, lean, a, b, pair)
-            tl.store(means + 2 * channel, busy, mask=active)
-            tl.store(means + 2 * channel + 1, lean, mask=active)
+            learned = busy.to(tl.int64) << 32 | lean.to(tl.uint32, bitcast=True).to(tl.int64)
+            tl.store(means + channel, learned, mask=active)
+            known = tl.where(is_same, learned, known)
     settle(status, job, states, at, size, escapes, num_bytes, bits)
 
 
@@ -235,6 +268,7 @@ def read_planes(
     jobs,
     data,
     halves,
+    entries,
     slots,
     high,
     status,
@@ -248,32 +282,39 @@ def read_planes(
     """Reads a segment of planes, as many at a time as there are lanes."""
     job, lane = tl.program_id(0), tl.arange(0, LANES)
     facts = jobs + job * NUM_FIELDS
-    slots, high = slots + 4096 * tl.load(facts), high + tl.load(facts + 1)
+    entries, slots = entries + 256 * tl.load(facts), slots + 4096 * tl.load(facts)
+    high += tl.load(facts + 1)
     first, last = tl.load(facts + 2).to(tl.int32), tl.load(facts + 3).to(tl.int32)
-    words, size = halves + tl.load(facts + 4), tl.load(facts + 5)
+    words, size = halves + tl.load(facts + 4), tl.minimum(tl.load(facts + 5), MOST_WORDS).to(tl.int32)
     escapes, num_bytes = data + tl.load(facts + 6), tl.load(facts + 7)
-    at, bits = tl.full((), 2 * LANES, tl.int64), tl.full((), 0, tl.int64)
-    states = start_states(words, size, lane)
+    at, bits = tl.full((), 2 * LANES, tl.int32), tl.full((), 0, tl.int64)
+    states, ahead = start_states(words, size, lane), words_ahead(words, size, at, LANES)
     for begin in range(first, last, LANES):
         plane = begin + lane
         active = plane < last
         for row in range(0, rows):
             tl.debug_barrier()  # the row above, which one thread has written, another may read
-            left = 0 * lane
+            left, line = 0 * lane, high + (plane * rows + row) * columns
+            above = active & (row + 0 * lane > 0)
+            up = tl.load(line - columns, mask=above, other=0)
+            beside = tl.load(line - columns + 1, mask=above & (0 * lane + columns > 1), other=0)
             for column in range(0, columns, 2):
-                place = high + (plane * rows + row) * columns + column
-                single = 0 * lane + (column + 1 >= columns).to(tl.int32)
-                above = active & (row + 0 * lane > 0)
-                up = neighbour_class(tl.load(place - columns, mask=above, other=0), ONE_SIDED)
-                beside = tl.load(place - columns + 1, mask=above & (single == 0), other=0)
-                beside = tl.where(single != 0, up, neighbour_class(beside, ONE_SIDED))
-                context, flip = 9 * left + 3 * up + beside, tl.full((LANES,), 1, tl.int32)
+                place, single = line + column, 0 * lane + (column + 1 >= columns).to(tl.int32)
+                up = neighbour_class(up, ONE_SIDED)
+                context, flip = 9 * left + 3 * up, tl.full((LANES,), 1, tl.int32)
+                context += tl.where(single != 0, up, neighbour_class(beside, ONE_SIDED))
                 if not ONE_SIDED:
                     flip = tl.where(context < 0, -1, 1)
                     context = tl.abs(context)
-                states, symbol, at = get(states, context + contexts * single, active, slots, words, size, at)
+                # The next pair's neighbours above come while these wait for their symbols.
+                up = tl.load(place - columns + 2, mask=above & (0 * lane + column + 2 < columns), other=0)
+                beside = tl.load(place - columns + 3, mask=above & (0 * lane + column + 3 < columns), other=0)
+                row_of_table = context + contexts * single
+                states, symbol, at, ahead, large = get(
+                    states, row_of_table, active, entries, slots, words, size, at, ahead, LANES
+                )
                 a, b, bits = numbers_of(
-                    symbol, flip, active, single, escapes, 8 * num_bytes, bits, ONE_SIDED, HALF, LANES
+                    symbol, flip, active, single, large, escapes, 8 * num_bytes, bits, ONE_SIDED, HALF, LANES
                 )
                 tl.store(place, a, mask=active)
                 tl.store(place + 1, b, mask=active & (single == 0))

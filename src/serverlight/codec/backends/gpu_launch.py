@@ -9,13 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["BLOCK", "DTYPE_CODES", "INTERPRETED", "as_bits", "blocks_of", "launch", "to_device"]
+__all__ = ["BLOCK", "DTYPE_CODES", "INTERPRETED", "as_bits", "blocks_of", "launch", "to_device", "to_host"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 """Whether kernels are Python on host tensors: Triton decides it as it is imported, and so it is decided here."""
 
 BLOCK = 1024
 """Elements of one program of the elementwise kernels."""
+
+LARGE = 1 << 19
+"""Bytes from which on pages of that kind are worth the time that it takes to have them."""
 
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """Dtypes by the numbers that kernels know them by."""
@@ -27,15 +30,23 @@ def blocks_of(size: int) -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Runs a kernel, its products and sums not fused: each is rounded on its own, as docs/wire-format.md says."""
-    tensor = next(a for a in arguments if isinstance(a, torch.Tensor))
-    with torch.cuda.device_of(tensor):  # type: ignore[no-untyped-call]
-        kernel[grid](*arguments, **constants, enable_fp_fusion=False)
+    """Runs a kernel on the current device. Products and sums are not fused: each is rounded, as docs/wire-format.md says."""
+    kernel[grid](*arguments, **constants, enable_fp_fusion=False)
 
 
 def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    """A copy of an array on a device."""
-    return torch.from_numpy(array).to(device)
+    """A copy of an array on a device, for which nobody waits: it was taken from the array when this returns."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+def to_host(x: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor on the host; a large one in pages that the device writes to by itself."""
+    if not x.is_cuda or x.nbytes < LARGE:
+        return x.cpu()
+    there = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    there.copy_(x, non_blocking=True)
+    torch.cuda.current_stream(x.device).synchronize()
+    return there
 
 
 def as_bits(x: torch.Tensor) -> torch.Tensor:

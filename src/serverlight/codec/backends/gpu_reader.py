@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +30,8 @@ FAULTS = {
     3: "escapes: bits are left over",
     4: "raw bits: more or fewer than the numbers need, or dirty padding",
 }
-NUM_FACTS = 16
+NUM_FIELDS, NUM_FACTS = 17, 16
+"""Numbers that kernels have of a segment, and of a frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,69 +78,71 @@ class Group:
 
     def read(self, out: torch.Tensor) -> Fault | None:
         """Reads the frames into their places of ``out``."""
-        jobs, facts, data = self._layout()
+        jobs, facts, places = self._layout()
         frequencies = [
             frequencies_of(frame.coded.levels, self._grid, self._kind, self._half_escapes) for frame in self._frames
         ]
-        ends = np.cumsum(np.concatenate(frequencies), axis=1, dtype=np.int32)
-        slots = torch.empty(len(ends) * tables.SCALE, dtype=torch.int32, device=self._device)
-        launch(kernels.fill_slots, (len(ends),), to_device(ends, self._device), slots)
-        bytes_there = to_device(data, self._device)
+        rows = np.concatenate(frequencies)
+        entries = to_device((rows | (np.cumsum(rows, axis=1) - rows) << 13).astype(np.int32), self._device)
+        slots = torch.empty(len(rows) * tables.SCALE, dtype=torch.uint8, device=self._device)
+        launch(kernels.fill_slots, (len(rows),), entries, slots)
+        bytes_there = self._sections_there(places)
         high = torch.empty(len(out), dtype=torch.int32, device=self._device)
-        status = self._read_streams(to_device(jobs, self._device), bytes_there, slots, high)
+        status = self._read_streams(to_device(jobs, self._device), bytes_there, (entries, slots), high)
         raw_status = self._place(to_device(facts, self._device), bytes_there, high, out)
         return self._fault_in(status, raw_status)
 
-    def _layout(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-        """Jobs, facts of frames, and all sections in one array, in which the words of each lie at even places."""
+    def _layout(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[int]]:
+        """Jobs, facts of frames, and where each section goes in one array, so that the words of each lie at even places."""
         rows_a_frame = tables.NUM_CONTEXTS[self._kind] * (2 if has_tail(self._grid) else 1)
-        jobs, facts, parts, at = [], [], [], 0
+        jobs = np.empty((len(self._frames), len(self._bounds) - 1, NUM_FIELDS), np.int64)
+        facts, places, at = [], [], 0
         for number, frame in enumerate(self._frames):
-            coded, size = frame.coded, len(frame.section)
-            num_words = [len(segment.words) for segment in coded.segments]
-            num_escapes = [len(segment.escapes) for segment in coded.segments]
-            raw_at = size - len(coded.raw)
-            words_at = raw_at - sum(num_escapes) - 2 * sum(num_words)
+            coded, streams = frame.coded, frame.coded.streams
+            raw_at = len(frame.section) - len(coded.raw)
+            escapes_at = raw_at - len(streams.escapes)
+            words_at = escapes_at - 2 * len(streams.words)
             at += (at + words_at) % 2
-            parts.append((at, frame.section))
             base = frame.index * self._header.num_elements
-            word_places = itertools.accumulate(num_words, initial=(at + words_at) // 2)
-            escape_places = itertools.accumulate(num_escapes, initial=at + raw_at - sum(num_escapes))
             start = int(activity.ACTIVITY[coded.activity])
-            common = (number * self._grid.columns, start, *activity.thresholds_for(start))
-            for bounds, *streams in zip(
-                itertools.pairwise(self._bounds), word_places, num_words, escape_places, num_escapes, strict=False
-            ):
-                jobs.append((number * rows_a_frame, base, *bounds, *streams, *common))
-            unit = np.float32(coded.step) * np.float32(1 / SHIFT_UNIT)
-            facts.append(
-                (
-                    base,
-                    int(unit.view(np.int32)),
-                    coded.one_sided,
-                    coded.raw_bits,
-                    at + raw_at,
-                    len(coded.raw),
-                    *coded.shifts,
-                )
-            )
-            at += size
-        data = np.zeros(at + at % 2 + 2, np.uint8)
-        for place, section in parts:
-            data[place : place + len(section)] = section
-        return np.array(jobs, np.int64), np.array(facts, np.int64), data
+            fields = jobs[number].T
+            fields[0], fields[1] = number * rows_a_frame, base
+            fields[2], fields[3] = self._bounds[:-1], self._bounds[1:]
+            fields[4], fields[5] = (at + words_at) // 2 + begins_of(streams.num_words), streams.num_words
+            fields[6], fields[7] = at + escapes_at + begins_of(streams.num_escapes), streams.num_escapes
+            fields[8], fields[9] = number * self._grid.columns, start
+            fields[10:] = np.array(activity.thresholds_for(start))[:, None]
+            unit = int((np.float32(coded.step) * np.float32(1 / SHIFT_UNIT)).view(np.int32))
+            raw = (coded.raw_bits, at + raw_at, len(coded.raw))
+            facts.append((base, unit, coded.one_sided, *raw, *coded.shifts))
+            places.append(at)
+            at += len(frame.section)
+        return jobs.reshape(-1, NUM_FIELDS), np.array(facts, np.int64), [*places, at]
+
+    def _sections_there(self, places: list[int]) -> torch.Tensor:
+        """All sections in one array on the device; a single one goes there from where it lies."""
+        there = torch.empty(places[-1] + places[-1] % 2 + 2, dtype=torch.uint8, device=self._device)
+        if len(self._frames) == 1:
+            section = np.frombuffer(self._frames[0].section, np.uint8)
+            there[places[0] : places[1]].copy_(unguarded(section), non_blocking=True)
+            return there
+        data = np.empty(places[-1], np.uint8)
+        for place, frame in zip(places, self._frames, strict=False):
+            data[place : place + len(frame.section)] = np.frombuffer(frame.section, np.uint8)
+        there[: len(data)].copy_(torch.from_numpy(data), non_blocking=True)
+        return there
 
     def _read_streams(
-        self, jobs: torch.Tensor, data: torch.Tensor, slots: torch.Tensor, high: torch.Tensor
+        self, jobs: torch.Tensor, data: torch.Tensor, model: tuple[torch.Tensor, torch.Tensor], high: torch.Tensor
     ) -> torch.Tensor:
         status = torch.empty(len(jobs), dtype=torch.int32, device=self._device)
-        streams = (jobs, data, data.view(torch.int16), slots, high)
+        streams = (jobs, data, data.view(torch.int16), *model, high)
         rows, columns = self._grid.rows, self._grid.columns
         options = {"HALF": self._half_escapes, "LANES": self._lanes, "num_warps": 1}
         if self._grid.layout is Layout.FLAT:
             launch(kernels.read_flat, (len(jobs),), *streams, status, columns, **options)
         elif self._grid.layout is Layout.TOKENS:
-            means = torch.empty(2 * columns * len(self._frames), dtype=torch.int32, device=self._device)
+            means = torch.empty(columns * len(self._frames), dtype=torch.int64, device=self._device)
             launch(kernels.read_tokens, (len(jobs),), *streams, means, status, rows, columns, **options)
         else:
             one_sided, contexts = is_one_sided_kind(self._kind), tables.NUM_CONTEXTS[self._kind]
@@ -187,3 +190,15 @@ class Group:
             if code:
                 return frame.index, InconsistentFrame(FAULTS[code])
         return None
+
+
+def begins_of(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each of several runs begins that lie one after the other."""
+    begins: npt.NDArray[np.int64] = np.cumsum(sizes) - sizes
+    return begins
+
+
+def unguarded(array: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """A tensor over an array that is only read: torch knows no such tensors, and warns of them."""
+    pointer = ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
+    return torch.from_numpy(np.ctypeslib.as_array(pointer, array.shape))

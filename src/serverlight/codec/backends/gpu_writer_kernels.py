@@ -26,12 +26,14 @@ SCORE, SCORE_TIES, SCORE_AT = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
 """Bits of the least score kept, how many that tie with it are kept, and how many tie."""
 MAGNITUDE = tl.constexpr(6)
 """The same for the magnitude of the floor's rank, in three places."""
-LEAST, LARGE, SUM = tl.constexpr(9), tl.constexpr(10), tl.constexpr(11)
-"""Bits of the least magnitude whose score is kept; how many numbers are too large for a nibble; the sum of their magnitudes."""
+LEAST = tl.constexpr(9)
+"""Bits of the least magnitude whose score is kept."""
 
 ABS, INFINITY = tl.constexpr(0x7FFFFFFF), tl.constexpr(0x7F800000)
 MOST = tl.constexpr(float(1 << 28))
 MARK, MARK_WHOLE = tl.constexpr(1 << 30), tl.constexpr(1 << 29)
+NOTHING = tl.constexpr(8191)
+"""The coder's entry where a lane has no pair: a frequency that no state reaches."""
 
 
 # -- filter: the K-th largest score ------------------------------------------------------------------------------
@@ -61,53 +63,76 @@ def count_digits(
     bins,
     size,
     asymmetry,
-    WHICH: tl.constexpr,
     SHIFT: tl.constexpr,
-    WIDTH: tl.constexpr,
     SURVEY: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
     DTYPE: tl.constexpr,
+    TURNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Counts a digit of all scores (or magnitudes) whose higher digits are those found so far."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    value = values_at(x, i, inside, DTYPE)
-    bits = score_bits(value, asymmetry)
-    if WHICH == MAGNITUDE:
-        bits = value.to(tl.int32, bitcast=True) & ABS
+    """Counts a hexadecimal digit of all scores, and of all magnitudes, whose higher digits are those found so far.
+
+    Sixteen counters of four bits are one number of 64, so that each element of a block may be seen in fifteen turns.
+    """
+    found, found_magnitude = tl.load(state + SCORE).to(tl.int32), tl.load(state + MAGNITUDE).to(tl.int32)
+    lane = tl.arange(0, BLOCK)
+    scores, magnitudes = tl.zeros((BLOCK,), tl.int64), tl.zeros((BLOCK,), tl.int64)
+    nonzero, negative, infinite = (
+        tl.zeros((BLOCK,), tl.int32),
+        tl.zeros((BLOCK,), tl.int32),
+        tl.zeros((BLOCK,), tl.int32),
+    )
+    one = tl.full((BLOCK,), 1, tl.int64)
+    for turn in range(TURNS):
+        i = (tl.program_id(0) * TURNS + turn) * BLOCK + lane
+        inside = i < size
+        value = values_at(x, i, inside, DTYPE)
+        magnitude = value.to(tl.int32, bitcast=True) & ABS
+        bits = magnitude if SYMMETRIC else score_bits(value, asymmetry)
+        counts = one << (4 * ((magnitude >> SHIFT) & 15)).to(tl.int64)
+        magnitudes += tl.where(inside & (((magnitude ^ found_magnitude) >> SHIFT) < 16), counts, 0)
+        if not SYMMETRIC:
+            counts = one << (4 * ((bits >> SHIFT) & 15)).to(tl.int64)
+        scores += tl.where(inside & (((bits ^ found) >> SHIFT) < 16), counts, 0)
+        if SURVEY:
+            nonzero += (value != 0).to(tl.int32)
+            negative += (value < 0).to(tl.int32)
+            infinite += (magnitude >= INFINITY).to(tl.int32)
+    for digit in tl.static_range(16):
+        count = tl.sum(((scores >> (4 * digit)) & 15).to(tl.int32), 0)
+        tl.atomic_add(bins + digit, count.to(tl.int64), mask=count != 0, sem="relaxed")
+        count = tl.sum(((magnitudes >> (4 * digit)) & 15).to(tl.int32), 0)
+        tl.atomic_add(bins + 16 + digit, count.to(tl.int64), mask=count != 0, sem="relaxed")
     if SURVEY:
-        tl.atomic_add(state + NONZERO, tl.sum((value != 0).to(tl.int64), 0))
-        tl.atomic_add(state + NEGATIVE, tl.sum((value < 0).to(tl.int64), 0))
-        infinite = (value.to(tl.int32, bitcast=True) & ABS) >= INFINITY
-        tl.atomic_add(state + INFINITE, tl.sum(infinite.to(tl.int64), 0))
-    found = tl.load(state + WHICH).to(tl.int32)
-    counted = inside & ((bits ^ found) >> SHIFT < (1 << WIDTH))
-    digit = tl.where(counted, (bits >> SHIFT) & ((1 << WIDTH) - 1), 0)
-    counts, bin = tl.histogram(digit, 256), tl.arange(0, 256)
-    counts -= tl.where(bin == 0, BLOCK - tl.sum(counted.to(tl.int32), 0), 0)
-    tl.atomic_add(bins + bin, counts.to(tl.int64), mask=counts != 0)
+        tl.atomic_add(state + NONZERO, tl.sum(nonzero, 0).to(tl.int64), sem="relaxed")
+        tl.atomic_add(state + NEGATIVE, tl.sum(negative, 0).to(tl.int64), sem="relaxed")
+        tl.atomic_add(state + INFINITE, tl.sum(infinite, 0).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
-def set_ranks(state, num_kept):
-    """The ranks to look for: of the least score kept, and of the magnitude that the step's threshold is at least."""
-    nonzero = tl.load(state + NONZERO)
-    tl.store(state + SCORE_TIES, tl.minimum(nonzero, num_kept))
-    tl.store(state + MAGNITUDE + 1, (9 * nonzero + 9) // 10)
+def take_digits(state, bins, num_kept, SHIFT: tl.constexpr, SURVEY: tl.constexpr):
+    """Finds the next digit of the least score kept, and of the magnitude that the step's threshold is at least, from the counts."""
+    if SURVEY:
+        nonzero = tl.load(state + NONZERO)
+        take_digit(state, bins, SCORE, tl.minimum(nonzero, num_kept), SHIFT)
+        take_digit(state, bins + 16, MAGNITUDE, (9 * nonzero + 9) // 10, SHIFT)
+    else:
+        take_digit(state, bins, SCORE, tl.load(state + SCORE_TIES), SHIFT)
+        take_digit(state, bins + 16, MAGNITUDE, tl.load(state + MAGNITUDE + 1), SHIFT)
 
 
 @triton.jit
-def take_digit(state, bins, WHICH: tl.constexpr, SHIFT: tl.constexpr):
-    """Finds the next digit of the wanted score from the counts, and how far its rank reaches into those of that digit."""
-    bin = tl.arange(0, 256)
-    counts, rank = tl.load(bins + bin), tl.load(state + WHICH + 1)
+def take_digit(state, bins, which, rank, SHIFT: tl.constexpr):
+    """Finds the next digit of the bits of a rank from the counts, and how far the rank reaches into those of that digit."""
+    bin = tl.arange(0, 16)
+    counts = tl.load(bins + bin)
     from_here = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
     digit = tl.maximum(tl.sum((from_here >= rank).to(tl.int64), 0) - 1, 0)
     here = tl.sum(tl.where(bin == digit, counts, 0), 0)
     beyond = tl.sum(tl.where(bin > digit, counts, 0), 0)
-    tl.store(state + WHICH, tl.load(state + WHICH) | digit << SHIFT)
-    tl.store(state + WHICH + 1, rank - beyond)
-    tl.store(state + WHICH + 2, here)
+    tl.store(state + which, tl.load(state + which) | digit << SHIFT)
+    tl.store(state + which + 1, rank - beyond)
+    tl.store(state + which + 2, here)
     tl.store(bins + bin, 0 * counts)
 
 
@@ -118,7 +143,7 @@ def find_least(x, state, size, asymmetry, DTYPE: tl.constexpr, BLOCK: tl.constex
     value = values_at(x, i, i < size, DTYPE)
     kept = (i < size) & (score_bits(value, asymmetry) >= tl.load(state + SCORE).to(tl.int32))
     bits = tl.where(kept, value.to(tl.int32, bitcast=True) & ABS, ABS)
-    tl.atomic_min(state + LEAST, tl.min(bits, 0).to(tl.int64))
+    tl.atomic_min(state + LEAST, tl.min(bits, 0).to(tl.int64), sem="relaxed")
 
 
 # -- quantiser ---------------------------------------------------------------------------------------------------
@@ -134,8 +159,13 @@ def count_ties(x, state, counts, size, asymmetry, DTYPE: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def quantise(x, state, begins, numbers, size, asymmetry, inverse, largest, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """Signed numbers of steps; of equal scores at the threshold those with the lowest index are kept."""
+def quantise(
+    x, state, begins, numbers, sums, size, asymmetry, inverse, largest, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Signed numbers of steps; of equal scores at the threshold those with the lowest index are kept.
+
+    Notes of each block how many numbers are too large for a nibble, and the sum of their magnitudes.
+    """
     block = tl.program_id(0)
     i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
@@ -147,24 +177,17 @@ def quantise(x, state, begins, numbers, size, asymmetry, inverse, largest, DTYPE
     number = tl.maximum((tl.minimum(tl.abs(value) * inverse, MOST) + 0.4).to(tl.int32), 1)
     number = tl.where(kept, number, 0)
     tl.store(numbers + i, tl.where(value < 0, -number, number), mask=inside)
-    tl.atomic_add(state + LARGE, tl.sum((number > largest).to(tl.int64), 0))
-    tl.atomic_add(state + SUM, tl.sum(number.to(tl.int64), 0))
+    tl.store(sums + block, tl.sum((number > largest).to(tl.int64), 0))
+    tl.store(sums + tl.num_programs(0) + block, tl.sum(number.to(tl.int64), 0))
 
 
 @triton.jit
-def count_large(numbers, state, size, largest, BLOCK: tl.constexpr):
-    """How many magnitudes are above a limit."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    number = tl.load(numbers + i, mask=i < size, other=0)
-    tl.atomic_add(state + LARGE, tl.sum((tl.abs(number) > largest).to(tl.int64), 0))
-
-
-@triton.jit
-def count_kept(numbers, counts, size, BLOCK: tl.constexpr):
-    """How many numbers of each block are not zero."""
+def count_large(numbers, counts, size, largest, BLOCK: tl.constexpr):
+    """How many magnitudes of each block are above a limit."""
     block = tl.program_id(0)
     i = block * BLOCK + tl.arange(0, BLOCK)
-    tl.store(counts + block, tl.sum((tl.load(numbers + i, mask=i < size, other=0) != 0).to(tl.int64), 0))
+    number = tl.load(numbers + i, mask=i < size, other=0)
+    tl.store(counts + block, tl.sum((tl.abs(number) > largest).to(tl.int64), 0))
 
 
 @triton.jit
@@ -172,14 +195,14 @@ def put_bits(buffer, at, value, width, is_put):
     """Writes fields of at most 62 bits, least significant first, from bit ``at`` on."""
     place, shift = buffer + (at >> 5), at & 31
     rest = value >> (32 - shift)
-    tl.atomic_or(place, (value << shift).to(tl.int32), mask=is_put)
-    tl.atomic_or(place + 1, rest.to(tl.int32), mask=is_put & (shift + width > 32))
-    tl.atomic_or(place + 2, (rest >> 32).to(tl.int32), mask=is_put & (shift + width > 64))
+    tl.atomic_or(place, (value << shift).to(tl.int32), mask=is_put, sem="relaxed")
+    tl.atomic_or(place + 1, rest.to(tl.int32), mask=is_put & (shift + width > 32), sem="relaxed")
+    tl.atomic_or(place + 2, (rest >> 32).to(tl.int32), mask=is_put & (shift + width > 64), sem="relaxed")
 
 
 @triton.jit
-def split_raw(numbers, begins, high, raw, state, size, raw_bits, BLOCK: tl.constexpr):
-    """Splits numbers into high parts and packed low bits."""
+def split_raw(numbers, begins, high, raw, sums, size, raw_bits, BLOCK: tl.constexpr):
+    """Splits numbers into high parts, whose sum is noted of each block, and packed low bits."""
     block = tl.program_id(0)
     i = block * BLOCK + tl.arange(0, BLOCK)
     number = tl.load(numbers + i, mask=i < size, other=0).to(tl.int64)
@@ -189,7 +212,7 @@ def split_raw(numbers, begins, high, raw, state, size, raw_bits, BLOCK: tl.const
     rank = tl.load(begins + block) + tl.cumsum(present, 0) - present
     put_bits(raw, rank * raw_bits, (magnitude - 1) & mask, raw_bits, number != 0)
     tl.store(high + i, tl.where(number < 0, -part, part).to(tl.int32), mask=i < size)
-    tl.atomic_add(state + SUM, tl.sum(part, 0))
+    tl.store(sums + block, tl.sum(part, 0))
 
 
 # -- shifts ------------------------------------------------------------------------------------------------------
@@ -227,8 +250,8 @@ def tally(
     distance = (scaled - 64 * number) * direction.to(tl.int64)
     for which in tl.static_range(10):
         member = inside & (place == which)
-        tl.atomic_add(tallies + which, tl.sum(tl.where(member, distance, 0), 0))
-        tl.atomic_add(tallies + 10 + which, tl.sum(member.to(tl.int64), 0))
+        tl.atomic_add(tallies + which, tl.sum(tl.where(member, distance, 0), 0), sem="relaxed")
+        tl.atomic_add(tallies + 10 + which, tl.sum(member.to(tl.int64), 0), sem="relaxed")
 
 
 # -- symbols -----------------------------------------------------------------------------------------------------
@@ -251,7 +274,7 @@ def flat_symbols(high, index, size, BLOCK: tl.constexpr):
     b = tl.load(high + 2 * pair + 1, mask=2 * pair + 1 < size, other=0)
     symbol = 16 * nibble_of(a, 1, False) + nibble_of(b, 1, False)
     symbol += tl.where(2 * pair + 1 >= size, 256, 0)
-    tl.store(index + pair, symbol.to(tl.int16), mask=2 * pair < size)
+    tl.store(index + pair, symbol, mask=2 * pair < size)
 
 
 @triton.jit
@@ -262,14 +285,14 @@ def token_symbols(high, index, borders, rows, columns, BLOCK: tl.constexpr):
     b0, b1, b2, b3 = tl.load(borders + 1), tl.load(borders + 2), tl.load(borders + 3), tl.load(borders + 4)
     b4, b5, b6 = tl.load(borders + 5), tl.load(borders + 6), tl.load(borders + 7)
     busy, lean = 0 * channel + tl.load(borders), 0 * channel
-    for pair in tl.range(0, (rows + 1) // 2):
+    for pair in tl.range(0, (rows + 1) // 2, num_stages=8):
         place = high + 2 * pair * columns + channel
         single = 2 * pair + 1 + 0 * channel >= rows
         a, b = tl.load(place, mask=inside, other=0), tl.load(place + columns, mask=inside & (single == 0), other=0)
         context, flip = token_context(busy, lean, b0, b1, b2, b3, b4, b5, b6)
         symbol = 16 * nibble_of(a, flip, False) + nibble_of(b, flip, False)
         symbol += 256 * (context + tl.where(single, 16, 0))
-        tl.store(index + pair * columns + channel, symbol.to(tl.int16), mask=inside)
+        tl.store(index + pair * columns + channel, symbol, mask=inside)
         busy, lean = token_learn(busy, lean, a, b, pair)
 
 
@@ -292,7 +315,7 @@ def plane_symbols(high, index, size, rows, columns, contexts, ONE_SIDED: tl.cons
         context = tl.abs(context)
     symbol = 16 * nibble_of(a, flip, ONE_SIDED) + nibble_of(b, flip, ONE_SIDED)
     symbol += 256 * (context + tl.where(single, contexts, 0))
-    tl.store(index + pair, symbol.to(tl.int16), mask=inside)
+    tl.store(index + pair, symbol, mask=inside)
 
 
 @triton.jit
@@ -300,11 +323,50 @@ def count_symbols(index, bins, size, entries, copies, BLOCK: tl.constexpr):
     """How often each entry occurs; programs take turns at copies of the table, so that few wait for each other."""
     program = tl.program_id(0)
     i = program * BLOCK + tl.arange(0, BLOCK)
-    entry = tl.load(index + i, mask=i < size, other=0).to(tl.int32)
-    tl.atomic_add(bins + (program % copies) * entries + entry, 0 * entry + 1, mask=i < size)
+    entry = tl.load(index + i, mask=i < size, other=0)
+    tl.atomic_add(bins + (program % copies) * entries + entry, 0 * entry + 1, mask=i < size, sem="relaxed")
 
 
 # -- range coder -------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def places_at(index, inner, outer, where, KIND: tl.constexpr, LANES: tl.constexpr):
+    """What ``index`` has of the lanes' pairs in a turn of the coder's loops, -1 where a lane has none; and the turn before it."""
+    first, last, columns, pairs_of_unit, num_inner = where
+    lane = tl.arange(0, LANES)
+    if KIND >= ONE_SIDED_PLANES:
+        unit = first + outer * LANES + lane
+        pair = unit * pairs_of_unit + inner
+    else:
+        unit = first + inner * LANES + lane
+        pair = outer * columns + unit
+    place = tl.load(index + pair, mask=(unit < last) & (0 * lane + outer >= 0), other=-1)
+    is_end = inner == 0
+    return place, tl.where(is_end, num_inner, inner) - 1, outer - is_end.to(tl.int32)
+
+
+@triton.jit
+def entries_at(table, place):
+    """What the table has of the places."""
+    entry = tl.load(table + 2 * place, mask=place >= 0, other=NOTHING)
+    return entry, tl.load(table + 2 * place + 1, mask=place >= 0, other=0)
+
+
+@triton.jit
+def put(entry, inverse, states, words, at, LANES: tl.constexpr):
+    """Codes one symbol for each lane; those whose state has become too large give a word each, in their order."""
+    digit = 4 * tl.arange(0, LANES)
+    frequency, begin = (entry & 8191).to(tl.uint32), ((entry >> 13) & 4095).to(tl.uint32)
+    full = (states >> 19) >= frequency
+    gives = tl.sum(full.to(tl.int32) << digit, 0)  # see ``get`` in gpu_kernels.py
+    total, before = ((gives * 0x11111111) >> 28) & 15, ((gives * 0x11111110) >> digit) & 15
+    tl.store(words + (at - total + before), (states & 0xFFFF).to(tl.int16), mask=full)
+    reduced = tl.where(full, states >> 16, states)
+    quotient = tl.umulhi(reduced, inverse.to(tl.uint32, bitcast=True)) >> ((entry >> 25) & 15).to(tl.uint32)
+    quotient = tl.where(frequency == 1, reduced, quotient)
+    after = (quotient << 12) + (reduced - quotient * frequency) + begin
+    return tl.where(entry == NOTHING, states, after), at - total
 
 
 @triton.jit
@@ -313,39 +375,41 @@ def write_words(
 ):
     """Codes a segment, last pair first, into the room that ends at ``ends``, downwards; and notes its number of words.
 
-    An entry of the table has a frequency in 13 bits, and in the next 13 the sum of those before it.
+    Entries of the table are what ``coder_table`` in gpu_writer.py says. What is far away is fetched some turns before it is needed.
     """
     segment, lane = tl.program_id(0), tl.arange(0, LANES)
     first, last = tl.load(bounds + segment), tl.load(bounds + segment + 1)
     end = tl.load(ends + segment)
-    at, states = end, 0 * lane + 32768
+    words, at, states = words + end, tl.full((), 0, tl.int32), tl.full((LANES,), 32768, tl.uint32)
     groups = (last - first + LANES - 1) // LANES
-    inner = pairs_of_unit if KIND >= ONE_SIDED_PLANES else groups
-    outer = groups if KIND >= ONE_SIDED_PLANES else lines
-    for step in range(0, inner * outer):
-        left = inner * outer - 1 - step
-        if KIND >= ONE_SIDED_PLANES:
-            unit = first + (left // inner) * LANES + lane
-            pair = unit * pairs_of_unit + left % inner
-        else:
-            unit = first + (left % inner) * LANES + lane
-            pair = (left // inner) * columns + unit
-        active = unit < last
-        entry = tl.load(table + tl.load(index + pair, mask=active, other=0).to(tl.int32), mask=active, other=1)
-        frequency, begin = entry & 8191, (entry >> 13) & 8191
-        full = active & ((states >> 19) >= frequency)
-        gives = full.to(tl.int32)
-        total = tl.sum(gives, 0)
-        target = at - 1 - (total - tl.cumsum(gives, 0))
-        tl.store(words + target, (states & 0xFFFF).to(tl.int16), mask=full)
-        at -= total
-        reduced = tl.where(full, states >> 16, states)
-        quotient = reduced // frequency
-        states = tl.where(active, (quotient << 12) + (reduced - quotient * frequency) + begin, states)
+    num_inner, num_outer = groups, lines
+    if KIND >= ONE_SIDED_PLANES:
+        num_inner, num_outer = pairs_of_unit, groups
+    here = (first, last, columns, pairs_of_unit, num_inner)
+    inner, outer = num_inner - 1, num_outer - 1
+    place_0, inner, outer = places_at(index, inner, outer, here, KIND, LANES)
+    place_1, inner, outer = places_at(index, inner, outer, here, KIND, LANES)
+    place_2, inner, outer = places_at(index, inner, outer, here, KIND, LANES)
+    place_3, inner, outer = places_at(index, inner, outer, here, KIND, LANES)
+    entry_0, inverse_0 = entries_at(table, place_0)
+    for _ in range((num_inner * num_outer + 3) // 4):
+        # Four turns, so that what is fetched stays in the register that it comes to: moving it would be waiting for it.
+        place_0, inner, outer = places_at(index, inner, outer, here, KIND, LANES)
+        entry_1, inverse_1 = entries_at(table, place_1)
+        states, at = put(entry_0, inverse_0, states, words, at, LANES)
+        place_1, inner, outer = places_at(index, inner, outer, here, KIND, LANES)
+        entry_0, inverse_0 = entries_at(table, place_2)
+        states, at = put(entry_1, inverse_1, states, words, at, LANES)
+        place_2, inner, outer = places_at(index, inner, outer, here, KIND, LANES)
+        entry_1, inverse_1 = entries_at(table, place_3)
+        states, at = put(entry_0, inverse_0, states, words, at, LANES)
+        place_3, inner, outer = places_at(index, inner, outer, here, KIND, LANES)
+        entry_0, inverse_0 = entries_at(table, place_0)
+        states, at = put(entry_1, inverse_1, states, words, at, LANES)
     at -= 2 * LANES
     tl.store(words + at + 2 * lane, (states >> 16).to(tl.int16))
     tl.store(words + at + 2 * lane + 1, (states & 0xFFFF).to(tl.int16))
-    tl.store(lengths + segment, end - at)
+    tl.store(lengths + segment, -at.to(tl.int64))
 
 
 @triton.jit
@@ -379,8 +443,7 @@ def write_escapes(
     table,
     high,
     bounds,
-    starts,
-    lengths,
+    counts,
     into,
     size,
     rows,
@@ -393,51 +456,50 @@ def write_escapes(
     COUNT_ONLY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The escaped numbers of a segment, in the order of reading: counts their bits, or writes them from bit ``starts`` on."""
-    segment = tl.program_id(0)
+    """The escaped numbers of a part of a segment, in the order of reading: counts their bits, or writes them from ``counts`` on."""
+    segment, part = tl.program_id(1), tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     first, last = tl.load(bounds + segment), tl.load(bounds + segment + 1)
-    at, units = tl.load(starts + segment), last - first
-    begin = at
-    for chunk in range(0, units * pairs_of_unit, BLOCK):
-        j = chunk + tl.arange(0, BLOCK)
-        inside = j < units * pairs_of_unit
-        if KIND >= ONE_SIDED_PLANES:
-            block = j // (LANES * pairs_of_unit)
-            count = tl.maximum(tl.minimum(units - block * LANES, LANES), 1)
-            rest = j - block * LANES * pairs_of_unit
-            pair = (first + block * LANES + rest % count) * pairs_of_unit + rest // count
-            pairs = (columns + 1) // 2
-            one, step, single = (pair // pairs) * columns + 2 * (pair % pairs), 1, 2 * (pair % pairs) + 1 >= columns
+    units = last - first
+    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = j < units * pairs_of_unit
+    if KIND >= ONE_SIDED_PLANES:
+        block = j // (LANES * pairs_of_unit)
+        count = tl.maximum(tl.minimum(units - block * LANES, LANES), 1)
+        rest = j - block * LANES * pairs_of_unit
+        pair = (first + block * LANES + rest % count) * pairs_of_unit + rest // count
+        pairs = (columns + 1) // 2
+        one, step, single = (pair // pairs) * columns + 2 * (pair % pairs), 1, 2 * (pair % pairs) + 1 >= columns
+    else:
+        line = j // units
+        pair = line * columns + first + j % units
+        if KIND == TOKENS:
+            one, step, single = 2 * line * columns + first + j % units, columns, 2 * line + 1 >= rows
         else:
-            line = j // units
-            pair = line * columns + first + j % units
-            if KIND == TOKENS:
-                one, step, single = 2 * line * columns + first + j % units, columns, 2 * line + 1 >= rows
-            else:
-                one, step, single = 2 * pair, 1, 2 * pair + 1 >= size
-        place = tl.load(index + pair, mask=inside, other=0).to(tl.int32)
-        entry = tl.load(table + place, mask=inside, other=0)
-        escaped = (entry & MARK) != 0
-        if tl.sum(escaped.to(tl.int32), 0) > 0:
-            a = tl.load(high + one, mask=escaped, other=0)
-            b = tl.load(high + one + step, mask=escaped & (single == 0), other=0)
-            has_first, has_second, is_whole, flag_width = escaped, escaped & (single == 0), escaped, 0 * place
+            one, step, single = 2 * pair, 1, 2 * pair + 1 >= size
+    place = tl.load(index + pair, mask=inside, other=0)
+    entry = tl.load(table + 2 * place, mask=inside, other=0)
+    escaped = (entry & MARK) != 0
+    total = tl.sum(escaped.to(tl.int64), 0)
+    if total > 0:
+        a = tl.load(high + one, mask=escaped, other=0)
+        b = tl.load(high + one + step, mask=escaped & (single == 0), other=0)
+        has_first, has_second, is_whole, flag_width = escaped, escaped & (single == 0), escaped, 0 * place
+        if HALF:
+            by_escape = (entry & MARK_WHOLE) != 0
+            first_large, second_large = (place & 240) == 240, (place & 15) == 15
+            is_whole = by_escape & ((first_large == 0) | ((single == 0) & (second_large == 0)))
+            has_first, has_second = has_first & (by_escape | first_large), has_second & (by_escape | second_large)
+            flag_width = by_escape.to(tl.int32)
+        upper, upper_width = golomb_code(a, is_whole, ONE_SIDED)
+        lower, lower_width = golomb_code(b, is_whole, ONE_SIDED)
+        upper_width, lower_width = tl.where(has_first, upper_width, 0), tl.where(has_second, lower_width, 0)
+        width = flag_width + upper_width + lower_width
+        if not COUNT_ONLY:
+            bit = tl.load(counts + part) + tl.cumsum(width, 0) - width
             if HALF:
-                by_escape = (entry & MARK_WHOLE) != 0
-                first_large, second_large = (place & 240) == 240, (place & 15) == 15
-                is_whole = by_escape & ((first_large == 0) | ((single == 0) & (second_large == 0)))
-                has_first, has_second = has_first & (by_escape | first_large), has_second & (by_escape | second_large)
-                flag_width = by_escape.to(tl.int32)
-            upper, upper_width = golomb_code(a, is_whole, ONE_SIDED)
-            lower, lower_width = golomb_code(b, is_whole, ONE_SIDED)
-            upper_width, lower_width = tl.where(has_first, upper_width, 0), tl.where(has_second, lower_width, 0)
-            width = flag_width + upper_width + lower_width
-            if not COUNT_ONLY:
-                bit = at + tl.cumsum(width, 0) - width
-                if HALF:
-                    put_bits(into, bit, is_whole.to(tl.int64), flag_width, flag_width > 0)
-                put_bits(into, bit + flag_width, upper, upper_width, upper_width > 0)
-                put_bits(into, bit + flag_width + upper_width, lower, lower_width, lower_width > 0)
-            at += tl.sum(width, 0)
+                put_bits(into, bit, is_whole.to(tl.int64), flag_width, flag_width > 0)
+            put_bits(into, bit + flag_width, upper, upper_width, upper_width > 0)
+            put_bits(into, bit + flag_width + upper_width, lower, lower_width, lower_width > 0)
+        total = tl.sum(width.to(tl.int64), 0)
     if COUNT_ONLY:
-        tl.store(lengths + segment, at - begin)
+        tl.store(counts + part, total)

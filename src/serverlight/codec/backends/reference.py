@@ -25,7 +25,7 @@ from serverlight.codec.backends.reference_quantiser import (
 )
 from serverlight.codec.backends.reference_symbols import Symbols
 from serverlight.codec.backends.slicer import SlicerKernels, kept_positions
-from serverlight.codec.coded import Coded, is_one_sided_kind, kind_of, lanes_for, segments_of, step_of
+from serverlight.codec.coded import Coded, Streams, is_one_sided_kind, kind_of, lanes_for, segments_of, step_of
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import natural_layout
 from serverlight.codec.tensors import check_finite, saturate
@@ -106,9 +106,11 @@ class ReferenceKernels(SlicerKernels):
             model=model[:model_bytes].tobytes(),
             levels=levels,
             shifts=shifts,
-            segments=tuple(
-                encode_segment(symbols, high, frequencies, grid, kind, half_escapes, lanes, first, last)
-                for first, last in itertools.pairwise(bounds)
+            streams=Streams.joined(
+                [
+                    encode_segment(symbols, high, frequencies, grid, kind, half_escapes, lanes, first, last)
+                    for first, last in itertools.pairwise(bounds)
+                ]
             ),
             raw=raw,
         )
@@ -117,6 +119,6 @@ class ReferenceKernels(SlicerKernels):
         grid, bounds = segments_of(shape, coded.kind)
         high = np.zeros(grid.num_elements, np.int64)
         frequencies = frequencies_for(coded.levels, grid, coded.kind, coded.half_escapes)
-        for segment, (first, last) in zip(coded.segments, itertools.pairwise(bounds), strict=True):
+        for segment, (first, last) in zip(coded.streams.segments(), itertools.pairwise(bounds), strict=True):
             decode_segment(segment, coded, frequencies, grid, high, first, last)
         return reconstruct(join_raw(high, coded.raw, coded.raw_bits), high, coded, grid)

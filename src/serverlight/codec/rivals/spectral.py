@@ -58,13 +58,12 @@ class Spectrum(Rival):
         """The block's coefficients (planes, rows, columns) of a feature."""
         planes = x.reshape(_planes(x.shape))
         along_rows, along_columns = self._waves(planes.shape)
-        return np.asarray(along_rows @ planes @ along_columns.T, np.float32)
+        return _product(along_rows, planes, along_columns.T)
 
     def _restored(self, block: Float32, shape: tuple[int, ...]) -> Float32:
         """The feature that has these coefficients and no others."""
         along_rows, along_columns = self._waves(_planes(shape))
-        feature = along_rows.T @ block.reshape(self._block_shape(shape)) @ along_columns
-        return np.asarray(feature, np.float32).reshape(shape)
+        return _product(along_rows.T, block.reshape(self._block_shape(shape)), along_columns).reshape(shape)
 
     def _waves(self, planes: tuple[int, int, int]) -> tuple[Float32, Float32]:
         return waves(planes[1])[: _count(self.rows, planes[1])], waves(planes[2])[: _count(self.columns, planes[2])]
@@ -95,6 +94,12 @@ class EntropyCodedSpectrum(Spectrum):
     def _unpack(self, body: bytes, shape: tuple[int, ...]) -> Float32:
         (codes,) = uncode(body, STEP_BYTES, [math.prod(self._block_shape(shape))])
         return self._restored(dequantise(codes, np.frombuffer(body, "<f4", 1)[0]), shape)
+
+
+def _product(a: Float32, b: Float32, c: Float32) -> Float32:
+    """Three matrices multiplied. A BLAS may compute on what lies beside small ones, too, and raise flags for what it finds there."""
+    with np.errstate(all="ignore"):
+        return np.asarray(a @ b @ c, np.float32)
 
 
 def quantise(values: Float32, step: np.float32) -> Integers:

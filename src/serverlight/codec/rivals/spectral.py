@@ -97,7 +97,7 @@ class EntropyCodedSpectrum(Spectrum):
 
 
 def _product(a: Float32, b: Float32, c: Float32) -> Float32:
-    """Three matrices multiplied. A BLAS may compute on what lies beside small ones, too, and raise flags for what it finds there."""
+    """Three matrices multiplied. A BLAS may compute on what lies beside small ones, too, and raise flags for what is there."""
     with np.errstate(all="ignore"):
         return np.asarray(a @ b @ c, np.float32)
 

@@ -73,7 +73,7 @@ ONLY_IN = {  # package -> the files that may import it
         "codec/rivals/compiled.py",
         "simulation/compiled.py",
     },
-    "triton": {"codec/backends/gpu_kernels.py", "codec/backends/gpu_writer_kernels.py"},
+    "triton": {f"codec/backends/gpu{stage}_kernels.py" for stage in ("", "_filter", "_coder")},
     "fastapi": {"apps/openai_api.py"},
     "starlette": {"apps/openai_api.py", "apps/ray_app.py", "apps/watch_http.py"},
     "ray": {"apps/ray_app.py"},

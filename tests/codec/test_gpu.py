@@ -18,14 +18,15 @@ pytestmark = pytest.mark.skipif(
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
-from serverlight.codec.backends import gpu_kernels, gpu_writer_kernels
+from serverlight.codec.backends import gpu_coder_kernels, gpu_filter_kernels, gpu_kernels
 
 LAUNCHED = {
     gpu_kernels: ["fill_slots", "read_flat", "read_tokens", "read_planes", "count_nonzero", "check_raw", "place_values"],
-    gpu_writer_kernels: [
-        "count_digits", "take_digits", "find_least", "count_ties", "quantise", "count_large", "split_raw",
-        "tally", "flat_symbols", "token_symbols", "plane_symbols", "count_symbols", "write_words", "copy_words",
-        "write_escapes",
+    gpu_filter_kernels: [
+        "count_digits", "take_digits", "find_least", "count_ties", "quantise", "count_large", "split_raw", "tally",
+    ],
+    gpu_coder_kernels: [
+        "flat_symbols", "token_symbols", "plane_symbols", "count_symbols", "write_words", "copy_words", "write_escapes",
     ],
 }
 I64 = {"jobs", "frames", "state", "counts", "begins", "sums", "means", "tallies", "starts", "lengths", "ends", "bins"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from serverlight.codec import Codec, CodecConfig, decode, inspect
+from serverlight.codec import Codec, CodecConfig, decode, inspect, tensors
 from serverlight.errors import ConfigError, NonFiniteTensor, UnsupportedTensor
 
 
@@ -86,13 +87,24 @@ def test_single_values_and_outliers_are_exact(dtype: torch.dtype) -> None:
     assert torch.equal(x, y)
 
 
-def test_bfloat16_rounds_as_torch_does() -> None:
-    """The format's rounding to bfloat16 is the one that torch performs."""
-    from serverlight.codec.tensors import round_to_dtype
-
-    x = np.random.default_rng(0).standard_normal(100_000).astype(np.float32) * np.float32(1e-3)
-    ours = torch.from_numpy(round_to_dtype(x, "bfloat16"))
-    assert torch.equal(ours, torch.from_numpy(x).to(torch.bfloat16).float())
+@pytest.mark.parametrize("is_exact", [True, False])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@settings(max_examples=100, deadline=None)
+@given(bits=hnp.arrays(np.uint32, st.integers(0, 70), elements=st.integers(0, 0x477FE000)), negative=st.booleans())
+def test_halves_of_any_value(bits: Any, negative: bool, dtype: str, is_exact: bool) -> None:
+    """Torch's rounding, NumPy's, and exact arithmetic agree on every float32 of the range, subnormal numbers included."""
+    values = bits.view(np.float32) * np.float32(-1 if negative else 1)
+    with mock.patch.object(tensors, "_torch_rounds_alike", return_value=is_exact):
+        rounded = tensors.from_float32(values, values.shape, dtype, "torch")
+    halves = rounded.view(torch.int16).numpy().view(np.uint16)
+    assert (halves == tensors.halves_of(values, dtype)).all()
+    assert not (halves == 0x8000).any()
+    exact = rounded.double().numpy()
+    for step in (-1, 1):  # no neighbour is nearer, and of two as near this one is even
+        around = ((halves + np.where(halves & 0x7FFF, step, max(step, 0))).astype(np.uint16)).view(np.int16)
+        other = torch.from_numpy(around).view(rounded.dtype).double().numpy()
+        here, there = np.abs(values - exact), np.abs(values - other)
+        assert (~np.isfinite(other) | (here < there) | ((here == there) & ((halves & 1 == 0) | (other == exact)))).all()
 
 
 def test_negative_zero_decodes_as_zero() -> None:

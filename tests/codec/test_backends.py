@@ -228,6 +228,16 @@ def test_unkind_values(backend: str, values: str, shape: tuple[int, ...]) -> Non
         agree(VALUES[values](normal(*shape).abs()), ours(**knobs), backend)
 
 
+def test_few_values_tie(backend: str) -> None:
+    """Hundreds of elements at the threshold, of which some are kept, with and without a nibble for them."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        values, size = rng.choice([0, 1, 2, 3, 5, 40], rng.integers(1, 4)), int(rng.integers(1, 400))
+        x = torch.from_numpy(rng.choice(values, size) * rng.choice([-1, 1], size)).float()
+        knobs = {"sparsity": rng.choice([0.1, 0.5, 0.9]), "distortion": rng.choice([0.5, 0.1, 0.02, 0.005])}
+        agree(x, ours(**{name: float(value) for name, value in knobs.items()}), backend)
+
+
 @pytest.mark.parametrize("shape", [(300,), (12, 25), (1, 5, 6, 10)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_largest_numbers_stay_finite(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:

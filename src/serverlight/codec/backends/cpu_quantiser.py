@@ -11,7 +11,7 @@ import numpy as np
 
 from serverlight.codec import tables
 from serverlight.codec.backends.cpu_filter import keep_by_sign, kth_largest, least_kept, score_of, weigh
-from serverlight.codec.backends.cpu_kernels import inlined, njit
+from serverlight.codec.backends.cpu_kernels import ABS, highest_mark, inlined, marks_within, njit
 from serverlight.codec.coded import has_half_escapes, needs_raw_bit
 
 U = np.uint64
@@ -66,8 +66,30 @@ def quantise(values, scores, threshold, inverse, largest, out):
 
 
 @njit
-def drop_ties(values, asymmetry, threshold, surplus, out):
-    """Takes back the last elements whose score only ties with the threshold."""
+def drop_ties(keys, border, surplus, out):
+    """Takes back the last elements whose magnitude only ties with the threshold, of which ``border`` are the bits.
+
+    A tensor of halves has few values, so that thousands may tie.
+    """
+    end = keys.size
+    while surplus > 0 and end & 63:
+        end -= 1
+        if np.int32(keys[end] & ABS) == border:
+            out[end] = 0
+            surplus -= 1
+    while surplus > 0 and end > 0:
+        end -= 64
+        marks = marks_within(U(keys.ctypes.data) + U(4 * end), border, np.int32(1))
+        while marks and surplus > 0:
+            last = highest_mark(marks)
+            out[U(end) + last] = 0
+            marks ^= U(1) << last
+            surplus -= 1
+
+
+@njit
+def drop_tied_scores(values, asymmetry, threshold, surplus, out):
+    """The same for scores that an asymmetry has weighed."""
     end = values.size
     while surplus > 0 and end > 0:
         start = max(0, end - 4096)
@@ -185,9 +207,12 @@ def quantise_tensor(values, least, num_kept, num_positive, num_nonzero, asymmetr
     step = step_of(floor, budget)
     inverse = np.float32(1) / step
     reached, large = quantise(values, scores, threshold, inverse, largest, numbers)
-    if reached > num_kept:
-        drop_ties(values, asymmetry, threshold, reached - num_kept, numbers)
+    if reached > num_kept and is_weighed:
+        drop_tied_scores(values, asymmetry, threshold, reached - num_kept, numbers)
         large = count_above(values, numbers, inverse, largest)
+    elif reached > num_kept:
+        drop_ties(values.view(np.int32), np.float32(threshold).view(np.int32), reached - num_kept, numbers)
+        large -= (reached - num_kept) * (magnitude_of(threshold, inverse) > largest)
     bits = 0
     while needs_raw_bit(large, num_kept, kind):
         bits += 1

@@ -123,7 +123,7 @@ def decode(
     header = reader.header(max_elements)
     kernels = None if device is None else _kernels_there(device, [header], like, backend)
     if kernels is not None:
-        there, fault = decode_to_device([(reader, header)], device, kernels)
+        there, fault = decode_to_device(header, [reader.rest("sections")], device, kernels)
         if fault is not None:
             raise fault[1]
         return there.view(header.shape)
@@ -205,13 +205,15 @@ def decode_batch(
     """
     if not frames:
         raise ConfigError("frames", "is empty; pass at least one frame")
-    alike = _sections_alike(frames, max_elements) if device is None else None
+    alike = _sections_alike(frames, max_elements)
     readers = [] if alike else _readers_of(frames, max_elements)
     header = alike[0] if alike else readers[0][1]
     shape = (len(frames) * header.shape[0], *header.shape[1:])
-    kernels = None if device is None else _kernels_there(device, (own for _, own in readers), like, backend)
+    headers = [header, *(own for _, own in readers)]
+    kernels = None if device is None else _kernels_there(device, headers, like, backend)
     if kernels is not None:
-        there, fault = decode_to_device(readers, device, kernels)
+        sections = alike[1] if alike else [reader.rest("sections") for reader, _ in readers]
+        there, fault = decode_to_device(header, sections, device, kernels)
         if fault is not None:
             raise _in_batch(*fault) from fault[1]
         return there.view(shape)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from serverlight.codec import backends
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.tensors import check_supported, name_of
-from serverlight.codec.wire import Header, Reader, header_bytes, sealed
+from serverlight.codec.wire import Header, header_bytes, sealed
 from serverlight.errors import ConfigError, FrameError
 
 if TYPE_CHECKING:
@@ -36,12 +36,10 @@ def encode_on_device(x: torch.Tensor, config: CodecConfig, kernels: backends.Dev
 
 
 def decode_to_device(
-    readers: Sequence[tuple[Reader, Header]], device: Any, kernels: backends.DeviceKernels
+    header: Header, sections: Sequence[memoryview], device: Any, kernels: backends.DeviceKernels
 ) -> tuple[torch.Tensor, tuple[int, FrameError] | None]:
     """The flat values of frames of profile ``serverlight`` with one header; and the first that breaks a rule, and how."""
     import torch
 
-    header = readers[0][1]
-    out = torch.empty(len(readers) * header.num_elements, dtype=getattr(torch, header.dtype), device=device)
-    sections = [reader.rest("sections") for reader, _ in readers]
+    out = torch.empty(len(sections) * header.num_elements, dtype=getattr(torch, header.dtype), device=device)
     return out, kernels.decode_on_device(sections, header, out)

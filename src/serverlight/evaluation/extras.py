@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import statistics
 import subprocess
@@ -9,8 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from serverlight.codec import Codec, decode, decode_batch
+from serverlight.codec.tensors import Tensor
 from serverlight.evaluation.checks import Check
 from serverlight.evaluation.speed import SpeedRow, sample_feature
 
@@ -20,6 +23,10 @@ TOKEN = (1, 4096)
 NUM_TOKENS = 64
 PROMPT = (512, 4096)
 ROUNDS = 15
+MESSAGES_A_THREAD, HASH_ROUNDS = 4, 20_000
+"""Some ten milliseconds of work for each thread, beside which it is nothing to wake one."""
+
+T = TypeVar("T")
 
 TOKEN_ENCODE_RATIO, TOKEN_DECODE_US, TOKEN_DECODE_RATIO = 0.6, 20.0, 1.5
 """One token: encoding in so much of the time of bitsandbytes' fastest encoder; decoding in so many microseconds, or in so much of
@@ -87,15 +94,32 @@ def _batch() -> Check:
 
 
 def _threads() -> list[Check]:
+    """Two threads that encode, and beside them two that hash, which needs no memory: what the machine has to give."""
     if len(os.sched_getaffinity(0)) < 2:
         return []
     codec, tensors = Codec(), [sample_feature(PROMPT, seed) for seed in range(2)]
+
+    def encode(tensor: Tensor) -> None:
+        for _ in range(MESSAGES_A_THREAD):
+            codec.encode(tensor)
+
+    encoding = f"encode {MESSAGES_A_THREAD} times {_sides(PROMPT)} in each of two threads: speed over one thread"
+    hashing = "hash in each of two threads: speed over one thread"
+    return [
+        Check(name=encoding, value=_speedup(encode, tensors), unit="x", bound=">=", limit=MIN_THREADS_SPEEDUP),
+        Check(name=hashing, value=_speedup(_hash, [b"one", b"two"]), unit="x", bound=">=", limit=None),
+    ]
+
+
+def _speedup(work: Callable[[T], object], items: Sequence[T]) -> float:
+    """How many times as fast two threads are through two items as one."""
     with ThreadPoolExecutor(2) as pool:
-        two, one = _medians(
-            lambda: list(pool.map(codec.encode, tensors)), lambda: [codec.encode(tensor) for tensor in tensors]
-        )
-    name = f"encode two tensors {_sides(PROMPT)} in two threads: speed over one thread"
-    return [Check(name=name, value=one / two, unit="x", bound=">=", limit=MIN_THREADS_SPEEDUP)]
+        two, one = _medians(lambda: list(pool.map(work, items)), lambda: [work(item) for item in items])
+    return one / two
+
+
+def _hash(password: bytes) -> None:
+    hashlib.pbkdf2_hmac("sha256", password, b"salt", HASH_ROUNDS)
 
 
 def peak_memory(tokens: int) -> tuple[float, float] | None:

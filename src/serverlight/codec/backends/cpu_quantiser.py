@@ -210,7 +210,9 @@ def quantise_tensor(values, least, num_kept, num_positive, num_nonzero, asymmetr
     if reached > num_kept and is_weighed:
         drop_tied_scores(values, asymmetry, threshold, reached - num_kept, numbers)
         large = count_above(values, numbers, inverse, largest)
-    elif reached > num_kept:  # where ties are large, so is all that is kept, and what is counted too much changes nothing
+    elif (
+        reached > num_kept
+    ):  # where ties are large, so is all that is kept, and what is counted too much changes nothing
         drop_ties(values.view(np.int32), np.float32(threshold).view(np.int32), reached - num_kept, numbers)
     bits = 0
     while needs_raw_bit(large, num_kept, kind):

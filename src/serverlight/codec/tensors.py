@@ -131,9 +131,6 @@ def _make_zeros_positive(halves: npt.NDArray[np.int16]) -> None:
         halves[halves == NEGATIVE_ZERO] = 0
 
 
-NEGATIVE_ZERO = -(1 << 15)
-
-
 def values_of(out: Tensor, shape: tuple[int, ...], dtype: str) -> Float32 | None:
     """The memory of a tensor that is to receive a frame's values, flat; ``None`` if they cannot be written there as they are.
 
@@ -175,6 +172,9 @@ LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3
 
 POSITIVE_ZERO = np.float32(0)
 """Added to what was rounded: a tiny negative number that becomes -0 is a zero like any other (section 3.2)."""
+
+NEGATIVE_ZERO = -(1 << 15)
+"""Its bits in 16, as a signed number."""
 
 LARGE_STEP = 1e20
 """No smaller step can lead out of a float32's or bfloat16's range: numbers of steps are below 2^53."""

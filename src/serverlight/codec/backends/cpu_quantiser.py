@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec import tables
-from serverlight.codec.backends.cpu_filter import keep_by_sign, kth_largest, least_kept, score_of, weigh
+from serverlight.codec.backends.cpu_filter import keep_by_sign, kth_largest, least_kept, weigh
 from serverlight.codec.backends.cpu_kernels import ABS, highest_mark, inlined, marks_within, njit
 from serverlight.codec.coded import has_half_escapes, needs_raw_bit
 
@@ -67,7 +67,7 @@ def quantise(values, scores, threshold, inverse, largest, out):
 
 @njit
 def drop_ties(keys, border, surplus, out):
-    """Takes back the last elements whose magnitude only ties with the threshold, of which ``border`` are the bits.
+    """Takes back the last elements whose score only ties with the threshold; ``keys`` and ``border`` are their bits.
 
     A tensor of halves has few values, so that thousands may tie.
     """
@@ -85,26 +85,6 @@ def drop_ties(keys, border, surplus, out):
             out[U(end) + last] = 0
             marks ^= U(1) << last
             surplus -= 1
-
-
-@njit
-def drop_tied_scores(values, asymmetry, threshold, surplus, out):
-    """The same for scores that an asymmetry has weighed."""
-    end = values.size
-    while surplus > 0 and end > 0:
-        start = max(0, end - 4096)
-        part, into = values[start:end], out[start:end]
-        ties = np.int32(0)
-        for i in range(part.size):
-            ties = np.int32(ties + (score_of(part[i], asymmetry) == threshold))
-        if ties:
-            i = part.size - 1
-            while surplus > 0 and i >= 0:
-                if score_of(part[i], asymmetry) == threshold:
-                    into[i] = 0
-                    surplus -= 1
-                i -= 1
-        end = start
 
 
 @njit
@@ -207,13 +187,12 @@ def quantise_tensor(values, least, num_kept, num_positive, num_nonzero, asymmetr
     step = step_of(floor, budget)
     inverse = np.float32(1) / step
     reached, large = quantise(values, scores, threshold, inverse, largest, numbers)
-    if reached > num_kept and is_weighed:
-        drop_tied_scores(values, asymmetry, threshold, reached - num_kept, numbers)
-        large = count_above(values, numbers, inverse, largest)
-    elif (
-        reached > num_kept
-    ):  # where ties are large, so is all that is kept, and what is counted too much changes nothing
-        drop_ties(values.view(np.int32), np.float32(threshold).view(np.int32), reached - num_kept, numbers)
+    if reached > num_kept:
+        drop_ties(scores.view(np.int32), np.float32(threshold).view(np.int32), reached - num_kept, numbers)
+        if (
+            is_weighed
+        ):  # else, where ties are large, so is all that is kept, and what is counted too much changes nothing
+            large = count_above(values, numbers, inverse, largest)
     bits = 0
     while needs_raw_bit(large, num_kept, kind):
         bits += 1

@@ -12,8 +12,8 @@ import torch
 
 from serverlight.codec import activity, coded, tables
 from serverlight.codec.backends import gpu_coder_kernels as kernels
-from serverlight.codec.backends.gpu_launch import BLOCK, blocks_of, launch, to_device, to_host
-from serverlight.codec.backends.gpu_model import fit
+from serverlight.codec.backends.gpu_launch import BLOCK, begins_of, blocks_of, launch, to_device, to_host
+from serverlight.codec.backends.gpu_model import entries_of, fit
 from serverlight.codec.coded import Streams, is_one_sided_kind
 from serverlight.codec.layout import Grid, Layout
 from serverlight.codec.tables import Ints
@@ -66,7 +66,7 @@ class Coder:
         bits_before = self._count_escapes(lengths[1])
         num_words, num_bits = to_host(lengths).numpy()
         num_escapes = (num_bits + 7) // 8
-        words_at, escapes_at = np.cumsum(num_words) - num_words, np.cumsum(num_escapes) - num_escapes
+        words_at, escapes_at = begins_of(num_words), begins_of(num_escapes)
         begin = (int(num_words.sum()) + 1) // 2
         into = torch.zeros(begin + int(num_escapes.sum()) // 4 + 3, dtype=torch.int32, device=device)
         copying = (room, ends, to_device(words_at, device), lengths[0], into.view(torch.int16))
@@ -145,9 +145,8 @@ def coder_table(frequencies: Ints) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
     symbols = np.arange(256)
     by_escape = (frequencies == 0) | (symbols == tables.ESCAPE)
     apart = by_escape | (symbols >> 4 == tables.LARGE) | (symbols & 15 == tables.LARGE)
-    entries = frequencies | (np.cumsum(frequencies, axis=1) - frequencies) << 13 | SHIFTS[frequencies] << 25
-    inverses = INVERSES[frequencies]
-    table = np.stack((entries, inverses), axis=-1)
+    entries = entries_of(frequencies) | SHIFTS[frequencies] << 25
+    table = np.stack((entries, INVERSES[frequencies]), axis=-1)
     table = np.where(by_escape[..., None], table[:, tables.ESCAPE :], table)
     table[..., 0] |= np.where(by_escape, MARK_WHOLE, 0) | np.where(apart, MARK, 0)
     return table.astype(np.uint32).view(np.int32), apart

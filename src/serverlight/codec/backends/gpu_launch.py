@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["BLOCK", "DTYPE_CODES", "INTERPRETED", "as_bits", "blocks_of", "launch", "to_device", "to_host"]
+__all__ = ["BLOCK", "DTYPE_CODES", "INTERPRETED", "as_bits", "begins_of", "blocks_of", "launch", "to_device", "to_host"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 """Whether kernels are Python on host tensors: Triton decides it as it is imported, and so it is decided here."""
@@ -27,6 +27,12 @@ DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 def blocks_of(size: int) -> int:
     """Programs that so many elements need."""
     return -(-size // BLOCK)
+
+
+def begins_of(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each of several runs begins that lie one after the other."""
+    begins: npt.NDArray[np.int64] = np.cumsum(sizes) - sizes
+    return begins
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:

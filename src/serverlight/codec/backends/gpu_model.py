@@ -13,7 +13,7 @@ from serverlight.codec.coded import is_one_sided_kind
 from serverlight.codec.layout import Grid, Layout
 from serverlight.codec.tables import Ints
 
-__all__ = ["HAS_NUMBA", "Fitted", "fit", "frequencies_of", "has_tail"]
+__all__ = ["HAS_NUMBA", "Fitted", "entries_of", "fit", "frequencies_of", "has_tail"]
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -48,6 +48,12 @@ def frequencies_of(levels: Ints, grid: Grid, kind: int, half_escapes: bool) -> I
 
     frequencies: Ints = SPREAD(levels, kind, has_tail(grid), half_escapes)
     return frequencies
+
+
+def entries_of(frequencies: Ints) -> Ints:
+    """What kernels know of each symbol: its frequency in 13 bits, and from there on the sum of those before it in its row."""
+    entries: Ints = frequencies | (np.cumsum(frequencies, axis=1) - frequencies) << 13
+    return entries
 
 
 def fit(histogram: Ints, grid: Grid, kind: int, half_escapes: bool) -> Fitted:

@@ -12,8 +12,8 @@ import torch
 
 from serverlight.codec import activity, contextual, tables
 from serverlight.codec.backends import gpu_kernels as kernels
-from serverlight.codec.backends.gpu_launch import BLOCK, DTYPE_CODES, as_bits, blocks_of, launch, to_device
-from serverlight.codec.backends.gpu_model import frequencies_of, has_tail
+from serverlight.codec.backends.gpu_launch import BLOCK, DTYPE_CODES, as_bits, begins_of, blocks_of, launch, to_device
+from serverlight.codec.backends.gpu_model import entries_of, frequencies_of, has_tail
 from serverlight.codec.coded import SHIFT_UNIT, Coded, is_one_sided_kind, segments_of
 from serverlight.codec.layout import Layout
 from serverlight.codec.tensors import LARGEST
@@ -82,10 +82,9 @@ class Group:
         frequencies = [
             frequencies_of(frame.coded.levels, self._grid, self._kind, self._half_escapes) for frame in self._frames
         ]
-        rows = np.concatenate(frequencies)
-        entries = to_device((rows | (np.cumsum(rows, axis=1) - rows) << 13).astype(np.int32), self._device)
-        slots = torch.empty(len(rows) * tables.SCALE, dtype=torch.uint8, device=self._device)
-        launch(kernels.fill_slots, (len(rows),), entries, slots)
+        entries = to_device(entries_of(np.concatenate(frequencies)).astype(np.int32), self._device)
+        slots = torch.empty(len(entries) * tables.SCALE, dtype=torch.uint8, device=self._device)
+        launch(kernels.fill_slots, (len(entries),), entries, slots)
         bytes_there = self._sections_there(places)
         high = torch.empty(len(out), dtype=torch.int32, device=self._device)
         status = self._read_streams(to_device(jobs, self._device), bytes_there, (entries, slots), high)
@@ -190,12 +189,6 @@ class Group:
             if code:
                 return frame.index, InconsistentFrame(FAULTS[code])
         return None
-
-
-def begins_of(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each of several runs begins that lie one after the other."""
-    begins: npt.NDArray[np.int64] = np.cumsum(sizes) - sizes
-    return begins
 
 
 def unguarded(array: npt.NDArray[np.uint8]) -> torch.Tensor:

@@ -67,26 +67,59 @@ def one_input(data: bytes) -> None:
 
 def repaired(data: bytes) -> bytes:
     """The same with a front that every reader accepts, and the checksum that it says it has."""
-    data = b"SL\x01" + bytes((data[3] & 3,)) + data[4:]
-    return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little") if data[4] & CHECKSUM_FLAG else data
+    if data[0] & 0x80:
+        data = bytes((0xA0 | data[0] & 7, data[1] & 0x1F)) + data[2:]
+        has_checksum = data[1] & CHECKSUM_FLAG
+    else:
+        data = b"SL\x01" + bytes((data[3] & 3,)) + data[4:]
+        has_checksum = data[4] & CHECKSUM_FLAG
+    return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little") if has_checksum else data
 
 
 def filled(data: bytes) -> bytes:
-    """A frame with well-formed sections up to the streams (section 6), which are the rest of the data."""
-    kind, one_sided, raw = data[0] & 3, data[0] & 8, data[0] & 64
+    """A frame with well-formed sections up to the streams (section 6), long or short, which are the rest of the data."""
+    kind, one_sided, is_short, flag = data[0] & 3, data[0] & 8, data[0] & 4, data[0] & 64
     one_sided = 8 if kind == 2 else 0 if kind == 3 else one_sided
-    header = bytes((*b"SL\x01\x02", data[1] % 3, 3, data[1] % 9 + 1, data[2] % 9 + 1, data[3] % 17 + 1))
-    stage = bytes((kind | one_sided | data[0] & 0xB0 | raw, data[4], data[5] % 127 + 1))
-    stage += bytes((data[6] % 160,)) * (kind == 1) + bytes((data[7] % 26 + 1,)) * (raw > 0)
-    num_levels, num_shifts = (28, 10) if kind == 2 else (35, 9 if kind == 3 else 4 if one_sided else 3)
-    no_corrections = (1 << num_levels) - 1 - sum(1 << i for i in range(6, num_levels, 7))
-    model = (int.from_bytes(data[8:13], "little") & no_corrections).to_bytes((num_levels + 7) // 8, "little")
-    body = data[24:]
-    num_escapes, num_raw = data[23] & 15, data[22] & 31 if raw else 0
+    sides = (data[1] % 9 + 1, data[2] % 9 + 1, data[3] % 17 + 1)
+    mode = (4 + min(kind, 2) if is_short else kind) | one_sided | data[0] & 0xB0 | flag
+    activity = bytes((data[6] % 160,)) * (kind == 1)
+    num_shifts = 10 if kind == 2 else 9 if kind == 3 else 4 if one_sided else 3
+    body, num_escapes = data[24:], data[23] & 15
+    if is_short:
+        front = bytes((0xA3, 8 | data[1] % 3, *sides, mode, data[4], data[5] % 127 + 1)) + activity
+        return (
+            front
+            + short_model(data[8:13], kind)
+            + data[13 : 13 + num_shifts * (flag > 0)]
+            + bytes((num_escapes,))
+            + body
+        )
+    front = bytes((*b"SL\x01\x02", data[1] % 3, 3, *sides, mode, data[4], data[5] % 127 + 1)) + activity
+    raw_bits = bytes((data[7] % 26 + 1,)) * (flag > 0)
+    num_raw = data[22] & 31 if flag else 0
     num_words = max(len(body) - num_escapes - num_raw, 0) // 2
     body = body[: 2 * num_words + num_escapes + num_raw]
     lengths = bytes((num_words & 127 | 128, num_words >> 7)) if num_words > 127 else bytes((num_words,))
-    return header + stage + model + data[13 : 13 + num_shifts] + lengths + bytes((num_escapes,)) + body
+    model = long_model(data[8:13], kind)
+    return front + raw_bits + model + data[13 : 13 + num_shifts] + lengths + bytes((num_escapes,)) + body
+
+
+def long_model(data: bytes, kind: int) -> bytes:
+    """Parameters without corrections, in fields of seven bits."""
+    num_levels = 28 if kind == 2 else 35
+    no_corrections = (1 << num_levels) - 1 - sum(1 << i for i in range(6, num_levels, 7))
+    return (int.from_bytes(data, "little") & no_corrections).to_bytes((num_levels + 7) // 8, "little")
+
+
+def short_model(data: bytes, kind: int) -> bytes:
+    """The same as codes of five bits (section 1.5: none or one zero bit, a one, and the rest)."""
+    number, length = 0, 0
+    for i in range(4 if kind == 2 else 5):
+        code, width = (data[i] >> 1 & 3) << 1 | 1, 3
+        if data[i] & 1:
+            code, width = (data[i] >> 1 & 7) << 2 | 2, 5
+        number, length = number | code << length, length + width + (kind > 0)
+    return number.to_bytes((length + 7) // 8, "little")
 
 
 def outcome(read: Any, data: bytes, **choices: Any) -> Any:
@@ -116,7 +149,7 @@ def main() -> None:
     seeds = pathlib.Path(__file__).parent / "seeds"
     seeds.mkdir(exist_ok=True)
     for frame in (ROOT / "tests" / "vectors").rglob("frame.bin"):
-        (seeds / frame.parent.name).write_bytes(frame.read_bytes())
+        (seeds / "-".join(frame.parts[-3:-1])).write_bytes(frame.read_bytes())
     atheris.Setup([sys.argv[0], "-max_len=4096", *MEMORY, *sys.argv[1:], str(seeds)], one_input)
     atheris.Fuzz()
 

@@ -133,7 +133,7 @@ def make_worlds(folder: pathlib.Path) -> tuple[World, World]:
         language, vision = _language(folder / "tiny"), _vision()
     payloads, (prompt, token) = _payloads(frames), (frames[2], frames[0])
     writes = [OpenSession(sampling=Sampling()), Step(step=1, frames=(prompt,)), Step(step=2, frames=(token, token))]
-    feature = next(frame for frame in frames if frame[5:10] == b"\x04\x01\x03\x04\x04")
+    feature = next(frame for frame in frames if frame[0] == 0xA4 and frame[2:6] == b"\x01\x03\x04\x04")
     sends = [InferRequest(request_id=1, payloads=(Frame(data=feature),)), InferRequest(request_id=9, payloads=(RAW,))]
     return (
         World(engines=[language, vision], frames=frames, payloads=payloads, questions=writes),

@@ -69,8 +69,8 @@ def agree(x: Any, config: CodecConfig, backend: str) -> torch.Tensor:
 
 def mode_byte(frame: bytes) -> int:
     """The byte after the dimensions (section 6.1)."""
-    at = 6
-    for _ in range(frame[5]):
+    at = 2
+    for _ in range(frame[0] & 15):
         while frame[at] & 128:
             at += 1
         at += 1
@@ -160,8 +160,9 @@ def test_lanes(backend: str, lanes: int, units: int) -> None:
 @pytest.mark.parametrize("half_escapes", [False, True])
 @pytest.mark.parametrize("shape", [(1, 64), (1, 65), (4, 8), (5, 8), (1, 3, 4, 4), (1, 3, 4, 5)], ids=str)
 @pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("short", [False, True])
 def test_a_device_gets_the_same_model(
-    shape: tuple[int, ...], one_sided: bool, half_escapes: bool, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], one_sided: bool, half_escapes: bool, short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the host fits for tensors on a device does not depend on whether it is compiled."""
     kind = coded.kind_of(layout.natural_layout(shape), one_sided)
@@ -170,10 +171,10 @@ def test_a_device_gets_the_same_model(
     histogram[: tables.NUM_CONTEXTS[kind]] = rng.geometric(0.02, 256) * (rng.random(256) < 0.6)
     if gpu_model.has_tail(grid):
         histogram[tables.NUM_CONTEXTS[kind] :, ::16] = rng.geometric(0.1, 16)
-    compiled = gpu_model.fit(histogram, grid, kind, half_escapes)
+    compiled = gpu_model.fit(histogram, grid, kind, half_escapes, short)
     assert (gpu_model.frequencies_of(compiled.levels, grid, kind, half_escapes) == compiled.frequencies).all()
     monkeypatch.setattr(gpu_model, "HAS_NUMBA", False)
-    plain = gpu_model.fit(histogram, grid, kind, half_escapes)
+    plain = gpu_model.fit(histogram, grid, kind, half_escapes, short)
     assert (compiled.packed, compiled.payload_bits) == (plain.packed, plain.payload_bits)
     assert (compiled.levels == plain.levels).all()
     assert (compiled.frequencies == plain.frequencies).all()
@@ -246,7 +247,7 @@ def test_the_largest_numbers_stay_finite(backend: str, shape: tuple[int, ...], d
     for knobs in ({}, {"sparsity": 0.0}, {"distortion": 2.0}, {"distortion": 1e-3}):
         x = normal(*shape).sign() * torch.rand(shape, generator=torch.Generator().manual_seed(1)).add(7).clamp(max=7.5)
         x = (x / 7.5 * largest).to(dtype)
-        assert agree(x, ours(**knobs), backend).abs().max() >= 0.9 * x.abs().max()
+        assert agree(x, ours(**knobs), backend).abs().max() >= 0.8 * x.abs().max()
 
 
 @pytest.mark.parametrize(

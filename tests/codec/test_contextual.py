@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from serverlight.codec import Codec, CodecConfig, decode, inspect
+from serverlight.evaluation.ablation import numbers_of
 from serverlight.evaluation.bounds import ecsq
 
 Float32 = npt.NDArray[np.float32]
@@ -26,14 +27,6 @@ def run(x: Float32, **knobs: Any) -> tuple[bytes, Float32]:
     """The frame of a tensor, and what it decodes to."""
     frame = Codec(ours(**knobs)).encode(x)
     return frame, decode(frame, "numpy")
-
-
-def numbers_of(frame: bytes) -> npt.NDArray[np.int64]:
-    """The numbers of steps that a frame carries: without its shifts it decodes to exactly these times the step."""
-    parts, bare = inspect(frame).part_bytes, bytearray(frame)
-    start = parts["header"] + parts["model"]
-    bare[start : start + parts["shifts"]] = bytes(parts["shifts"])
-    return np.rint(decode(bytes(bare), "numpy").astype(np.float64) / step_of(frame)).astype(np.int64)
 
 
 def step_of(frame: bytes) -> float:

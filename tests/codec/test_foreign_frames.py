@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from independent_reader import read_frame
-from independent_reader.model import DEFAULTS, ONE_SIDED_PLANES, SIGNED_PLANES
+from independent_reader.model import DEFAULTS, FLAT, ONE_SIDED_PLANES, SIGNED_PLANES
 from independent_reader.writer import write_model, write_sections
 from serverlight.codec import decode
 
@@ -29,13 +29,16 @@ def agree(frame: bytes) -> list[float]:
 
 
 @st.composite
-def models(draw: st.DrawFn, kind: int) -> bytes:
+def models(draw: st.DrawFn, kind: int, short: bool) -> bytes:
     """Parameters from the plain to the absurd."""
     contexts = DEFAULTS[kind].count(";") + 1
     correction = st.sampled_from([0, 0, 0, 1, -1, 4, -9, 63, -63])
     corrections = st.none() | st.lists(correction, min_size=contexts, max_size=contexts)
+    if short and kind == FLAT:
+        corrections = st.none()
     offset = st.integers(-32, 31) if draw(st.booleans()) else st.just(0)
-    return write_model([(draw(offset), draw(corrections)) for _ in range(4 if kind == ONE_SIDED_PLANES else 5)])
+    parameters = [(draw(offset), draw(corrections)) for _ in range(4 if kind == ONE_SIDED_PLANES else 5)]
+    return write_model(parameters, kind if short else None)
 
 
 @st.composite
@@ -50,7 +53,8 @@ def frames(draw: st.DrawFn) -> bytes:
     high = [random.randint(-largest, largest) if random.random() < density else 0 for _ in range(size)]
     high = [abs(h) for h in high] if kind == ONE_SIDED_PLANES else high
     one_sided = kind != SIGNED_PLANES and draw(st.booleans())
-    raw_bits = draw(st.sampled_from([0, 0, 1, 2, 7, 8, 9, 26]))
+    short = draw(st.booleans())
+    raw_bits = 0 if short else draw(st.sampled_from([0, 0, 1, 2, 7, 8, 9, 26]))
     num_shifts = {ONE_SIDED_PLANES: 10, SIGNED_PLANES: 9}.get(kind, 4 if one_sided else 3)
     return write_sections(
         shape,
@@ -64,8 +68,9 @@ def frames(draw: st.DrawFn) -> bytes:
         raw_bits=raw_bits,
         half=draw(st.booleans()),
         low=[random.getrandbits(raw_bits) for h in high if h] if raw_bits else (),
-        model=draw(models(kind)),
-        shifts=draw(st.binary(min_size=num_shifts, max_size=num_shifts)),
+        model=draw(models(kind, short)),
+        shifts=None if short and draw(st.booleans()) else draw(st.binary(min_size=num_shifts, max_size=num_shifts)),
+        short=short,
         escaped={i for i in range(size) if random.random() < 0.05},
     ).frame()
 

@@ -104,7 +104,7 @@ def test_a_basis_is_given_to_the_codec_that_needs_one() -> None:
     basis = calibrate_basis([feature(200, 12, seed=1)])
     rival = middle(turned.with_basis(basis))
     assert (rival.name, rival.config["basis"]) == ("serverlight-basis", basis.digest.hex())
-    assert basis.digest in rival.encode(x)
+    assert basis.digest[:4] in rival.encode(x)
     error = rival.decode(rival.encode(x)) - x
     assert (error**2).sum() < 0.5 * (x**2).sum()
 

@@ -88,7 +88,8 @@ def written_by_another(seed: int) -> bytes:
     size = math.prod(shape)
     largest = int(rng.choice([3, 3, 20]))
     high = [int(h) for h in rng.integers(0 if kind == ONE_SIDED_PLANES else -largest, largest + 1, size)]
-    raw_bits = int(rng.choice([0, 0, 5]))
+    raw_bits, short = int(rng.choice([0, 0, 5])), bool(rng.integers(2))
+    raw_bits = 0 if short else raw_bits
     contexts = (1, 16, 27, 14)[kind]
     corrections = [None, *([int(c) for c in rng.integers(-9, 10, contexts)] for _ in range(4))]
     return write_sections(
@@ -101,7 +102,11 @@ def written_by_another(seed: int) -> bytes:
         raw_bits=raw_bits,
         half=bool(rng.integers(2)),
         low=[int(rng.integers(1 << raw_bits)) for h in high if h] if raw_bits else (),
-        model=write_model(zip(map(int, rng.integers(-32, 32, 5)), corrections, strict=True))
+        short=short,
+        model=write_model(
+            zip(map(int, rng.integers(-32, 32, 5)), [None] * 5 if kind == FLAT else corrections, strict=True),
+            kind if short else None,
+        )
         if kind != ONE_SIDED_PLANES
         else None,
         escaped={i for i in range(size) if rng.random() < 0.1},
@@ -135,16 +140,21 @@ def test_altered_frames_decode_or_raise_alike(data: st.DataObject) -> None:
     body=st.binary(min_size=150, max_size=400),
 )
 def test_random_streams_behind_a_good_start(shape: list[int], mode: int, words: int, escapes: int, body: bytes) -> None:
-    """Random words, escapes and raw bits behind well-formed sections."""
+    """Random words, escapes and raw bits behind well-formed sections, long and short."""
     kind = mode & 3
     one_sided = kind == ONE_SIDED_PLANES or (mode & 8 and kind != SIGNED_PLANES)
     mode = mode & 0xF0 | kind | (8 if one_sided else 0)
     num_shifts = {2: 10, 3: 9}.get(kind, 4 if one_sided else 3)
-    front = bytes((83, 76, 1, 2, body[0] % 3, len(shape), *shape, mode)) + b"\x80\x3f"
-    front += bytes((body[1] % 160,)) * (kind == TOKENS) + bytes((body[2] % 26 + 1,)) * (mode >> 6 & 1)
-    model = write_model([(body[3 + i] % 64 - 32, None) for i in range(4 if kind == ONE_SIDED_PLANES else 5)])
-    streams = bytes((words, escapes)) + body[20 : 20 + 2 * words + escapes]
-    rest = body[160 : 160 + body[9] % 40] if mode & 64 else b""
+    num_decisions, short = 4 if kind == ONE_SIDED_PLANES else 5, body[11] & 1
+    model = write_model([(body[3 + i] % 64 - 32, None) for i in range(num_decisions)], kind if short else None)
+    front = bytes((83, 76, 1, 2, body[0] % 3, len(shape), *shape, mode + (4 + min(kind, 2) - kind if short else 0)))
+    front += b"\x80\x3f" + bytes((body[1] % 160,)) * (kind == TOKENS)
+    if short:
+        num_shifts = num_shifts if mode & 64 else 0
+    elif mode & 64:
+        front += bytes((body[2] % 26 + 1,))
+    streams = bytes((words, escapes))[short:] + body[20 : 20 + 2 * words + escapes]
+    rest = body[160 : 160 + body[9] % 40] if mode & 64 and not short else b""
     both_agree(front + model + body[10 : 10 + num_shifts] + streams + rest)
 
 

@@ -24,8 +24,13 @@ class Decoded:
 def read_frame(frame: bytes, basis: Basis | None = None) -> Decoded:
     """The tensor of one frame; section 6.8 for one that names the basis."""
     source = Bytes(frame)
-    assert source.take(3) == b"SL\x01"
-    profile, flags, rank = source.byte(), source.byte(), source.byte()
+    short = frame[0] >> 4 == 10
+    if short:
+        rank, flags = source.byte() & 15, source.byte()
+        profile, flags = flags >> 2 & 3, flags & ~12
+    else:
+        assert source.take(3) == b"SL\x01"
+        profile, flags, rank = source.byte(), source.byte(), source.byte()
     dtype = ("float32", "float16", "bfloat16")[flags & 15]
     shape = [source.varint() for _ in range(rank)]
     if flags & 16:
@@ -34,7 +39,7 @@ def read_frame(frame: bytes, basis: Basis | None = None) -> Decoded:
     if flags & 32:
         assert profile == 2
         assert basis is not None
-        assert source.take(8) == basis.digest
+        assert source.take(4 if short else 8) == basis.digest[: 4 if short else 8]
         values = read_serverlight(source, dtype, shape, math.prod(shape), basis)
     else:
         values = PROFILES[profile](source, dtype, shape, math.prod(shape))

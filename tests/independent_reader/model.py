@@ -38,14 +38,14 @@ def clip(level: int) -> int:
     return max(-32, min(32, level))
 
 
-def read_levels(bits: Bits, kind: int) -> list[list[int]]:
+def read_levels(bits: Bits, kind: int, short: bool = False) -> list[list[int]]:
     """The five levels of every context: defaults, moved by the frame's parameters."""
     contexts = [[int(level) for level in row.split()] for row in DEFAULTS[kind].split(";")]
     for decision in range(5):
         if kind == ONE_SIDED_PLANES and decision == 1:
             continue
-        offset = bits.number(6) - 32
-        corrected = bits.bit()
+        offset = from_zigzag(bits.golomb(2, 8)) if short else bits.number(6) - 32
+        corrected = bits.bit() if len(contexts) > 1 or not short else 0
         for levels in contexts:
             correction = from_zigzag(bits.golomb(0, 6)) if corrected else 0
             levels[decision] = clip(clip(levels[decision] + offset) + correction)

@@ -16,6 +16,10 @@ def good(kind: int = FLAT, **choices: Any) -> Sections:
         choices.setdefault("low", [i % (1 << raw_bits) for i, h in enumerate(high) if h])
     if choices.get("half"):  # parameters that expect large numbers, so that their symbols have a frequency
         choices.setdefault(
-            "model", write_model([(8, None)] * (1 if kind == ONE_SIDED_PLANES else 2) + [(12, None)] * 3)
+            "model",
+            write_model(
+                [(8, None)] * (1 if kind == ONE_SIDED_PLANES else 2) + [(12, None)] * 3,
+                kind if choices.get("short") else None,
+            ),
         )
     return write_sections([2, 3, 5], kind, high, **choices)

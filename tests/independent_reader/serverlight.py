@@ -24,6 +24,12 @@ from independent_reader.parts import LARGEST, Bits, Bytes, from_zigzag, single, 
 
 ALL_ZERO = 7
 BORDERS = (64, 96, 140, 200, 280, 420, 680)
+DEFAULT_SHIFTS = {
+    FLAT: {0: 12, 5: 2, 8: -2, 9: 0},
+    TOKENS: {0: 12, 5: 2, 8: -2, 9: 0},
+    ONE_SIDED_PLANES: dict(enumerate((11, 23, 28, 30, 30, 0, 6, 14, -4, -5))),
+    SIGNED_PLANES: dict(enumerate((0, 7, 12, 15, 17, -7, -4, 8, -5, -5))),
+}
 
 
 @dataclass
@@ -37,6 +43,8 @@ class Stage:
     activity: int
     raw_bits: int
     half: bool
+    short: bool
+    has_shifts: bool
     rows: int
     columns: int
     num_elements: int
@@ -76,9 +84,9 @@ def read_serverlight(
     mode, limit = source.byte(), LARGEST[dtype]
     if mode == ALL_ZERO:
         return basis.values([0.0] * num_elements, 0.0, limit) if basis else [0.0] * num_elements
-    assert basis is None or mode & 7 in (FLAT, TOKENS)
     stage = read_stage(source, mode, shape, num_elements)
-    levels = read_levels(Bits(source), stage.kind)
+    assert basis is None or stage.kind in (FLAT, TOKENS)
+    levels = read_levels(Bits(source), stage.kind, stage.short)
     shifts = read_shifts(source, stage)
     tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]
     high = read_streams(source, stage, *tables)
@@ -94,30 +102,33 @@ def read_serverlight(
 
 
 def read_stage(source: Bytes, mode: int, shape: list[int], num_elements: int) -> Stage:
-    kind, one_sided = mode & 7, bool(mode & 8)
-    assert kind <= SIGNED_PLANES
+    kind, one_sided, short, flag = mode & 7, bool(mode & 8), mode & 7 >= 4, bool(mode & 64)
+    if short:
+        assert kind < 7
+        kind = kind - 4 + (kind == 6 and not one_sided)
     assert num_elements > 0
     step = struct.unpack("<f", b"\0\0" + source.take(2))[0]
     assert 2.0**-126 <= step < math.inf
     activity = source.byte() if kind == TOKENS else 0
-    raw_bits = source.byte() if mode & 64 else 0
+    raw_bits = source.byte() if flag and not short else 0
     assert raw_bits <= 26
     columns = shape[-1] if shape and kind != FLAT else 1
     rows = num_elements // columns if kind == TOKENS else shape[-2] if len(shape) > 1 and kind != FLAT else 1
     start = ((8 + (activity & 7)) << (activity >> 3)) >> 3
     lanes, half = 1 << (mode >> 4 & 3), mode >> 7 == 1
-    return Stage(kind, one_sided, lanes, step, start, raw_bits, half, rows, columns, num_elements)
+    shifts = flag or not short
+    return Stage(kind, one_sided, lanes, step, start, raw_bits, half, short, shifts, rows, columns, num_elements)
 
 
 def read_shifts(source: Bytes, stage: Stage) -> dict[int, int]:
-    """Section 6.7: one signed byte for each class that may have a shift."""
+    """Section 6.7: one signed byte for each class that may have a shift, or what stands for them."""
     if stage.kind == ONE_SIDED_PLANES:
         classes = list(range(10))
     elif stage.kind == SIGNED_PLANES:
         classes = list(range(1, 10))
     else:
         classes = [0, 5, 8, 9] if stage.one_sided else [5, 8, 9]
-    return {shift_class: source.signed_byte() for shift_class in classes}
+    return {c: source.signed_byte() if stage.has_shifts else DEFAULT_SHIFTS[stage.kind][c] for c in classes}
 
 
 # -- section 6.3: segments, lanes, order ----------------------------------------------------------------
@@ -216,7 +227,14 @@ def read_streams(
 ) -> list[int]:
     high = [0] * stage.num_elements
     parts = segments(stage)
-    lengths = [(source.varint(), source.varint()) for _ in parts]
+    if stage.short:
+        assert len(parts) == 1
+        num_escapes = source.varint()
+        num_words, odd = divmod(len(source.data) - source.at - num_escapes, 2)
+        assert not odd
+        lengths = [(num_words, num_escapes)]
+    else:
+        lengths = [(source.varint(), source.varint()) for _ in parts]
     words = [source.words(count) for count, _ in lengths]
     escapes = [Bytes(source.take(count)) for _, count in lengths]
     contexts = Flat() if stage.kind == FLAT else Tokens(stage) if stage.kind == TOKENS else Planes(stage, high)

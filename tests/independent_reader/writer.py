@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from independent_reader.model import ESCAPE, ONE_SIDED_PLANES, TOKENS, pair_tables, read_levels, single_tables
+from independent_reader.model import ESCAPE, FLAT, ONE_SIDED_PLANES, TOKENS, pair_tables, read_levels, single_tables
 from independent_reader.parts import Bits, Bytes
 from independent_reader.serverlight import Flat, Planes, Stage, Tokens, read_stage, segments, visits
 
@@ -31,6 +31,8 @@ class Sections:
     words: list[list[int]] = field(default_factory=list)
     escapes: list[bytes] = field(default_factory=list)
     raw: bytes = b""
+    short: bool = False
+    """Whether the only segment's number of words is left out."""
     padding: list[int] = field(default_factory=list)
     """Padding bits at the end of each segment's escapes."""
 
@@ -39,7 +41,7 @@ class Sections:
         return self.mode + self.step + self.activity + self.raw_bits
 
     def frame(self) -> bytes:
-        lengths = b"".join(varint(value) for pair in self.lengths for value in pair)
+        lengths = b"".join(varint(value) for pair in self.lengths for value in pair[self.short :])
         words = b"".join(word.to_bytes(2, "little") for segment in self.words for word in segment)
         parts = (self.header, self.stage_header, self.model, self.shifts, lengths, words, *self.escapes, self.raw)
         return b"".join(parts)
@@ -76,12 +78,16 @@ def to_zigzag(number: int) -> int:
     return 2 * number - 1 if number > 0 else -2 * number
 
 
-def write_model(parameters: Iterable[tuple[int, list[int] | None]]) -> bytes:
-    """For each decision its offset, and the corrections of all contexts if there are any."""
+def write_model(parameters: Iterable[tuple[int, list[int] | None]], kind: int | None = None) -> bytes:
+    """For each decision its offset, and the corrections of all contexts if there are any; in short with a ``kind``."""
     bits = BitsOut()
     for offset, corrections in parameters:
-        bits.put(offset + 32, 6)
-        bits.put(corrections is not None, 1)
+        if kind is None:
+            bits.put(offset + 32, 6)
+        else:
+            bits.golomb(to_zigzag(offset), 2)
+        if kind != FLAT:
+            bits.put(corrections is not None, 1)
         for correction in corrections or ():
             bits.golomb(to_zigzag(correction), 0)
     return bits.data()
@@ -103,22 +109,27 @@ def write_sections(
     model: bytes | None = None,
     shifts: bytes | None = None,
     escaped: Collection[int] = (),
+    short: bool = False,
 ) -> Sections:
     """The sections of a frame with these high parts; ``low`` are the raw bits of those that are not zero.
 
     ``escaped`` are flat indices: a pair that starts at one is escaped even if it has a symbol. ``step`` is one by default.
+    A ``short`` section has no raw bits, and no shifts unless they are given.
     """
     one_sided = one_sided or kind == ONE_SIDED_PLANES
     num_decisions = 4 if kind == ONE_SIDED_PLANES else 5
     num_shifts = {2: 10, 3: 9}.get(kind, 4 if one_sided else 3)
+    flags = one_sided << 3 | lanes_log2 << 4 | half << 7
+    flags |= (shifts is not None if short else raw_bits > 0) << 6
     sections = Sections(
         header=bytes((83, 76, 1, 2, dtype, len(shape))) + b"".join(map(varint, shape)),
-        mode=bytes((kind | one_sided << 3 | lanes_log2 << 4 | (raw_bits > 0) << 6 | half << 7,)),
+        mode=bytes(((4 + min(kind, 2) if short else kind) | flags,)),
         step=step,
         activity=bytes((activity,)) if kind == TOKENS else b"",
         raw_bits=bytes((raw_bits,)) if raw_bits else b"",
-        model=write_model([(0, None)] * num_decisions) if model is None else model,
-        shifts=bytes(num_shifts) if shifts is None else shifts,
+        model=write_model([(0, None)] * num_decisions, kind if short else None) if model is None else model,
+        shifts=bytes(0 if short else num_shifts) if shifts is None else shifts,
+        short=short,
     )
     fields = Bytes(sections.stage_header)
     stage = read_stage(fields, fields.byte(), shape, math.prod(shape))
@@ -132,7 +143,7 @@ def write_sections(
 
 def write_streams(sections: Sections, stage: Stage, high: list[int], escaped: Collection[int]) -> None:
     """Codes the pairs of each segment, the last one first."""
-    levels = read_levels(Bits(Bytes(sections.model)), stage.kind)
+    levels = read_levels(Bits(Bytes(sections.model)), stage.kind, stage.short)
     tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]
     contexts = Flat() if stage.kind == 0 else Tokens(stage) if stage.kind == TOKENS else Planes(stage, high)
     for start, stop in segments(stage):

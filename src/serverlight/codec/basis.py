@@ -159,13 +159,13 @@ class Basis:
 
 
 def named(basis: Basis | None, digest: bytes, shape: Sequence[int]) -> Basis:
-    """The basis that a frame names by its digest.
+    """The basis that a frame names by its digest, or the start of it.
 
     Raises:
         UnknownBasis: it is not the one at hand.
         InconsistentFrame: the frame's tensor is not as wide.
     """
-    if basis is None or basis.digest != digest:
+    if basis is None or basis.digest[: len(digest)] != digest:
         at_hand = "none" if basis is None else basis.digest.hex()
         raise UnknownBasis(
             f"the frame needs basis {digest.hex()}, this reader has {at_hand}; pass the one that lies beside the sender's plan"

@@ -20,17 +20,34 @@ __all__ = [
     "Coded",
     "Segment",
     "Streams",
+    "default_shifts",
     "has_half_escapes",
+    "is_short",
     "kind_of",
     "lanes_for",
     "layout_of_kind",
     "needs_raw_bit",
     "segments_of",
+    "settled_shifts",
     "shift_classes",
     "step_of",
+    "worthy_shifts",
 ]
 
 NUM_SHIFTS = 10
+DEFAULT_SHIFTS = np.array(
+    [
+        [12, 0, 0, 0, 0, 2, 0, 0, -2, 0],
+        [12, 0, 0, 0, 0, 2, 0, 0, -2, 0],
+        [11, 23, 28, 30, 30, 0, 6, 14, -4, -5],
+        [0, 7, 12, 15, 17, -7, -4, 8, -5, -5],
+    ]
+)
+"""By kind and class: the shifts of a short section that carries none, near the means over features of several networks."""
+
+WORTH_OF_SHIFT = 5000
+"""What the byte of a shift must save, in squared 64ths of a step: about 0.15 squared steps a bit, the trade at useful rates."""
+
 FLAT_RUN = 256
 SHIFT_UNIT = 64
 """Reconstruction shifts are in 64ths of the step."""
@@ -47,9 +64,10 @@ ROUNDING = np.float32(0.4)
 STEP_IN_ERRORS = 4
 """A uniform cell of one step has a mean absolute error of a quarter step."""
 
-AUTO_DISTORTION = (0.36, 0.36, 0.3125, 0.4167)
-"""Budget of the mean error, as a share of the threshold, by kind: steps of 1.44, 1.44, 1.25 and 1.67 thresholds. In sweeps at equal
-KL divergence the best step lay there on sentence encoders, on ReLU networks and on linear bottlenecks, within a few percent."""
+AUTO_DISTORTION = (0.44, 0.44, 0.3125, 0.4167)
+"""Budget of the mean error, as a share of the threshold, by kind: steps of 1.76, 1.76, 1.25 and 1.67 thresholds. In sweeps at equal
+KL divergence the best step lay there on language models and sentence encoders, on ReLU networks and on linear bottlenecks, within a
+few percent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +150,11 @@ class Coded:
     raw: npt.NDArray[np.uint8]
     """The low bits, packed."""
 
+    @property
+    def is_short(self) -> bool:
+        """Whether writers write the section in short."""
+        return is_short(len(self.streams.num_words), self.raw_bits)
+
 
 def kind_of(layout: Layout, one_sided: bool) -> int:
     """The family of contexts that a writer uses."""
@@ -165,12 +188,27 @@ def sample_run(grid: Grid) -> int:
     return grid.columns if grid.layout is not Layout.FLAT else FLAT_RUN
 
 
+def default_shifts(kind: int, one_sided: bool) -> Ints:
+    """The shifts of a short section that carries none."""
+    shifts = np.zeros(NUM_SHIFTS, np.int64)
+    classes = list(shift_classes(kind, one_sided))
+    shifts[classes] = DEFAULT_SHIFTS[kind][classes]
+    return shifts
+
+
 def settled_shifts(sums: Ints, counts: Ints, one_sided: bool) -> Ints:
     """Means, rounded to 64ths of the step and held within a byte; a class that was not seen has none."""
     shifts = np.clip((2 * sums + counts) // np.maximum(2 * counts, 1), -127, 127)
     if not one_sided:
         shifts[0] = 0
     return np.where(counts > 0, shifts, 0)
+
+
+def worthy_shifts(shifts: Ints, counts: Ints, stride: int, kind: int, one_sided: bool) -> Ints:
+    """The shifts of a short section: those measured, if what they save in error over the default ones is worth their bytes."""
+    defaults = default_shifts(kind, one_sided)
+    saved = int((counts * (shifts - defaults) ** 2).sum()) * stride
+    return shifts if saved > WORTH_OF_SHIFT * len(shift_classes(kind, one_sided)) else defaults
 
 
 def floor_rank(num_nonzero: int) -> int:
@@ -188,6 +226,11 @@ def step_of(threshold: np.float32, config: CodecConfig, kind: int) -> np.float32
     step = np.float32(min(float(threshold) * STEP_IN_ERRORS * budget, 3.0e38))
     bits = (step.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
     return max(bits.view(np.float32), np.float32(2.0**-126))
+
+
+def is_short(num_segments: int, raw_bits: int) -> bool:
+    """Whether writers write a section in short: one segment, without raw bits."""
+    return num_segments == 1 and raw_bits == 0
 
 
 def needs_raw_bit(num_large: int, num_kept: int, kind: int) -> bool:

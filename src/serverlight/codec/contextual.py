@@ -5,21 +5,33 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec import activity, tables
-from serverlight.codec.coded import NUM_SHIFTS, Coded, Streams, is_one_sided_kind, segments_of, shift_classes
+from serverlight.codec.coded import (
+    Coded,
+    Streams,
+    default_shifts,
+    is_one_sided_kind,
+    kind_of,
+    layout_of_kind,
+    segments_of,
+    shift_classes,
+)
+from serverlight.codec.layout import Layout
 from serverlight.codec.tables import Ints
 from serverlight.codec.wire import Header, Reader, Writer
 from serverlight.errors import BadPadding, FrameError, FrameTooShort, InconsistentFrame, UnsupportedFeature
 
 __all__ = ["read", "with_unit_step", "write"]
 
-ALL_ZERO = 7
+SHORT_KINDS, ALL_ZERO = 4, 7
+"""From 4 on a kind is a layout, and the section is in short."""
 ONE_SIDED_FLAG, LANES_SHIFT, RAW_FLAG, HALF_FLAG = 1 << 3, 4, 1 << 6, 1 << 7
+"""In a short section, which has no raw bits, their flag tells that there are shifts."""
 MAX_RAW_BITS = 26
 UNIT_STEP = b"\x80\x42"  # 64 as bfloat16: then a 64th of the step is one
 MAX_MODEL_BYTES = 300  # five offsets, and 27 corrections of at most 13 bits each
 MODEL_ERRORS: dict[int, tuple[type[FrameError], str]] = {
     -1: (FrameTooShort, "the parameters are cut short"),
-    -2: (InconsistentFrame, "a correction is wider than any level"),
+    -2: (InconsistentFrame, "an offset or a correction is wider than any level"),
     -3: (BadPadding, "padding bits are not zero"),
 }
 
@@ -29,22 +41,30 @@ def write(writer: Writer, coded: Coded | None) -> None:
     if coded is None:
         writer.byte(ALL_ZERO, "header")
         return
-    lanes = coded.lanes.bit_length() - 1
-    flags = (ONE_SIDED_FLAG if coded.one_sided else 0) | (RAW_FLAG if coded.raw_bits else 0)
-    flags |= HALF_FLAG if coded.half_escapes else 0
-    writer.byte(coded.kind | lanes << LANES_SHIFT | flags, "header")
+    has_shifts = not coded.is_short or bool((coded.shifts != default_shifts(coded.kind, coded.one_sided)).any())
+    writer.byte(_mode_of(coded, has_shifts), "header")
     writer.raw((np.float32(coded.step).view(np.uint32) >> np.uint32(16)).astype("<u2").tobytes(), "header")
     if coded.kind == tables.TOKENS:
         writer.byte(coded.activity, "header")
     if coded.raw_bits:
         writer.byte(coded.raw_bits, "header")
     writer.raw(coded.model, "model")
-    writer.raw(bytes(int(coded.shifts[c]) & 0xFF for c in shift_classes(coded.kind, coded.one_sided)), "shifts")
+    if has_shifts:
+        writer.raw(bytes(int(coded.shifts[c]) & 0xFF for c in shift_classes(coded.kind, coded.one_sided)), "shifts")
     streams = coded.streams
-    writer.varints(np.stack((streams.num_words, streams.num_escapes), axis=1).reshape(-1), "segments")
+    lengths = np.stack((streams.num_words, streams.num_escapes), axis=1).reshape(-1)
+    writer.varints(lengths[1:] if coded.is_short else lengths, "segments")
     writer.raw(streams.words.astype("<u2", copy=False).view(np.uint8).data, "symbols")
     writer.raw(streams.escapes.data, "escapes")
     writer.raw(coded.raw.data, "raw bits")
+
+
+def _mode_of(coded: Coded, has_shifts: bool) -> int:
+    kind = SHORT_KINDS + layout_of_kind(coded.kind) if coded.is_short else coded.kind
+    flags = (ONE_SIDED_FLAG if coded.one_sided else 0) | (HALF_FLAG if coded.half_escapes else 0)
+    if coded.raw_bits or (coded.is_short and has_shifts):
+        flags |= RAW_FLAG
+    return kind | (coded.lanes.bit_length() - 1) << LANES_SHIFT | flags
 
 
 def read(reader: Reader, header: Header) -> Coded | None:
@@ -52,23 +72,25 @@ def read(reader: Reader, header: Header) -> Coded | None:
     mode = reader.byte("header")
     if mode == ALL_ZERO:
         return None
-    kind, one_sided = mode & 7, bool(mode & ONE_SIDED_FLAG)
-    if kind >= len(tables.NUM_CONTEXTS):
-        raise UnsupportedFeature(f"mode byte 0x{mode:02x} has an unknown kind of context")
+    kind, one_sided, is_short = _kind_of(mode), bool(mode & ONE_SIDED_FLAG), mode & 7 >= SHORT_KINDS
     _check_kind_under_basis(kind, header)
     if header.num_elements == 0:
         raise InconsistentFrame("an empty tensor is coded as zeros")
     if kind >= tables.ONE_SIDED_PLANES and one_sided != is_one_sided_kind(kind):
         raise InconsistentFrame(f"kind {kind} of context contradicts the sign flag")
+    _, bounds = segments_of(header.shape, kind)
+    if is_short and len(bounds) > 2:
+        raise InconsistentFrame(f"a short section of {len(bounds) - 1} segments; only one has such")
     step = _read_step(reader)
     start = reader.byte("header") if kind == tables.TOKENS else 0
     if start >= len(activity.ACTIVITY):
         raise InconsistentFrame(f"starting activity {start}; there are {len(activity.ACTIVITY)}")
-    raw_bits = _read_raw_bits(reader) if mode & RAW_FLAG else 0
-    model, levels = _read_model(reader, kind)
-    shifts = np.zeros(NUM_SHIFTS, np.int64)
-    classes = list(shift_classes(kind, one_sided))
-    shifts[classes] = np.frombuffer(reader.take(len(classes), "shifts"), np.int8)
+    raw_bits = _read_raw_bits(reader) if mode & RAW_FLAG and not is_short else 0
+    model, levels = _read_model(reader, kind, is_short)
+    shifts = default_shifts(kind, one_sided)
+    if mode & RAW_FLAG or not is_short:
+        classes = list(shift_classes(kind, one_sided))
+        shifts[classes] = np.frombuffer(reader.take(len(classes), "shifts"), np.int8)
     return Coded(
         kind=kind,
         one_sided=one_sided,
@@ -80,7 +102,7 @@ def read(reader: Reader, header: Header) -> Coded | None:
         model=model,
         levels=levels,
         shifts=shifts,
-        streams=_read_streams(reader, header, kind),
+        streams=_read_streams(reader, *_read_lengths(reader, len(bounds) - 1, is_short)),
         raw=np.frombuffer(reader.rest("raw bits") if raw_bits else b"", np.uint8),
     )
 
@@ -91,9 +113,19 @@ def with_unit_step(section: memoryview, header: Header) -> tuple[float, memoryvi
     mode = reader.byte("header")
     if mode == ALL_ZERO:
         return 0.0, section
-    _check_kind_under_basis(mode & 7, header)
+    _check_kind_under_basis(_kind_of(mode), header)
     step = _read_step(reader)
     return step, memoryview(b"".join((section[:1], UNIT_STEP, section[3:])))
+
+
+def _kind_of(mode: int) -> int:
+    """The family of contexts of a mode byte that is not that of zeros."""
+    number = mode & 7
+    if number < SHORT_KINDS:
+        return number
+    if number == ALL_ZERO:
+        raise UnsupportedFeature(f"mode byte 0x{mode:02x} has an unknown kind of context")
+    return kind_of(Layout(number - SHORT_KINDS), bool(mode & ONE_SIDED_FLAG))
 
 
 def _check_kind_under_basis(kind: int, header: Header) -> None:
@@ -116,19 +148,31 @@ def _read_raw_bits(reader: Reader) -> int:
     return raw_bits
 
 
-def _read_model(reader: Reader, kind: int) -> tuple[bytes, Ints]:
+def _read_model(reader: Reader, kind: int, is_short: bool) -> tuple[bytes, Ints]:
     levels = np.empty((tables.NUM_CONTEXTS[kind], tables.NUM_DECISIONS), np.int64)
     data = np.frombuffer(reader.peek(MAX_MODEL_BYTES), np.uint8)
-    size = tables.unpack_model(data, tables.DEFAULT_LEVELS[kind], is_one_sided_kind(kind), levels)
+    size = tables.unpack_model(data, tables.DEFAULT_LEVELS[kind], is_one_sided_kind(kind), is_short, levels)
     if size < 0:
         error, why = MODEL_ERRORS[size]
         raise error(f"model: {why}")
     return bytes(reader.take(size, "model")), levels
 
 
-def _read_streams(reader: Reader, header: Header, kind: int) -> Streams:
-    _, bounds = segments_of(header.shape, kind)
-    num_words, num_escapes = reader.varints(2 * len(bounds) - 2, "segments").reshape(-1, 2).T
+def _read_lengths(reader: Reader, num_segments: int, is_short: bool) -> tuple[Ints, Ints]:
+    """Numbers of words and of escape bytes, by segment."""
+    if not is_short:
+        num_words, num_escapes = reader.varints(2 * num_segments, "segments").reshape(-1, 2).T
+        return num_words, num_escapes
+    escape_bytes = reader.varint("segments")
+    word_bytes = reader.num_left - escape_bytes
+    if word_bytes < 0:
+        raise FrameTooShort(f"escapes: needs {escape_bytes} bytes, {reader.num_left} left")
+    if word_bytes % 2:
+        raise InconsistentFrame(f"symbols: {word_bytes} bytes are no whole number of words")
+    return np.array([word_bytes // 2]), np.array([escape_bytes])
+
+
+def _read_streams(reader: Reader, num_words: Ints, num_escapes: Ints) -> Streams:
     words = np.frombuffer(reader.take(2 * int(num_words.sum()), "symbols"), "<u2")
     escapes = np.frombuffer(reader.take(int(num_escapes.sum()), "escapes"), np.uint8)
     return Streams(

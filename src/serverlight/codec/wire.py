@@ -47,10 +47,12 @@ __all__ = [
 MAGIC = b"SL"
 VERSION = 1
 MAX_RANK = 8
+SHORT_MAGIC = 0xA0
+"""The first byte of a short header, whose lower half is the rank."""
 MAX_HEADER_BYTES = 6 + 5 * MAX_RANK
 MAX_VARINT = 2**32 - 1
 CHECKSUM_FLAG, BASIS_FLAG = 1 << 4, 1 << 5
-CHECKSUM_BYTES, BASIS_BYTES = 4, 8
+CHECKSUM_BYTES, BASIS_BYTES, SHORT_BASIS_BYTES = 4, 8, 4
 DEFAULT_MAX_ELEMENTS = 1 << 28
 RESIDUE = 0x2144DF1C
 """CRC-32 of anything with its own CRC-32 behind it, least significant byte first."""
@@ -76,7 +78,7 @@ class Header:
     shape: tuple[int, ...]
     checksum: bool
     basis: bytes = b""
-    """Digest of the basis that the values are in (section 6.8); empty for none."""
+    """Digest of the basis that the values are in (section 6.8), or the start of it; empty for none."""
 
     @property
     def num_elements(self) -> int:
@@ -86,10 +88,10 @@ class Header:
 
 @functools.lru_cache(maxsize=256)
 def header_bytes(profile: str, dtype: str, shape: tuple[int, ...], checksum: bool, basis: bytes = b"") -> bytes:
-    """Section 2 of a frame."""
-    flags = DTYPES.index(dtype) | (CHECKSUM_FLAG if checksum else 0) | (BASIS_FLAG if basis else 0)
-    front = MAGIC + bytes((VERSION, PROFILE_IDS[profile], flags, len(shape)))
-    return front + b"".join(map(varint_bytes, shape)) + basis
+    """Section 2 of a frame, in its short form."""
+    flags = (CHECKSUM_FLAG if checksum else 0) | (BASIS_FLAG if basis else 0)
+    front = bytes((SHORT_MAGIC | len(shape), DTYPES.index(dtype) | PROFILE_IDS[profile] << 2 | flags))
+    return front + b"".join(map(varint_bytes, shape)) + basis[:SHORT_BASIS_BYTES]
 
 
 def varint_bytes(value: int) -> bytes:
@@ -212,12 +214,17 @@ class Reader:
 
     def take(self, num_bytes: int, part: str) -> memoryview:
         """Reads ``num_bytes`` bytes without a copy."""
-        left = len(self._view) - self._offset
+        left = self.num_left
         if num_bytes > left:
             raise FrameTooShort(f"{part}: needs {num_bytes} bytes at offset {self._offset}, {left} left")
         self._offset += num_bytes
         self.part_bytes[part] = self.part_bytes.get(part, 0) + num_bytes
         return self._view[self._offset - num_bytes : self._offset]
+
+    @property
+    def num_left(self) -> int:
+        """Bytes that are not taken yet."""
+        return len(self._view) - self._offset
 
     def peek(self, num_bytes: int) -> memoryview:
         """The next bytes, at most so many, without taking them."""
@@ -236,30 +243,27 @@ class Reader:
 
     def finish(self) -> None:
         """Proves that nothing is left."""
-        if left := len(self._view) - self._offset:
+        if left := self.num_left:
             raise TrailingBytes(f"{left} bytes after the last section")
 
     def _header_candidate(self) -> bytes:
         """The bytes that are the header if there is a valid one: the key under which it may have been read before."""
-        view, end = self._view, 6
+        view = self._view
+        is_short = _is_short(view)
+        end, digest_bytes = (2, SHORT_BASIS_BYTES) if is_short else (6, BASIS_BYTES)
         if len(view) < end:
             return bytes(view)
-        for _ in range(min(view[5], MAX_RANK)):
+        rank, flags = (view[0] & 0x0F, view[1]) if is_short else (view[5], view[4])
+        for _ in range(min(rank, MAX_RANK)):
             while end < min(len(view), MAX_HEADER_BYTES) and view[end] & 0x80:
                 end += 1
             end += 1
-        return bytes(view[: end + (BASIS_BYTES if view[4] & BASIS_FLAG else 0)])
+        return bytes(view[: end + (digest_bytes if flags & BASIS_FLAG else 0)])
 
     def header_fields(self) -> Header:
         """Reads section 2, and proves all but the limits and the checksum."""
-        magic, version = bytes(self.take(2, "header")), self.byte("header")
-        if magic != MAGIC:
-            raise BadMagic(f"a frame starts with {MAGIC!r}, this starts with {magic!r}")
-        if version != VERSION:
-            raise UnsupportedVersion(
-                f"format version {version}; this reader knows version {VERSION}: update serverlight"
-            )
-        profile, flags, rank = self.byte("header"), self.byte("header"), self.byte("header")
+        is_short = _is_short(self._view)
+        profile, flags, rank = self._short_front() if is_short else self._long_front()
         if profile not in PROFILE_NAMES:
             raise UnsupportedProfile(f"profile {profile}; this reader knows {PROFILE_NAMES}: update serverlight")
         dtype = flags & 0x0F
@@ -270,13 +274,30 @@ class Reader:
         if rank > MAX_RANK:
             raise UnsupportedFeature(f"rank {rank}; a frame has at most {MAX_RANK} dimensions")
         shape = tuple(self.varint("header") for _ in range(rank))
+        digest_bytes = SHORT_BASIS_BYTES if is_short else BASIS_BYTES
         return Header(
             profile=PROFILE_NAMES[profile],
             dtype=DTYPES[dtype],
             shape=shape,
             checksum=bool(flags & CHECKSUM_FLAG),
-            basis=bytes(self.take(BASIS_BYTES, "header")) if flags & BASIS_FLAG else b"",
+            basis=bytes(self.take(digest_bytes, "header")) if flags & BASIS_FLAG else b"",
         )
+
+    def _short_front(self) -> tuple[int, int, int]:
+        """Profile, dtype and flags, and rank, in two bytes."""
+        rank, settings = self.byte("header") & 0x0F, self.byte("header")
+        return settings >> 2 & 3, settings & ~0x0C, rank
+
+    def _long_front(self) -> tuple[int, int, int]:
+        """The same in six bytes, as writers once had it."""
+        magic, version = bytes(self.take(2, "header")), self.byte("header")
+        if magic != MAGIC:
+            raise BadMagic(f"a frame starts with 0xa0 to 0xa8 or {MAGIC!r}, this starts with {magic!r}")
+        if version != VERSION:
+            raise UnsupportedVersion(
+                f"format version {version}; this reader knows version {VERSION}: update serverlight"
+            )
+        return self.byte("header"), self.byte("header"), self.byte("header")
 
     def _check_and_cut_checksum(self) -> None:
         if len(self._view) - self._offset < CHECKSUM_BYTES:
@@ -286,6 +307,11 @@ class Reader:
             raise ChecksumMismatch(f"checksum is {stated.hex()}, the bytes give {actual.to_bytes(4, 'little').hex()}")
         self._view = self._view[:-CHECKSUM_BYTES]
         self.part_bytes["checksum"] = CHECKSUM_BYTES
+
+
+def _is_short(frame: memoryview) -> bool:
+    """Whether a frame has the short header."""
+    return len(frame) > 0 and frame[0] & 0xF0 == SHORT_MAGIC
 
 
 def behind_header(frame: bytes | bytearray | memoryview, start: bytes, checksum: bool) -> memoryview | None:

@@ -6,6 +6,7 @@ its own tables would give, as said beside it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serverlight.codec import Codec, CodecConfig, decode, inspect, tables
+from serverlight.codec import Codec, CodecConfig, contextual, decode, inspect, tables
 from serverlight.codec.activity import nearest_activity
 from serverlight.codec.backends.reference_quantiser import choose_raw_bits, split_raw
-from serverlight.codec.coded import kind_of
+from serverlight.codec.coded import is_short, kind_of, segments_of
 from serverlight.codec.layout import grid_of, natural_layout
 from serverlight.codec.rivals.plain_slicer import PlainSlicer
+from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Reader, Writer
 from serverlight.evaluation.rates import Probe, bits_at_kl
 from serverlight.evaluation.tasks import CodecTask, Feature, load_task
 
@@ -71,10 +73,14 @@ def size_of(frames: Sequence[bytes]) -> float:
 
 def without_its_shifts(frame: bytes) -> bytes:
     """The frame with all its shifts set to zero: it decodes to whole numbers of steps."""
-    parts, bare = inspect(frame).part_bytes, bytearray(frame)
-    start = parts["header"] + parts.get("model", 0)
-    bare[start : start + parts.get("shifts", 0)] = bytes(parts.get("shifts", 0))
-    return bytes(bare)
+    reader, writer = Reader(frame), Writer()
+    header = reader.header(DEFAULT_MAX_ELEMENTS)
+    coded = contextual.read(reader, header)
+    if coded is None:
+        return frame
+    writer.header(dataclasses.replace(header, checksum=False))
+    contextual.write(writer, dataclasses.replace(coded, shifts=np.zeros_like(coded.shifts)))
+    return writer.finish(checksum=False)
 
 
 def numbers_of(frame: bytes) -> Ints:
@@ -154,7 +160,8 @@ def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: boo
     frequencies = cpu_model.build_tables(levels, following, flips, one_sided_kind, True, half_escapes)
     room = np.empty(2 * num_contexts * 1024, np.uint32)
     bits, _ = cpu_model.encoder_tables(frequencies, histogram, tables.COST_OF_FREQUENCY, room)
-    packed = cpu_model.pack_model(offsets, present, corrections, one_sided_kind, np.zeros(400, np.uint8))
+    short = is_short(len(segments_of(x.shape, kind)[1]) - 1, raw_bits)
+    packed = cpu_model.pack_model(offsets, present, corrections, one_sided_kind, short, np.zeros(400, np.uint8))
     return float(bits + 8 * packed)
 
 

@@ -123,9 +123,9 @@ def _compiled(sources: int) -> tuple[Callable[..., Any], ...]:
         return read_sections(data, ends, rows, columns, np.float32(largest), out)
 
     @entry_point
-    def fit(histogram, kind, with_tail, half_escapes):  # type: ignore[no-untyped-def]
+    def fit(histogram, kind, with_tail, half_escapes, is_short):  # type: ignore[no-untyped-def]
         _ = sources
-        return fit_model(histogram, kind, with_tail, half_escapes)
+        return fit_model(histogram, kind, with_tail, half_escapes, is_short)
 
     @entry_point
     def spread(levels, kind, with_tail, half_escapes):  # type: ignore[no-untyped-def]

@@ -50,9 +50,10 @@ def compiled(*names: str) -> list[Any]:
     settle,
     levels_of,
     put_bits,
-    put_correction,
+    put_signed,
     pack_model,
     get_bits,
+    get_signed,
     unpack_model,
     payload_bits,
 ) = compiled(
@@ -70,9 +71,10 @@ def compiled(*names: str) -> list[Any]:
     "settle",
     "levels_of",
     "put_bits",
-    "put_correction",
+    "put_signed",
     "pack_model",
     "get_bits",
+    "get_signed",
     "unpack_model",
     "payload_bits",
 )
@@ -165,13 +167,13 @@ def frequencies_of(levels, kind, with_tail, half_escapes):
 
 
 @njit
-def fit_model(histogram, kind, with_tail, half_escapes):
+def fit_model(histogram, kind, with_tail, half_escapes, is_short):
     """The model that suits a histogram: its parameters packed, levels, frequencies, and the bits that the symbols will take."""
     one_sided, defaults = kind == tables.ONE_SIDED_PLANES, DEFAULT_LEVELS[kind]
     counts = count_decisions(histogram, NEXT[kind], FLIP_NEXT[kind], one_sided)
     offsets, present, corrections = fit_levels(counts, defaults, one_sided, COST)
     levels, packed = levels_of(defaults, offsets, corrections), np.zeros(300, np.uint8)
-    size = pack_model(offsets, present, corrections, one_sided, packed)
+    size = pack_model(offsets, present, corrections, one_sided, is_short, packed)
     frequencies = frequencies_of(levels, kind, with_tail, half_escapes)
     return packed[:size], levels, frequencies, payload_bits(histogram, frequencies, COST_OF_FREQUENCY)
 

@@ -12,7 +12,7 @@ from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_kernels import njit
 from serverlight.codec.backends.cpu_lanes import RAW, get_four_runs
 from serverlight.codec.backends.cpu_model import build_tables, decoder_table, unpack_model
-from serverlight.codec.backends.cpu_reconstruct import hold_within
+from serverlight.codec.backends.cpu_reconstruct import hold_within, is_shift_sent, set_default_shifts
 from serverlight.codec.backends.cpu_streams import (
     BAD_ESCAPES,
     BAD_RAW,
@@ -59,7 +59,8 @@ def get_varint(data, at):
 
 @njit
 def get_head(data, fields):
-    """Reads the stage header into ``fields``: kind, one-sided, lanes, step's bits, activity, raw bits, half escapes.
+    """Reads the stage header into ``fields``: kind, one-sided, lanes, step's bits, activity, raw bits, half escapes, whether the
+    section is in short, and whether it carries shifts.
 
     Returns the position after it, -1 if it is broken.
     """
@@ -67,6 +68,10 @@ def get_head(data, fields):
         return -1
     mode = np.int64(data[0])
     kind, one_sided, at = mode & 7, (mode >> 3) & 1, 3
+    is_short, flag = kind > SIGNED_PLANES, mode & 64
+    if is_short and kind < 7:
+        kind -= 4
+        kind += 1 if kind == PLANES and not one_sided else 0
     step = np.int64(data[1]) | np.int64(data[2]) << 8
     if kind > SIGNED_PLANES or step < 0x0080 or step >= 0x7F80:
         return -1
@@ -78,13 +83,14 @@ def get_head(data, fields):
             return -1
         start = np.int64(data[at])
         at += 1
-    if mode & 64:
+    if flag and not is_short:
         if at >= data.size or data[at] < 1 or data[at] > 26:
             return -1
         raw_bits = np.int64(data[at])
         at += 1
     fields[0], fields[1], fields[2] = kind, one_sided, 1 << ((mode >> 4) & 3)
     fields[3], fields[4], fields[5], fields[6] = step, start, raw_bits, mode >> 7
+    fields[7], fields[8] = is_short, 1 if flag or not is_short else 0
     return at
 
 
@@ -92,8 +98,7 @@ def get_head(data, fields):
 def get_shifts(data, at, kind, one_sided, shifts):
     """Reads the shifts; returns the position after them, -1 past the end."""
     for place in range(10):
-        is_sent = kind >= ONE_SIDED_PLANES or place == 0 or place == 5 or place >= 8
-        if is_sent and (place or one_sided):
+        if is_shift_sent(place, kind, one_sided):
             if at >= data.size:
                 return -1
             shifts[place] = np.int8(data[at])
@@ -102,17 +107,24 @@ def get_shifts(data, at, kind, one_sided, shifts):
 
 
 @njit
-def get_lengths(data, at, lanes, lengths):
+def get_lengths(data, at, lanes, is_short, lengths):
     """Reads the numbers of words and of escape bytes; returns the position after them, -1 if the streams do not fit what is left.
 
     A segment without words for its states is refused by setting its number of words to -1.
     """
     total = 0
     for segment in range(lengths.shape[0]):
-        for i in range(2):
-            lengths[segment, i], at = get_varint(data, at)
+        if is_short:
+            lengths[segment, 1], at = get_varint(data, at)
+            left = data.size - at - lengths[segment, 1]
+            if left & 1:
+                return -1
+            lengths[segment, 0] = left >> 1
+        else:
+            for i in range(2):
+                lengths[segment, i], at = get_varint(data, at)
         total += 2 * lengths[segment, 0] + lengths[segment, 1]
-        if at < 0 or total > data.size - at:
+        if at < 0 or lengths[segment, 0] < 0 or total > data.size - at:
             return -1
         if lengths[segment, 0] < 2 * lanes:
             lengths[segment, 0] = -1
@@ -127,14 +139,19 @@ def parse_section(data, rows, columns, size):
     escapes; rows and columns as the tensor is seen; what :func:`read_streams` calls the stage; the step; shifts; numbers of words
     and of escape bytes; and the reader's table.
     """
-    fields, shifts = np.zeros(7, np.int64), np.zeros(10, np.int16)
+    fields, shifts = np.zeros(9, np.int64), np.zeros(10, np.int16)
     at, lengths = get_head(data, fields), np.empty((0, 2), np.int64)
     kind, one_sided, start, raw_bits = fields[0], fields[1] != 0, fields[4], fields[5]
     layout, units, table = min(kind, PLANES), 0, np.empty(0, np.uint32)
     if at >= 0 and size > 0:
         levels = np.empty(DEFAULT_LEVELS[kind].shape, np.int64)
-        model = unpack_model(data[at : at + MAX_MODEL_BYTES], DEFAULT_LEVELS[kind], kind == ONE_SIDED_PLANES, levels)
-        at = get_shifts(data, at + model, kind, one_sided, shifts) if model >= 0 else -1
+        source, is_short = data[at : at + MAX_MODEL_BYTES], fields[7] != 0
+        model = unpack_model(source, DEFAULT_LEVELS[kind], kind == ONE_SIDED_PLANES, is_short, levels)
+        at = at + model if model >= 0 else -1
+        if fields[8] == 0:
+            set_default_shifts(kind, one_sided, shifts)
+        elif at >= 0:
+            at = get_shifts(data, at, kind, one_sided, shifts)
     if at >= 0 and size > 0:
         if layout == PLANES:
             units = size // (rows * columns)
@@ -143,7 +160,8 @@ def parse_section(data, rows, columns, size):
         else:
             rows, columns, units = 1, size, (size + 1) // 2
         lengths = np.empty((max(1, min(size >> 16, units >> 3)), 2), np.int64)
-        at = get_lengths(data, at, fields[2], lengths)
+        is_short = fields[7] != 0
+        at = -1 if is_short and lengths.shape[0] > 1 else get_lengths(data, at, fields[2], is_short, lengths)
     if at >= 0 and size > 0:
         has_tail = (rows if layout == TOKENS else columns) % 2 == 1
         one_sided_planes = kind == ONE_SIDED_PLANES
@@ -194,7 +212,7 @@ def finish_section(data, lengths, stage, step, shifts, progress, largest, out):
 
 
 @njit
-def is_short(parsed):
+def is_small(parsed):
     """Whether a frame has a flat run of one segment, two lanes and one row of the tables, and no raw bits."""
     at, (lanes, _, _), (_, columns), stage, _, _, lengths, _ = parsed
     return at >= 0 and stage[0] == FLAT and lanes == 2 and stage[4] == 0 and columns % 2 == 0 and lengths[0, 0] >= 0
@@ -208,11 +226,11 @@ def read_four(data, ends, first, columns, largest, out):
     parts = data[begin:e0], data[e0:e1], data[e1:e2], data[e2:e3]
     p0, p1 = parse_section(parts[0], 1, columns, size), parse_section(parts[1], 1, columns, size)
     p2, p3 = parse_section(parts[2], 1, columns, size), parse_section(parts[3], 1, columns, size)
-    if not (is_short(p0) and is_short(p1) and is_short(p2) and is_short(p3)):
+    if not (is_small(p0) and is_small(p1) and is_small(p2) and is_small(p3)):
         return -1
     parsed, count = (p0, p1, p2, p3), size // 2
-    s0, s1 = short_streams(parts[0], p0), short_streams(parts[1], p1)
-    s2, s3 = short_streams(parts[2], p2), short_streams(parts[3], p3)
+    s0, s1 = small_streams(parts[0], p0), small_streams(parts[1], p1)
+    s2, s3 = small_streams(parts[2], p2), small_streams(parts[3], p3)
     room, found = np.empty((4, count + 64), np.uint8), np.empty(count, np.int64)
     get_four_runs((s0, s1, s2, s3), (p0[7], p1[7], p2[7], p3[7]), (room[0], room[1], room[2], room[3]), count)
     for i, streams in enumerate((s0, s1, s2, s3)):
@@ -229,7 +247,7 @@ def read_four(data, ends, first, columns, largest, out):
 
 
 @njit
-def short_streams(data, parsed):
+def small_streams(data, parsed):
     """The streams of a frame of a flat run, whose words are looked at for their end only when all pairs are read."""
     at, (lanes, units, half), _, _, _, _, lengths, _ = parsed
     return streams_of(data[at:], lengths, units, lanes, half, units)
@@ -243,11 +261,11 @@ def read_sections(data, ends, rows, columns, largest, out):
     """
     if ends.size == 0:
         return read_section(data, rows, columns, largest, out)
-    size, frame, are_short = out.size // ends.size, 0, rows == 1
+    size, frame, are_small = out.size // ends.size, 0, rows == 1
     while frame < ends.size:
-        if are_short and frame + 4 <= ends.size:
-            are_short = read_four(data, ends, frame, columns, largest, out) == GOOD
-            if are_short:
+        if are_small and frame + 4 <= ends.size:
+            are_small = read_four(data, ends, frame, columns, largest, out) == GOOD
+            if are_small:
                 frame += 4
                 continue
         values, begin = out[frame * size : (frame + 1) * size], ends[frame - 1] if frame else 0

@@ -10,6 +10,9 @@ import numpy as np
 
 from serverlight.codec.backends.cpu_kernels import ABS, inlined, njit
 from serverlight.codec.backends.cpu_quantiser import high_of, number_of
+from serverlight.codec.coded import DEFAULT_SHIFTS, WORTH_OF_SHIFT
+
+PLANES = 2
 
 
 @njit
@@ -74,8 +77,11 @@ def tally(values, inverse, numbers, places, distances, sums, counts):
 
 
 @njit
-def measure_plane_shifts(values, inverse, numbers, bits, one_sided, every, shifts):
-    """Shifts by class from every so-manieth row; ``values`` and ``numbers`` have three dimensions."""
+def measure_plane_shifts(values, inverse, numbers, bits, one_sided, every, shifts, seen):
+    """Shifts by class from every so-manieth row, and how many elements of each were looked at.
+
+    ``values`` and ``numbers`` have three dimensions, ``shifts`` and ``seen`` the shape (10,).
+    """
     planes, rows, columns = numbers.shape
     padded, places = np.zeros((3, columns + 4), np.int32), np.empty(columns, np.int32)
     distances, run = np.empty(columns, np.int64), neighbourhood(padded, columns + 6, columns)
@@ -97,8 +103,8 @@ def measure_plane_shifts(values, inverse, numbers, bits, one_sided, every, shift
         tally(values[plane, row], inverse, numbers[plane, row], places, distances, sums, counts)
     for place in range(10):
         against, along = sums[:, place].sum(), sums[:, 20 + place].sum()
-        times = counts[:, place].sum() + counts[:, 10 + place].sum() + counts[:, 20 + place].sum()
-        shifts[place] = settled(along - against, times)
+        seen[place] = counts[:, place].sum() + counts[:, 10 + place].sum() + counts[:, 20 + place].sum()
+        shifts[place] = settled(along - against, seen[place])
 
 
 @inlined
@@ -159,7 +165,7 @@ def add_wide_run(values, inverse, numbers, bits, sums, counts):
 
 
 @njit
-def measure_shifts(values, inverse, numbers, bits, run, one_sided, every, shifts):
+def measure_shifts(values, inverse, numbers, bits, run, one_sided, every, shifts, seen):
     """The same where elements have no neighbours, over every so-manieth run of ``run`` elements."""
     sums, counts = np.zeros(4, np.int64), np.zeros(4, np.int64)
     for begin in range(0, values.size, run * every):
@@ -175,6 +181,31 @@ def measure_shifts(values, inverse, numbers, bits, run, one_sided, every, shifts
         settled(sums[2], counts[2]),
         settled(sums[3], counts[3]),
     )
+    seen[0], seen[5], seen[8], seen[9] = counts[0], counts[1], counts[2], counts[3]
+
+
+@njit
+def is_shift_sent(place, kind, one_sided):
+    """Whether a frame may carry the shift of a class (section 6.7)."""
+    return (kind >= PLANES or place == 0 or place == 5 or place >= 8) and (place > 0 or one_sided)
+
+
+@njit
+def set_default_shifts(kind, one_sided, shifts):
+    """The shifts of a short section that carries none."""
+    for place in range(10):
+        shifts[place] = DEFAULT_SHIFTS[kind, place] if is_shift_sent(place, kind, one_sided) else 0
+
+
+@njit
+def are_shifts_worthy(shifts, seen, every, kind, one_sided):
+    """Whether a short section carries the shifts; see :func:`serverlight.codec.coded.worthy_shifts`."""
+    saved, num_sent = 0, 0
+    for place in range(10):
+        if is_shift_sent(place, kind, one_sided):
+            saved += seen[place] * (shifts[place] - DEFAULT_SHIFTS[kind, place]) ** 2
+            num_sent += 1
+    return saved * every > WORTH_OF_SHIFT * num_sent
 
 
 # -- reading: values ---------------------------------------------------------------------------------------------

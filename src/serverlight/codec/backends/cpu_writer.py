@@ -25,7 +25,12 @@ from serverlight.codec.backends.cpu_quantiser import (
     quantise_tensor,
     take_raw,
 )
-from serverlight.codec.backends.cpu_reconstruct import measure_plane_shifts, measure_shifts
+from serverlight.codec.backends.cpu_reconstruct import (
+    are_shifts_worthy,
+    is_shift_sent,
+    measure_plane_shifts,
+    measure_shifts,
+)
 from serverlight.codec.backends.cpu_symbols import borders_of, flat_symbols, histogram_of, plane_symbols, token_symbols
 from serverlight.codec.coded import AUTO_DISTORTION
 
@@ -121,18 +126,22 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, layout, pla
     step, bits, half_escapes = quantise_tensor(
         values, least, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers
     )
-    inverse, every = np.float32(1) / step, max(1, values.size >> 13)
+    inverse, every, seen = np.float32(1) / step, max(1, values.size >> 13), np.zeros(10, np.int64)
     if layout == PLANES:
         cubes = values.reshape(planes, rows, columns), numbers.reshape(planes, rows, columns)
-        measure_plane_shifts(cubes[0], inverse, cubes[1], np.int32(bits), one_sided, every, shifts)
+        measure_plane_shifts(cubes[0], inverse, cubes[1], np.int32(bits), one_sided, every, shifts, seen)
     else:
         run = columns if layout == TOKENS else 256
-        measure_shifts(values, inverse, numbers, np.int32(bits), run, not is_signed, every, shifts)
+        measure_shifts(values, inverse, numbers, np.int32(bits), run, not is_signed, every, shifts, seen)
+    num_segments = num_segments_of(layout, planes, rows, columns)
+    is_short = num_segments == 1 and bits == 0
+    has_shifts = not is_short or are_shifts_worthy(shifts, seen, every, kind, not is_signed)
     raw = np.empty(values.size * bits // 8 + 1, np.uint8)
     raw = raw[: take_raw(values, numbers, inverse, bits, raw) if bits else 0]
     start = nearest_activity(magnitude_sum(values, numbers, inverse, bits), values.size) if layout == TOKENS else 0
     head = np.empty(340, np.uint8)
-    head[0] = kind | (0 if is_signed else 8) | (64 if bits else 0) | (128 if half_escapes else 0)
+    head[0] = (4 + layout if is_short else kind) | (0 if is_signed else 8) | (128 if half_escapes else 0)
+    head[0] |= 64 if bits or (is_short and has_shifts) else 0
     step_bits = np.float32(step).view(np.uint32) >> np.uint32(16)
     head[1], head[2], at = step_bits & 255, step_bits >> 8, 3
     if layout == TOKENS:
@@ -142,17 +151,31 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, layout, pla
         head[at] = bits
         at += 1
     source = values, inverse, np.int32(bits)
-    return code_section(numbers, source, kind, layout, is_signed, start, shifts, planes, rows, columns, head, at, raw)
+    form = is_short, has_shifts, num_segments
+    return code_section(
+        numbers, source, kind, layout, is_signed, start, form, shifts, planes, rows, columns, head, at, raw
+    )
 
 
 @njit
-def code_section(high, source, kind, layout, is_signed, start, shifts, planes, rows, columns, head, at, raw):
-    """Codes the high parts, and puts all sections together; ``head[:at]`` is written, but for the number of lanes."""
+def num_segments_of(layout, planes, rows, columns):
+    """What section 6.3 cuts the tensor into."""
+    size = planes * rows * columns
+    units = planes if layout == PLANES else (columns if layout == TOKENS else (size + 1) // 2)
+    return max(1, min(size >> 16, units >> 3))
+
+
+@njit
+def code_section(high, source, kind, layout, is_signed, start, form, shifts, planes, rows, columns, head, at, raw):
+    """Codes the high parts, and puts all sections together; ``head[:at]`` is written, but for the number of lanes.
+
+    ``form`` tells whether the section is in short, whether it carries shifts, and the number of segments.
+    """
+    is_short, has_shifts, num_segments = form
     one_sided, num_contexts = kind == ONE_SIDED_PLANES, DEFAULT_LEVELS[kind].shape[0]
     lines = (rows + 1) // 2
     pairs_of_unit = rows * ((columns + 1) // 2) if layout == PLANES else (lines if layout == TOKENS else 1)
     units = planes if layout == PLANES else (columns if layout == TOKENS else (columns + 1) // 2)
-    num_segments = max(1, min(high.size >> 16, units >> 3))
     has_tail = (rows if layout == TOKENS else columns) % 2 == 1
     index = np.empty(units * pairs_of_unit, np.uint16)
     symbols_of(high, layout, one_sided, start, planes, rows, columns, num_contexts, index)
@@ -170,9 +193,9 @@ def code_section(high, source, kind, layout, is_signed, start, shifts, planes, r
     lanes = lanes_for(payload_bits, num_segments)
     head[0] |= (0 if lanes == 1 else (1 if lanes == 2 else (2 if lanes == 4 else 3))) << 4
     head[at:] = 0
-    at += pack_model(offsets, present, corrections, one_sided, head[at:])
+    at += pack_model(offsets, present, corrections, one_sided, is_short, head[at:])
     for place in range(10):
-        if (layout == PLANES or place == 0 or place == 5 or place >= 8) and (place > 0 or not is_signed):
+        if has_shifts and is_shift_sent(place, kind, not is_signed):
             head[at] = np.uint8(shifts[place] & 255)
             at += 1
     words = np.empty(index.size + 2 * lanes * num_segments + 1, np.uint16)
@@ -213,17 +236,18 @@ def code_section(high, source, kind, layout, is_signed, start, shifts, planes, r
         )
         lengths[segment, 1] = after - num_escape_bytes
         num_escape_bytes = after
-    return joined(head[:at], lengths, words[begin:], escapes[:num_escape_bytes], raw)
+    return joined(head[:at], lengths, is_short, words[begin:], escapes[:num_escape_bytes], raw)
 
 
 @njit
-def joined(head, lengths, words, escapes, raw):
+def joined(head, lengths, is_short, words, escapes, raw):
     """All sections in one array of bytes."""
     out = np.empty(head.size + 10 * lengths.shape[0] + 2 * words.size + escapes.size + raw.size, np.uint8)
     at = head.size
     out[:at] = head
     for segment in range(lengths.shape[0]):
-        at = put_varint(out, at, lengths[segment, 0])
+        if not is_short:
+            at = put_varint(out, at, lengths[segment, 0])
         at = put_varint(out, at, lengths[segment, 1])
     out[at : at + 2 * words.size] = words.view(np.uint8)
     at += 2 * words.size

@@ -37,7 +37,14 @@ class Coder:
     """High parts on their way to words and escapes. S = segments."""
 
     def __init__(
-        self, high: torch.Tensor, kind: int, grid: Grid, bounds: list[int], start: int, half_escapes: bool
+        self,
+        high: torch.Tensor,
+        kind: int,
+        grid: Grid,
+        bounds: list[int],
+        start: int,
+        half_escapes: bool,
+        is_short: bool,
     ) -> None:
         self._high, self._kind, self._grid, self._num_segments = high, kind, grid, len(bounds) - 1
         self._half_escapes = half_escapes
@@ -47,7 +54,7 @@ class Coder:
         self._bounds = to_device(np.array(bounds, np.int32), high.device)
         self._index = self._symbols(start)
         histogram = self._histogram()
-        fitted = fit(histogram, grid, kind, half_escapes)
+        fitted = fit(histogram, grid, kind, half_escapes, is_short)
         self.model, self.levels = fitted.packed, fitted.levels
         self.lanes = coded.lanes_for(fitted.payload_bits, self._num_segments)
         table, escaped = coder_table(fitted.frequencies)

@@ -56,12 +56,12 @@ def entries_of(frequencies: Ints) -> Ints:
     return entries
 
 
-def fit(histogram: Ints, grid: Grid, kind: int, half_escapes: bool) -> Fitted:
+def fit(histogram: Ints, grid: Grid, kind: int, half_escapes: bool, is_short: bool) -> Fitted:
     """Fits the model to counts of shape (2 C, 256), as section 7 has it."""
     if HAS_NUMBA:
         from serverlight.codec.backends.cpu import FIT
 
-        packed, levels, frequencies, payload_bits = FIT(histogram, kind, has_tail(grid), half_escapes)
+        packed, levels, frequencies, payload_bits = FIT(histogram, kind, has_tail(grid), half_escapes, is_short)
         return Fitted(packed=packed.tobytes(), levels=levels, frequencies=frequencies, payload_bits=payload_bits)
     one_sided, defaults, model = is_one_sided_kind(kind), tables.DEFAULT_LEVELS[kind], np.zeros(300, np.uint8)
     counts = tables.count_decisions(histogram, tables.NEXT[kind], tables.FLIP_NEXT[kind], one_sided)
@@ -69,7 +69,7 @@ def fit(histogram: Ints, grid: Grid, kind: int, half_escapes: bool) -> Fitted:
     levels = tables.levels_of(defaults, fitted[0], fitted[2])
     frequencies = frequencies_for(levels, grid, kind, half_escapes)
     return Fitted(
-        packed=model[: tables.pack_model(*fitted, one_sided, model)].tobytes(),
+        packed=model[: tables.pack_model(*fitted, one_sided, is_short, model)].tobytes(),
         levels=levels,
         frequencies=frequencies,
         payload_bits=tables.payload_bits(histogram, frequencies, tables.COST_OF_FREQUENCY),

@@ -90,8 +90,12 @@ class Writing:
         split = self._split(quantised, num_kept, kind)
         tallies = self._tallied(quantised.numbers, split.high, step, one_sided, kind, grid)
         start = activity.nearest_activity(split.total, len(split.high)) if kind == tables.TOKENS else 0
-        coder = Coder(split.high, kind, grid, bounds, start, split.half_escapes)
+        is_short = coded.is_short(len(bounds) - 1, split.raw_bits)
+        coder = Coder(split.high, kind, grid, bounds, start, split.half_escapes, is_short)
         sums, counts = np.split(to_host(tallies).numpy(), 2)
+        shifts = coded.settled_shifts(sums, counts, one_sided)
+        if is_short:
+            shifts = coded.worthy_shifts(shifts, counts, coded.sample_stride(len(self._x)), kind, one_sided)
         return Coded(
             kind=kind,
             one_sided=one_sided,
@@ -102,7 +106,7 @@ class Writing:
             half_escapes=split.half_escapes,
             model=coder.model,
             levels=coder.levels,
-            shifts=coded.settled_shifts(sums, counts, one_sided),
+            shifts=shifts,
             streams=coder.streams(),
             raw=split.raw,
         )

@@ -25,7 +25,16 @@ from serverlight.codec.backends.reference_quantiser import (
 )
 from serverlight.codec.backends.reference_symbols import Symbols
 from serverlight.codec.backends.slicer import SlicerKernels, kept_positions
-from serverlight.codec.coded import Coded, Streams, is_one_sided_kind, kind_of, lanes_for, segments_of, step_of
+from serverlight.codec.coded import (
+    Coded,
+    Streams,
+    is_one_sided_kind,
+    is_short,
+    kind_of,
+    lanes_for,
+    segments_of,
+    step_of,
+)
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import natural_layout
 from serverlight.codec.tensors import check_finite, saturate
@@ -77,7 +86,8 @@ class ReferenceKernels(SlicerKernels):
         quantised = quantise(values, kept, step)
         raw_bits, half_escapes = choose_raw_bits(quantised, kind)
         high, raw = split_raw(quantised, raw_bits)
-        shifts = measure_shifts(values, quantised, high, step, kind, one_sided, grid)
+        short = is_short(len(bounds) - 1, raw_bits)
+        shifts = measure_shifts(values, quantised, high, step, kind, one_sided, grid, short)
         start = activity.nearest_activity(int(np.abs(high).sum()), len(high)) if kind == tables.TOKENS else 0
         symbols = Symbols.of(high, grid, kind, start)
         fitted = tables.fit_levels(
@@ -91,7 +101,7 @@ class ReferenceKernels(SlicerKernels):
         levels = tables.levels_of(tables.DEFAULT_LEVELS[kind], fitted[0], fitted[2])
         frequencies = frequencies_for(levels, grid, kind, half_escapes)
         model = np.zeros(300, np.uint8)
-        model_bytes = tables.pack_model(*fitted, is_one_sided_kind(kind), model)
+        model_bytes = tables.pack_model(*fitted, is_one_sided_kind(kind), short, model)
         lanes = lanes_for(
             tables.payload_bits(symbols.histogram(), frequencies, tables.COST_OF_FREQUENCY), len(bounds) - 1
         )

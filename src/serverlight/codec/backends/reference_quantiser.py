@@ -20,6 +20,7 @@ from serverlight.codec.coded import (
     sample_run,
     sample_stride,
     settled_shifts,
+    worthy_shifts,
 )
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import Grid, Layout
@@ -126,9 +127,12 @@ def neighbour_sum(high: Ints, grid: Grid) -> Ints:
 
 
 def measure_shifts(
-    values: Float32, quantised: Ints, high: Ints, step: np.float32, kind: int, one_sided: bool, grid: Grid
+    values: Float32, quantised: Ints, high: Ints, step: np.float32, kind: int, one_sided: bool, grid: Grid, short: bool
 ) -> Ints:
-    """The mean distance of each class from its cell's nominal value, in 64ths of the step, shape (10,) (section 7)."""
+    """The mean distance of each class from its cell's nominal value, in 64ths of the step, shape (10,) (section 7).
+
+    In a ``short`` section the default ones, if it is not worth to carry these.
+    """
     with np.errstate(over="ignore"):
         quotients = np.clip(values * (np.float32(1) / step), -LARGEST_QUOTIENT, LARGEST_QUOTIENT)
     scaled = np.rint(quotients * np.float32(SHIFT_UNIT))
@@ -137,7 +141,8 @@ def measure_shifts(
     distance = ((scaled.astype(np.int64) - SHIFT_UNIT * quantised) * direction)[looked_at]
     sums, counts = np.zeros(NUM_SHIFTS, np.int64), np.bincount(classes[looked_at], minlength=NUM_SHIFTS)
     np.add.at(sums, classes[looked_at], distance)
-    return settled_shifts(sums, counts, one_sided)
+    shifts = settled_shifts(sums, counts, one_sided)
+    return worthy_shifts(shifts, counts, sample_stride(len(values)), kind, one_sided) if short else shifts
 
 
 def reconstruct(quantised: Ints, high: Ints, coded: Coded, grid: Grid) -> Float32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import pathlib
 import struct
@@ -26,6 +27,7 @@ from serverlight.codec import (
     decode_into,
     inspect,
 )
+from serverlight.codec.activity import MAX_SPREAD, NO_SPREADS
 from serverlight.codec.basis import MAX_WIDTH
 from serverlight.errors import (
     ConfigError,
@@ -69,7 +71,7 @@ def any_basis(width: int, seed: int, largest: int = 32767) -> Basis:
 
 
 def plain(basis: Basis) -> independent_reader.Basis:
-    return independent_reader.Basis(basis.vectors.tolist(), basis.exponent, basis.mean.tolist())
+    return independent_reader.Basis(basis.vectors.tolist(), basis.exponent, basis.mean.tolist(), basis.spreads.tolist())
 
 
 def agree(frame: bytes, basis: Basis) -> Any:
@@ -149,6 +151,46 @@ def under(frame: bytes, basis: Basis, *, shape_bytes: int = 2) -> bytes:
     return frame[:1] + bytes((frame[1] | 32,)) + frame[2:end] + basis.digest[:4] + frame[end:]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.sampled_from([2, 7, 40, 130]),
+    rows=st.integers(1, 9),
+    seed=st.integers(0, 10**6),
+    sparsity=st.sampled_from([0.0, 0.4, 0.9]),
+    distortion=st.sampled_from([None, 0.05, 1e-4]),
+)
+def test_any_spreads_read_alike(width: int, rows: int, seed: int, sparsity: float, distortion: float | None) -> None:
+    """Whatever the channels are said to be like: every backend writes the same frame, and every reader reads the same bits."""
+    rng = np.random.default_rng(seed)
+    spreads = rng.integers(0, MAX_SPREAD, width, endpoint=True).astype(np.uint8)
+    identity = (np.eye(width) * 1024).astype(np.int16)
+    found = Basis(vectors=identity, exponent=10, mean=np.zeros(width, np.float32), spreads=spreads)
+    x = (rng.standard_normal((rows, width)) * rng.choice([0.1, 1, 30], width)).astype(np.float32)
+    config = CodecConfig(sparsity=sparsity, distortion=distortion)
+    frames = [Codec(config, basis=found, backend=backend).encode(x) for backend in BACKENDS]
+    assert len(set(frames)) == 1
+    agree(frames[0], found)
+
+
+def test_spreads_give_a_single_token_contexts() -> None:
+    """Channels that are known to be large or small: fewer bytes for the very same numbers."""
+    rng, width = np.random.default_rng(0), 400
+    scale = np.geomspace(0.05, 5, width)
+    rows = (rng.standard_normal((300, width)) * scale).astype(np.float32)
+    with_spreads = calibrate_basis([rows])
+    without = dataclasses.replace(with_spreads, spreads=NO_SPREADS)
+    assert with_spreads.spreads.max() > 64 > with_spreads.spreads.min()
+    sizes = []
+    for found in (without, with_spreads):
+        codec = Codec(CodecConfig(sparsity=0.6), basis=found)
+        frames = [codec.encode(row[None]) for row in rows[:50]]
+        sizes.append(sum(map(len, frames)))
+        received = [decode(frame, "numpy", basis=found) for frame in frames]
+        sizes.append(float(np.square(np.concatenate(received) - rows[:50]).sum()))
+    assert sizes[2] < 0.92 * sizes[0]
+    assert sizes[3] == pytest.approx(sizes[1], rel=0.01)
+
+
 def test_giant_numbers_take_the_slower_way() -> None:
     """Where sums leave the integers that binary64 holds, the product of 64-bit integers gives the exact sum."""
     vectors = np.array([[32767, 1], [-32767, 32767]], np.int16)
@@ -187,10 +229,10 @@ def test_values_stay_within_the_dtype() -> None:
         assert (y == np.finfo(dtype).max).all()
 
 
-@pytest.mark.parametrize("case", ["tokens", "token"])
+@pytest.mark.parametrize("case", ["tokens", "token", "spread-tokens", "spread-token"])
 def test_golden_frames(case: str) -> None:
     """A frame under a basis decodes for ever to what it decoded to once."""
-    found = Basis.load(VECTORS / "basis.npz")
+    found = Basis.load(VECTORS / ("spreads.npz" if case.startswith("spread") else "basis.npz"))
     y = agree((VECTORS / f"{case}.bin").read_bytes(), found)
     assert y.tobytes() == np.load(VECTORS / f"{case}.npy", allow_pickle=False).tobytes()
 
@@ -217,6 +259,10 @@ def test_file_there_and_back(tmp_path: pathlib.Path, basis: Basis) -> None:
     assert Basis.load(tmp_path / "basis.npz") == basis
     other = Basis(vectors=basis.vectors, exponent=basis.exponent, mean=np.nextafter(basis.mean, np.float32(9)))
     assert other != basis
+    assert dataclasses.replace(basis, spreads=NO_SPREADS) != basis
+    bare = dataclasses.replace(basis, spreads=NO_SPREADS)
+    bare.save(tmp_path / "bare.npz")
+    assert Basis.load(tmp_path / "bare.npz") == bare
     named = inspect(Codec(CONFIG, basis=basis).encode(features(1)[0])).config["basis"]
     assert named == basis.digest.hex()[:8]
 
@@ -326,6 +372,9 @@ def test_tensors_that_do_not_suit_the_basis(basis: Basis) -> None:
         ("vectors", {"vectors": np.zeros((2, 2), np.int32)}),
         ("vectors", {"vectors": np.full((2, 2), -32768, np.int16)}),
         ("vectors", {"vectors": np.zeros((0, 0), np.int16)}),
+        ("spreads", {"spreads": np.zeros(3, np.uint8)}),
+        ("spreads", {"spreads": np.zeros(2, np.int64)}),
+        ("spreads", {"spreads": np.array([0, 128], np.uint8)}),
         ("exponent", {"exponent": 31}),
         ("exponent", {"exponent": 1.0}),
         ("mean", {"mean": np.zeros(3, np.float32)}),

@@ -6,7 +6,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from independent_reader.model import (
     ESCAPE,
@@ -52,11 +52,12 @@ class Stage:
 
 @dataclass
 class Basis:
-    """Section 6.8: D rows of D integers, and the mean."""
+    """Section 6.8: D rows of D integers, the mean, and perhaps D spreads."""
 
     vectors: list[list[int]]
     exponent: int
     mean: list[float]
+    spreads: list[int] = field(default_factory=list)
 
     @property
     def digest(self) -> bytes:
@@ -64,6 +65,7 @@ class Basis:
         parts = [b"serverlight basis", struct.pack("<IB", width, self.exponent)]
         parts += [struct.pack(f"<{width}h", *row) for row in self.vectors]
         parts.append(struct.pack(f"<{width}f", *self.mean))
+        parts.append(bytes(self.spreads))
         return hashlib.blake2b(b"".join(parts), digest_size=8).digest()
 
     def values(self, counts: list[float], step: float, limit: float) -> list[float]:
@@ -89,7 +91,7 @@ def read_serverlight(
     levels = read_levels(Bits(source), stage.kind, stage.short)
     shifts = read_shifts(source, stage)
     tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]
-    high = read_streams(source, stage, *tables)
+    high = read_streams(source, stage, basis.spreads if basis else [], *tables)
     raw = iter(source.fields(sum(h != 0 for h in high), stage.raw_bits))
     unit, counts = single(stage.step * 2.0**-6), []
     for index, h in enumerate(high):
@@ -114,10 +116,15 @@ def read_stage(source: Bytes, mode: int, shape: list[int], num_elements: int) ->
     assert raw_bits <= 26
     columns = shape[-1] if shape and kind != FLAT else 1
     rows = num_elements // columns if kind == TOKENS else shape[-2] if len(shape) > 1 and kind != FLAT else 1
-    start = ((8 + (activity & 7)) << (activity >> 3)) >> 3
+    start = activity_of(activity)
     lanes, half = 1 << (mode >> 4 & 3), mode >> 7 == 1
     shifts = flag or not short
     return Stage(kind, one_sided, lanes, step, start, raw_bits, half, short, shifts, rows, columns, num_elements)
+
+
+def activity_of(v: int) -> int:
+    """Section 6.4: what a byte of activity stands for."""
+    return ((8 + (v & 7)) << (v >> 3)) >> 3
 
 
 def read_shifts(source: Bytes, stage: Stage) -> dict[int, int]:
@@ -179,9 +186,11 @@ class Flat:
 class Tokens:
     """A channel's recent past."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.columns = stage.columns
+    def __init__(self, stage: Stage, spreads: list[int]) -> None:
+        self.columns, self.has_spreads = stage.columns, bool(spreads)
         self.activity = [stage.activity] * stage.columns
+        if spreads:
+            self.activity = [max(1, min(32640, stage.activity * activity_of(v) >> 8)) for v in spreads]
         self.leaning = [0] * stage.columns
         self.num_seen = [0] * stage.columns
         self.borders = [max(1, stage.activity * t >> 8) for t in BORDERS]
@@ -194,7 +203,7 @@ class Tokens:
     def seen(self, first: int, a: int, b: int) -> None:
         channel = first % self.columns
         a, b = max(-255, min(255, a)), max(-255, min(255, b))
-        rate = (1, 2, 2, 3)[min(self.num_seen[channel], 3)]
+        rate = 3 if self.has_spreads else (1, 2, 2, 3)[min(self.num_seen[channel], 3)]
         self.num_seen[channel] += 1
         self.activity[channel] += (64 * (abs(a) + abs(b)) - self.activity[channel]) >> rate
         self.leaning[channel] += (64 * (a + b) - self.leaning[channel]) >> rate
@@ -223,7 +232,11 @@ class Planes:
 
 
 def read_streams(
-    source: Bytes, stage: Stage, pair_frequencies: list[list[int]], single_frequencies: list[list[int]]
+    source: Bytes,
+    stage: Stage,
+    spreads: list[int],
+    pair_frequencies: list[list[int]],
+    single_frequencies: list[list[int]],
 ) -> list[int]:
     high = [0] * stage.num_elements
     parts = segments(stage)
@@ -237,7 +250,8 @@ def read_streams(
         lengths = [(source.varint(), source.varint()) for _ in parts]
     words = [source.words(count) for count, _ in lengths]
     escapes = [Bytes(source.take(count)) for _, count in lengths]
-    contexts = Flat() if stage.kind == FLAT else Tokens(stage) if stage.kind == TOKENS else Planes(stage, high)
+    tokens = stage.kind == TOKENS
+    contexts = Tokens(stage, spreads) if tokens else Flat() if stage.kind == FLAT else Planes(stage, high)
     for (start, stop), own_words, own_escapes in zip(parts, words, escapes, strict=True):
         coder, bits = Lanes(own_words, stage.num_lanes), Bits(own_escapes)
         for lane, first, second in visits(stage, start, stop):

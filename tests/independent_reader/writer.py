@@ -145,7 +145,7 @@ def write_streams(sections: Sections, stage: Stage, high: list[int], escaped: Co
     """Codes the pairs of each segment, the last one first."""
     levels = read_levels(Bits(Bytes(sections.model)), stage.kind, stage.short)
     tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]
-    contexts = Flat() if stage.kind == 0 else Tokens(stage) if stage.kind == TOKENS else Planes(stage, high)
+    contexts = Flat() if stage.kind == 0 else Tokens(stage, []) if stage.kind == TOKENS else Planes(stage, high)
     for start, stop in segments(stage):
         bits, symbols = BitsOut(), []
         for lane, first, second in visits(stage, start, stop):

@@ -9,18 +9,20 @@ is exact in integers but for the last roundings (docs/wire-format.md, section 6.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
 import pathlib
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from serverlight.codec.activity import MAX_SPREAD, NO_SPREADS, Spreads, spreads_of
 from serverlight.codec.backends import Float32
 from serverlight.codec.tensors import Tensor, to_float32
 from serverlight.errors import ConfigError, InconsistentFrame, UnknownBasis, UnsupportedTensor
@@ -59,6 +61,10 @@ class Basis:
     mean: Float32
     """What a feature is if all its coefficients are zero; finite, shape (D,)."""
 
+    spreads: Spreads = field(default_factory=lambda: NO_SPREADS)
+    """How large the coefficients of each direction are beside the others, as indices of docs/wire-format.md, section 6.8, 0 to
+    127, shape (D,); or none, of shape (0,). With them even a single token has contexts."""
+
     def __post_init__(self) -> None:
         vectors, mean = self.vectors, self.mean
         if vectors.dtype != np.int16 or vectors.ndim != 2 or vectors.shape != (len(vectors), len(vectors)):
@@ -71,7 +77,13 @@ class Basis:
             raise ConfigError("exponent", f"must be a whole number from 0 to {MAX_EXPONENT}, got {self.exponent!r}")
         if mean.dtype != np.float32 or mean.shape != (len(vectors),) or not np.isfinite(mean).all():
             raise ConfigError("mean", f"must be {len(vectors)} finite float32, got {mean.dtype} {mean.shape}")
-        for name in ("vectors", "mean"):
+        spreads = self.spreads
+        if spreads.dtype != np.uint8 or spreads.shape not in ((0,), (len(vectors),)) or (spreads > MAX_SPREAD).any():
+            raise ConfigError(
+                "spreads",
+                f"must be none or {len(vectors)} of uint8 up to {MAX_SPREAD}, got {spreads.dtype} {spreads.shape}",
+            )
+        for name in ("vectors", "mean", "spreads"):
             own = np.array(getattr(self, name))
             own.setflags(write=False)
             object.__setattr__(self, name, own)
@@ -88,6 +100,7 @@ class Basis:
         parts.update(b"serverlight basis" + self.width.to_bytes(4, "little") + bytes((self.exponent,)))
         parts.update(self.vectors.astype("<i2").tobytes())
         parts.update(self.mean.astype("<f4").tobytes())
+        parts.update(self.spreads.tobytes())
         return parts.digest()
 
     def __eq__(self, other: object) -> bool:
@@ -141,7 +154,10 @@ class Basis:
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the basis as an ``npz`` file, to lie beside the plan that names it."""
         with pathlib.Path(path).open("wb") as file:  # NumPy would add a suffix to a bare name
-            np.savez(file, vectors=self.vectors, exponent=np.int64(self.exponent), mean=self.mean)
+            arrays: dict[str, Any] = {"vectors": self.vectors, "exponent": np.int64(self.exponent), "mean": self.mean}
+            if self.spreads.size:
+                arrays["spreads"] = self.spreads
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Basis:
@@ -149,7 +165,8 @@ class Basis:
         try:
             with pathlib.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in ("vectors", "exponent", "mean")}
-            return cls(vectors=found["vectors"], exponent=int(found["exponent"]), mean=found["mean"])
+                spreads = arrays.get("spreads", NO_SPREADS)
+            return cls(vectors=found["vectors"], exponent=int(found["exponent"]), mean=found["mean"], spreads=spreads)
         except OSError as exc:
             raise ConfigError("basis", f"cannot read {path}: {exc.strerror or exc}") from None
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as exc:
@@ -201,7 +218,9 @@ def calibrate_basis(features: Iterable[Tensor], *, gradients: Iterable[Tensor] |
     vectors *= np.sign(np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1))
     exponent = min(MAX_EXPONENT, max(0, math.floor(math.log2(LARGEST_ENTRY / np.abs(vectors).max()))))
     entries = np.clip(np.rint(vectors * 2.0**exponent), -LARGEST_ENTRY, LARGEST_ENTRY)
-    return Basis(vectors=entries.astype(np.int16), exponent=exponent, mean=mean.astype(np.float32))
+    basis = Basis(vectors=entries.astype(np.int16), exponent=exponent, mean=mean.astype(np.float32))
+    coefficients = basis.coefficients(rows.astype(np.float32).reshape(-1), rows.shape).reshape(rows.shape)
+    return dataclasses.replace(basis, spreads=spreads_of(np.abs(coefficients).mean(axis=0, dtype=np.float64)))
 
 
 def _rows(field: str, tensors: Iterable[Tensor]) -> Float64:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from serverlight.codec import backends, contextual, slicer
+from serverlight.codec.activity import NO_SPREADS
 from serverlight.codec.backends import Float32
 from serverlight.codec.basis import Basis, named
 from serverlight.codec.config import CodecConfig
@@ -71,12 +72,12 @@ class Codec:
             if kernels is not None and not isinstance(x, np.ndarray | np.generic):
                 return encode_on_device(x, config, kernels)
         values, shape, dtype = to_float32(x)
-        digest = b""
+        digest, spreads = b"", NO_SPREADS
         if self.basis is not None:
-            digest, values = self.basis.digest, _turned(values, shape, self.basis)
+            digest, spreads, values = self.basis.digest, self.basis.spreads, _turned(values, shape, self.basis)
         head = header_bytes(config.profile, dtype, shape, config.checksum, digest)
         if config.profile == "serverlight":
-            section = self._kernels.encode_contextual(values, shape, config)
+            section = self._kernels.encode_contextual(values, shape, config, spreads)
             return sealed(head, section, checksum=config.checksum)
         check_finite(values)
         if config.profile == "fp16":
@@ -313,7 +314,7 @@ def _read_turned(reader: Reader, header: Header, kernels: backends.Kernels, out:
         proof.finish()
         raise
     step, section = contextual.with_unit_step(sections, header)
-    kernels.decode_contextual(section, dataclasses.replace(header, dtype="float32"), out)
+    kernels.decode_contextual(section, dataclasses.replace(header, dtype="float32"), out, basis.spreads)
     out[:] = from_double(basis.values(out, step), header.dtype)
 
 

@@ -16,6 +16,9 @@ SEGMENT_ELEMENTS = 1 << 16
 
 MAX_LANES = 8
 
+LEAST_SPREAD = 128
+"""Contexts of tokens cost some bits a frame, which spreads earn from about so many elements on."""
+
 
 class Layout(IntEnum):
     """The layouts by their number on the wire."""
@@ -52,12 +55,14 @@ class Grid:
         return self.planes * self.rows * self.columns
 
 
-def natural_layout(shape: tuple[int, ...]) -> Layout:
+def natural_layout(shape: tuple[int, ...], *, has_spreads: bool = False) -> Layout:
     """What a writer takes a tensor for unless told otherwise (section 7).
 
     >>> natural_layout((1, 64, 56, 56)), natural_layout((1, 197, 768)), natural_layout((1, 4096))
     (<Layout.PLANES: 2>, <Layout.TOKENS: 1>, <Layout.FLAT: 0>)
     """
+    if has_spreads and math.prod(shape) >= LEAST_SPREAD:
+        return Layout.TOKENS
     if len(shape) >= 4 and shape[-1] > 1 and shape[-2] > 1:
         return Layout.PLANES
     return Layout.TOKENS if len(shape) >= 2 and math.prod(shape[:-1]) > 1 else Layout.FLAT

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serverlight.codec import Codec, CodecConfig, contextual, decode, inspect, tables
-from serverlight.codec.activity import nearest_activity
+from serverlight.codec.activity import NO_SPREADS, nearest_activity
 from serverlight.codec.backends.reference_quantiser import choose_raw_bits, split_raw
 from serverlight.codec.coded import is_short, kind_of, segments_of
 from serverlight.codec.layout import grid_of, natural_layout
@@ -145,7 +145,7 @@ def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: boo
     index = np.empty(grid.units * per_unit, np.uint16)
     shape = (grid.planes, grid.rows, grid.columns)
     narrow = np.clip(high, -32767, 32767).astype(np.int16)
-    cpu_writer.symbols_of(narrow, int(layout), one_sided_kind, start, *shape, num_contexts, index)
+    cpu_writer.symbols_of(narrow, int(layout), one_sided_kind, start, NO_SPREADS, *shape, num_contexts, index)
     histogram = cpu_writer.histogram_over(index, 2 * num_contexts)
     following, flips = tables.NEXT[kind], tables.FLIP_NEXT[kind]
     if not paired:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from serverlight.codec.activity import NO_SPREADS, Spreads
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.wire import Header
 from serverlight.errors import BackendUnavailable, ConfigError, FrameError
@@ -60,11 +61,18 @@ class Kernels(Protocol):
         """Reconstructs an array of shape (num_elements,)."""
         ...
 
-    def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> bytes | memoryview:
-        """Section 6 of the frame of ``values``, of shape (n,); raises :class:`NonFiniteTensor` for a NaN or an infinity."""
+    def encode_contextual(
+        self, values: Float32, shape: tuple[int, ...], config: CodecConfig, spreads: Spreads = NO_SPREADS
+    ) -> bytes | memoryview:
+        """Section 6 of the frame of ``values``, of shape (n,); raises :class:`NonFiniteTensor` for a NaN or an infinity.
+
+        ``spreads`` are those of the basis that the values are in, of shape (D,); none otherwise.
+        """
         ...
 
-    def decode_contextual(self, section: memoryview, header: Header, out: Float32) -> None:
+    def decode_contextual(
+        self, section: memoryview, header: Header, out: Float32, spreads: Spreads = NO_SPREADS
+    ) -> None:
         """Reads section 6 and writes the values to ``out``, of shape (n,), held within the dtype's range but not rounded to it.
 
         Raises :class:`FrameError` for what breaks a rule; ``out`` has no meaning then.

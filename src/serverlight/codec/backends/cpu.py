@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from serverlight.codec import contextual
+from serverlight.codec.activity import NO_SPREADS, Spreads
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends.cpu_kernels import entry_point
 from serverlight.codec.backends.cpu_model import fit_model, frequencies_of
@@ -44,7 +45,9 @@ class NumbaKernels(SlicerKernels):
 
     name = "cpu"
 
-    def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> memoryview:
+    def encode_contextual(
+        self, values: Float32, shape: tuple[int, ...], config: CodecConfig, spreads: Spreads = NO_SPREADS
+    ) -> memoryview:
         """Filters, quantises and entropy-codes; byte for byte what the reference writes."""
         values = values.view()
         values.setflags(write=False)  # the machine code is made for the type of arrays that are only read
@@ -52,15 +55,19 @@ class NumbaKernels(SlicerKernels):
         num_kept, num_positive = config.num_kept(len(values)), -1
         if config.asymmetry_mode == "budget":
             num_positive, _ = budgets_by_sign(values, config)
-        section: Bytes = WRITE(values, num_kept, num_positive, float(config.asymmetry), budget, *_seen_as(shape))
+        seen = _seen_as(shape, len(spreads) > 0)
+        section: Bytes = WRITE(values, num_kept, num_positive, float(config.asymmetry), budget, spreads, *seen)
         if not len(section):
             check_finite(values)
         return section.data
 
-    def decode_contextual(self, section: memoryview, header: Header, out: Float32) -> None:
+    def decode_contextual(
+        self, section: memoryview, header: Header, out: Float32, spreads: Spreads = NO_SPREADS
+    ) -> None:
         """Reconstructs, bit for bit what the reference gives."""
         rows, columns = (1, 1, *header.shape)[-2:]
-        status = READ(np.frombuffer(section.toreadonly(), np.uint8), NO_ENDS, rows, columns, LARGEST[header.dtype], out)
+        data, largest = np.frombuffer(section.toreadonly(), np.uint8), LARGEST[header.dtype]
+        status = READ(data, NO_ENDS, rows, columns, largest, spreads, out)
         if status != GOOD:
             raise _fault_of(section, header, status)
 
@@ -70,7 +77,7 @@ class NumbaKernels(SlicerKernels):
         """The same for many frames, in one call."""
         data, rows, columns = np.frombuffer(b"".join(sections), np.uint8), *(1, 1, *header.shape)[-2:]
         ends = np.fromiter(itertools.accumulate(map(len, sections)), np.int64, len(sections))
-        status = READ(data, ends, rows, columns, LARGEST[header.dtype], out)
+        status = READ(data, ends, rows, columns, LARGEST[header.dtype], NO_SPREADS, out)
         return None if status == GOOD else (status >> 3, _fault_of(sections[status >> 3], header, status & 7))
 
 
@@ -90,8 +97,8 @@ def _fault_of(section: memoryview, header: Header, status: int) -> FrameError:
 
 
 @functools.lru_cache(maxsize=256)
-def _seen_as(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    grid = grid_of(shape, natural_layout(shape))
+def _seen_as(shape: tuple[int, ...], has_spreads: bool) -> tuple[int, int, int, int]:
+    grid = grid_of(shape, natural_layout(shape, has_spreads=has_spreads))
     return int(grid.layout), grid.planes, grid.rows, grid.columns
 
 
@@ -112,15 +119,15 @@ def _compiled(sources: int) -> tuple[Callable[..., Any], ...]:
     """The entry points; what a closure holds is part of a function's key in the cache."""
 
     @entry_point
-    def write(values, num_kept, num_positive, asymmetry, budget, layout, planes, rows, columns):  # type: ignore[no-untyped-def]
+    def write(values, num_kept, num_positive, asymmetry, budget, spreads, layout, planes, rows, columns):  # type: ignore[no-untyped-def]
         _ = sources
         weight = np.float32(asymmetry)
-        return write_section(values, num_kept, num_positive, weight, budget, layout, planes, rows, columns)
+        return write_section(values, num_kept, num_positive, weight, budget, spreads, layout, planes, rows, columns)
 
     @entry_point
-    def read(data, ends, rows, columns, largest, out):  # type: ignore[no-untyped-def]
+    def read(data, ends, rows, columns, largest, spreads, out):  # type: ignore[no-untyped-def]
         _ = sources
-        return read_sections(data, ends, rows, columns, np.float32(largest), out)
+        return read_sections(data, ends, rows, columns, np.float32(largest), spreads, out)
 
     @entry_point
     def fit(histogram, kind, with_tail, half_escapes, is_short):  # type: ignore[no-untyped-def]

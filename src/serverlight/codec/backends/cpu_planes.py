@@ -284,7 +284,7 @@ def place_planes(block, stage, rows, columns, sent, shifts, unit, raw, progress,
         lifts: int16, shape (2, rows * columns).
         out: float32, shape (planes, rows * columns).
     """
-    _, one_sided, _, _, raw_bits = stage
+    _, one_sided, _, _, raw_bits, _ = stage
     (found, places, numbers), size, begin = sent, rows * columns, columns + 1
     here = plane[begin : begin + size]
     sums = lifts[1]

@@ -132,7 +132,7 @@ def get_lengths(data, at, lanes, is_short, lengths):
 
 
 @njit
-def parse_section(data, rows, columns, size):
+def parse_section(data, rows, columns, size, spreads):
     """Reads all that comes before the streams of a frame of ``size`` elements.
 
     Returns the position of the streams, -1 if something is broken; numbers of lanes and of units, and whether there are half
@@ -169,24 +169,25 @@ def parse_section(data, rows, columns, size):
             build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided_planes, has_tail, fields[6] != 0)
         )
     is_direct = raw_bits == 0 and (layout != TOKENS or ACTIVITY[start] <= SMALL_MEAN)
-    stage, step = (kind, one_sided, is_direct, start, raw_bits), np.uint32(fields[3] << 16).view(np.float32)
+    stage, step = (kind, one_sided, is_direct, start, raw_bits, spreads), np.uint32(fields[3] << 16).view(np.float32)
     return (at if size > 0 else -1), (fields[2], units, fields[6]), (rows, columns), stage, step, shifts, lengths, table
 
 
 @njit
-def read_section(data, rows, columns, largest, out):
+def read_section(data, rows, columns, largest, spreads, out):
     """Writes the values of a frame, and returns ``GOOD`` or what is wrong, in which case the values have no meaning.
 
     Args:
         data: section 6, uint8.
         rows, columns: the tensor's last two dimensions, 1 where it has fewer.
         largest: largest finite number of the dtype, float32.
+        spreads: of the channels, uint8; empty if there are none.
         out: float32, shape (n,).
     """
     if data.size == 1 and data[0] == 7:
         out[:] = 0
         return GOOD
-    parsed = parse_section(data, rows, columns, out.size)
+    parsed = parse_section(data, rows, columns, out.size, spreads)
     at, (lanes, units, half), sides, stage, step, shifts, lengths, table = parsed
     if at < 0:
         return MALFORMED
@@ -200,7 +201,7 @@ def read_section(data, rows, columns, largest, out):
 @njit
 def finish_section(data, lengths, stage, step, shifts, progress, largest, out):
     """Does what is left when the streams are read: raw bits, and the dtype's range."""
-    kind, one_sided, is_direct, _, raw_bits = stage
+    kind, one_sided, is_direct, _, raw_bits, _ = stage
     raw = data[2 * lengths[:, 0].sum() + lengths[:, 1].sum() :]
     if kind < PLANES and not is_direct:
         place_plain(out, one_sided, shifts, step * np.float32(1 / 64), raw, raw_bits, progress)
@@ -219,13 +220,13 @@ def is_small(parsed):
 
 
 @njit
-def read_four(data, ends, first, columns, largest, out):
+def read_four(data, ends, first, columns, largest, spreads, out):
     """Reads four frames of flat runs at once; returns ``GOOD`` or -1 if they are of another kind, or any is broken."""
     size, begin = out.size // ends.size, ends[first - 1] if first else 0
     e0, e1, e2, e3 = ends[first], ends[first + 1], ends[first + 2], ends[first + 3]
     parts = data[begin:e0], data[e0:e1], data[e1:e2], data[e2:e3]
-    p0, p1 = parse_section(parts[0], 1, columns, size), parse_section(parts[1], 1, columns, size)
-    p2, p3 = parse_section(parts[2], 1, columns, size), parse_section(parts[3], 1, columns, size)
+    p0, p1 = parse_section(parts[0], 1, columns, size, spreads), parse_section(parts[1], 1, columns, size, spreads)
+    p2, p3 = parse_section(parts[2], 1, columns, size, spreads), parse_section(parts[3], 1, columns, size, spreads)
     if not (is_small(p0) and is_small(p1) and is_small(p2) and is_small(p3)):
         return -1
     parsed, count = (p0, p1, p2, p3), size // 2
@@ -254,22 +255,22 @@ def small_streams(data, parsed):
 
 
 @njit
-def read_sections(data, ends, rows, columns, largest, out):
+def read_sections(data, ends, rows, columns, largest, spreads, out):
     """Reads the sections 6 of frames that end at ``ends`` of ``data``, or of the only one if there are none.
 
     Returns 0, or the first frame that is broken and what is wrong with it, as ``8 frame + status``.
     """
     if ends.size == 0:
-        return read_section(data, rows, columns, largest, out)
+        return read_section(data, rows, columns, largest, spreads, out)
     size, frame, are_small = out.size // ends.size, 0, rows == 1
     while frame < ends.size:
         if are_small and frame + 4 <= ends.size:
-            are_small = read_four(data, ends, frame, columns, largest, out) == GOOD
+            are_small = read_four(data, ends, frame, columns, largest, spreads, out) == GOOD
             if are_small:
                 frame += 4
                 continue
         values, begin = out[frame * size : (frame + 1) * size], ends[frame - 1] if frame else 0
-        status = read_section(data[begin : ends[frame]], rows, columns, largest, values)
+        status = read_section(data[begin : ends[frame]], rows, columns, largest, spreads, values)
         if status != GOOD:
             return 8 * frame + status
         frame += 1

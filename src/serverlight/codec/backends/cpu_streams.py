@@ -112,14 +112,14 @@ def read_streams(data, lengths, stage, half_escapes, rows, columns, units, lanes
         data: words, escapes and raw bits.
         lengths, half_escapes, units, lanes: see :func:`streams_of`.
         stage: kind of tables, whether all elements are positive, whether they become values, the channels' mean to begin with,
-            and the number of raw bits.
+            the number of raw bits, and the channels' spreads.
         rows, columns: how the tensor is seen.
         table: the reader's table.
         shifts, unit: shifts of the classes in ``unit``, a 64th of the step.
         progress: receives the largest escaped number, and the raw bits read.
         out: float32, shape (n,).
     """
-    kind, one_sided, is_direct, start, _ = stage
+    kind, one_sided, is_direct, start, _, spreads = stage
     if np.any(lengths[:, 0] < 0):
         return BAD_WORDS
     layout, num_contexts = min(kind, PLANES), DEFAULT_LEVELS[kind].shape[0]
@@ -127,7 +127,7 @@ def read_streams(data, lengths, stage, half_escapes, rows, columns, units, lanes
     streams = streams_of(data, lengths, units, lanes, half_escapes, longest)
     if layout == TOKENS:
         facts = facts_of(shifts, one_sided)
-        read_tokens(rows, columns, ACTIVITY[start], num_contexts, streams, table, is_direct, facts, unit, out)
+        read_tokens(rows, columns, ACTIVITY[start], spreads, num_contexts, streams, table, is_direct, facts, unit, out)
     elif layout == PLANES:
         raw = data[2 * lengths[:, 0].sum() + lengths[:, 1].sum() :]
         read_planes(stage, rows, columns, streams, table, shifts, unit, raw, out)
@@ -144,7 +144,7 @@ def read_streams(data, lengths, stage, half_escapes, rows, columns, units, lanes
 
 
 @njit
-def read_tokens(rows, columns, start, num_contexts, streams, table, is_direct, facts, unit, out):
+def read_tokens(rows, columns, start, spreads, num_contexts, streams, table, is_direct, facts, unit, out):
     """Reads channels, those of some segments at a time."""
     borders, first = streams[0], 0
     while first + 1 < borders.size:
@@ -152,7 +152,7 @@ def read_tokens(rows, columns, start, num_contexts, streams, table, is_direct, f
         while stop + 1 < borders.size and borders[stop + 1] - borders[first] <= MOST_CHANNELS:
             stop += 1
         some = some_of(streams, first, stop)
-        get_tokens(rows, columns, start, num_contexts, some, table, is_direct, facts, unit, out)
+        get_tokens(rows, columns, start, spreads, num_contexts, some, table, is_direct, facts, unit, out)
         first = stop
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from serverlight.codec.activity import THRESHOLDS
+from serverlight.codec.activity import ACTIVITY, LARGEST_START, SLOW, SPREAD_BITS, THRESHOLDS
 from serverlight.codec.backends.cpu_kernels import inlined, njit
 
 U = np.uint64
@@ -234,9 +234,24 @@ def moved(mean, total):
 
 
 @njit
-def token_symbols(high, rows, columns, start, borders, num_contexts, index):
+def starts_of(start, spreads, columns):
+    """The activity that each channel starts with: :func:`serverlight.codec.activity.starts_for`, or the same for all."""
+    starts = np.full(columns, start, np.int32)
+    for channel in range(spreads.size):
+        starts[channel] = min(max((start * ACTIVITY[spreads[channel]]) >> SPREAD_BITS, 1), LARGEST_START)
+    return starts
+
+
+@njit
+def shift_of(pair, has_spreads):
+    """What :func:`serverlight.codec.activity.forgetting` returns."""
+    return np.int32(SLOW if has_spreads or pair >= 3 else (1 if pair == 0 else 2))
+
+
+@njit
+def token_symbols(high, rows, columns, start, spreads, borders, num_contexts, index):
     """The same for tokens: one line of pairs for every two rows."""
-    busy, lean = np.full(columns, start, np.int32), np.zeros(columns, np.int32)
+    busy, lean = starts_of(start, spreads, columns), np.zeros(columns, np.int32)
     contexts, turned = np.empty(columns, np.uint8), np.empty(columns, np.uint8)
     nothing = np.zeros(columns, np.int16)
     small_busy, small_lean = np.empty(columns, np.int16), np.empty(columns, np.int16)
@@ -257,7 +272,7 @@ def token_symbols(high, rows, columns, start, borders, num_contexts, index):
         if row + 1 < rows:
             second = high[(row + 1) * columns : (row + 2) * columns]
             token_line(first, second, contexts, turned, into)
-            token_learn(first, second, np.int32(1 if pair == 0 else (2 if pair < 3 else 3)), busy, lean)
+            token_learn(first, second, shift_of(pair, spreads.size > 0), busy, lean)
         else:
             token_line(first, nothing, contexts, turned, into)
             into += np.uint16(256 * num_contexts)

@@ -27,6 +27,8 @@ from serverlight.codec.backends.cpu_symbols import (
     borders_of,
     is_leaning,
     moved,
+    shift_of,
+    starts_of,
     token_contexts,
     token_learn,
 )
@@ -105,12 +107,12 @@ def numbers_of(line, turned, upper, lower):
 
 
 @njit
-def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, facts, unit, out):
+def get_tokens(rows, columns, start, spreads, num_contexts, streams, table, is_direct, facts, unit, out):
     """Reads some segments line by line, as values or the bits of numbers; stops where the words of one are not enough.
 
     Args:
         rows, columns: of the tensor.
-        start: the channels' mean to begin with.
+        start, spreads: the channels' mean to begin with, and by how much each one's differs, if it does.
         num_contexts: rows of the tables for pairs.
         streams: see :func:`serverlight.codec.backends.cpu_streams.streams_of`.
         table: the reader's table.
@@ -119,7 +121,8 @@ def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, fa
         out: float32, shape (rows * columns,).
     """
     offset, width = streams[0][0], streams[0][-1] - streams[0][0]
-    busy, lean = np.full(width, start, np.int32), np.zeros(width, np.int32)
+    busy = starts_of(start, spreads[offset : offset + width] if spreads.size else spreads, width)
+    lean, has_spreads = np.zeros(width, np.int32), spreads.size > 0
     small_busy, small_lean = np.empty(width, np.int16), np.empty(width, np.int16)
     contexts, turned, line = (
         np.zeros(width + 8, np.uint8),
@@ -165,7 +168,7 @@ def get_tokens(rows, columns, start, num_contexts, streams, table, is_direct, fa
         place_line(upper, is_direct, facts, unit, above)
         if not is_single:
             place_line(lower, is_direct, facts, unit, out[base + columns : base + columns + width])
-            token_learn(upper, lower, np.int32(1 if pair == 0 else (2 if pair < 3 else 3)), busy, lean)
+            token_learn(upper, lower, shift_of(pair, has_spreads), busy, lean)
             token_contexts(busy, lean, borders, contexts, turned)
         if pair == 2 and is_direct:
             small_busy[:], small_lean[:] = busy, lean

@@ -60,14 +60,14 @@ def nearest_activity(magnitudes, num_elements):
 
 
 @njit
-def symbols_of(high, layout, one_sided, start, planes, rows, columns, num_contexts, index):
+def symbols_of(high, layout, one_sided, start, spreads, planes, rows, columns, num_contexts, index):
     """Row of the table and symbol of each pair of the tensor, as ``256 row + symbol``."""
     if layout == PLANES:
         cube = high.reshape(planes, rows, columns)
         plane_symbols(cube, one_sided, num_contexts, index.reshape(planes, rows, (columns + 1) // 2))
     elif layout == TOKENS:
         begin = ACTIVITY[start]
-        token_symbols(high, rows, columns, begin, borders_of(begin), num_contexts, index)
+        token_symbols(high, rows, columns, begin, spreads, borders_of(begin), num_contexts, index)
     else:
         flat_symbols(high, index)
 
@@ -102,7 +102,7 @@ def put_varint(out, at, value):
 
 
 @njit
-def write_section(values, num_kept, num_positive, asymmetry, budget, layout, planes, rows, columns):
+def write_section(values, num_kept, num_positive, asymmetry, budget, spreads, layout, planes, rows, columns):
     """Section 6 of the frame of ``values``, as bytes; none at all if a value is not finite.
 
     Args:
@@ -111,6 +111,7 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, layout, pla
         num_positive: how many of them are positive; negative if the scores are to tell.
         asymmetry: worth of a negative element beside a positive one, float32.
         budget: mean error as a share of the threshold; negative for the one that suits the kind of tensor.
+        spreads: of the channels, uint8; empty if there are none.
         layout, planes, rows, columns: how the tensor is seen.
     """
     num_nonzero, is_signed, is_finite, least = survey_and_rank(values.view(np.int32), max(num_kept, 1))
@@ -153,7 +154,7 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, layout, pla
     source = values, inverse, np.int32(bits)
     form = is_short, has_shifts, num_segments
     return code_section(
-        numbers, source, kind, layout, is_signed, start, form, shifts, planes, rows, columns, head, at, raw
+        numbers, source, kind, layout, is_signed, (start, spreads), form, shifts, planes, rows, columns, head, at, raw
     )
 
 
@@ -166,10 +167,11 @@ def num_segments_of(layout, planes, rows, columns):
 
 
 @njit
-def code_section(high, source, kind, layout, is_signed, start, form, shifts, planes, rows, columns, head, at, raw):
+def code_section(high, source, kind, layout, is_signed, starts, form, shifts, planes, rows, columns, head, at, raw):
     """Codes the high parts, and puts all sections together; ``head[:at]`` is written, but for the number of lanes.
 
-    ``form`` tells whether the section is in short, whether it carries shifts, and the number of segments.
+    ``starts`` are the index of the starting activity and the channels' spreads; ``form`` tells whether the section is in short,
+    whether it carries shifts, and the number of segments.
     """
     is_short, has_shifts, num_segments = form
     one_sided, num_contexts = kind == ONE_SIDED_PLANES, DEFAULT_LEVELS[kind].shape[0]
@@ -178,7 +180,7 @@ def code_section(high, source, kind, layout, is_signed, start, form, shifts, pla
     units = planes if layout == PLANES else (columns if layout == TOKENS else (columns + 1) // 2)
     has_tail = (rows if layout == TOKENS else columns) % 2 == 1
     index = np.empty(units * pairs_of_unit, np.uint16)
-    symbols_of(high, layout, one_sided, start, planes, rows, columns, num_contexts, index)
+    symbols_of(high, layout, one_sided, starts[0], starts[1], planes, rows, columns, num_contexts, index)
     # The counts of decisions want rows for single elements even where there are none.
     histogram = np.zeros((2 * num_contexts, 256), np.int64)
     num_rows = num_contexts * (2 if has_tail else 1)

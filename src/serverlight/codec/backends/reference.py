@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from serverlight.codec import activity, contextual, tables
+from serverlight.codec.activity import NO_SPREADS, Spreads
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends.reference_coder import decode_segment, encode_segment, frequencies_for
 from serverlight.codec.backends.reference_quantiser import (
@@ -50,19 +51,26 @@ class ReferenceKernels(SlicerKernels):
     name = "reference"
     unpack_model = staticmethod(tables.unpack_model)
 
-    def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> bytes:
+    def encode_contextual(
+        self, values: Float32, shape: tuple[int, ...], config: CodecConfig, spreads: Spreads = NO_SPREADS
+    ) -> bytes:
         """All stages."""
         check_finite(values)
         writer = Writer()
-        contextual.write(writer, self._coded(values, shape, config))
+        contextual.write(writer, self._coded(values, shape, config, spreads))
         return writer.finish(checksum=False)
 
-    def decode_contextual(self, section: memoryview, header: Header, out: Float32) -> None:
+    def decode_contextual(
+        self, section: memoryview, header: Header, out: Float32, spreads: Spreads = NO_SPREADS
+    ) -> None:
         """Section 6 backwards; raises :class:`InconsistentFrame` on streams that do not fit."""
         reader = Reader(section)
         coded = contextual.read(reader, header)
         reader.finish()
-        out[:] = 0.0 if coded is None else saturate(self._decoded(coded, header.shape), header.dtype, coded.step)
+        if coded is None:
+            out[:] = 0.0
+        else:
+            out[:] = saturate(self._decoded(coded, header.shape, spreads), header.dtype, coded.step)
 
     def decode_contextuals(
         self, sections: Sequence[memoryview], header: Header, out: Float32
@@ -75,12 +83,12 @@ class ReferenceKernels(SlicerKernels):
                 return index, error
         return None
 
-    def _coded(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> Coded | None:
+    def _coded(self, values: Float32, shape: tuple[int, ...], config: CodecConfig, spreads: Spreads) -> Coded | None:
         kept = kept_positions(values, config)
         if len(kept) == 0:
             return None
         one_sided = bool((values >= 0).all())
-        kind = kind_of(natural_layout(shape), one_sided)
+        kind = kind_of(natural_layout(shape, has_spreads=len(spreads) > 0), one_sided)
         grid, bounds = segments_of(shape, kind)
         step = step_of(step_threshold(values, kept, config), config, kind)
         quantised = quantise(values, kept, step)
@@ -89,7 +97,7 @@ class ReferenceKernels(SlicerKernels):
         short = is_short(len(bounds) - 1, raw_bits)
         shifts = measure_shifts(values, quantised, high, step, kind, one_sided, grid, short)
         start = activity.nearest_activity(int(np.abs(high).sum()), len(high)) if kind == tables.TOKENS else 0
-        symbols = Symbols.of(high, grid, kind, start)
+        symbols = Symbols.of(high, grid, kind, start, spreads)
         fitted = tables.fit_levels(
             tables.count_decisions(
                 symbols.histogram(), tables.NEXT[kind], tables.FLIP_NEXT[kind], is_one_sided_kind(kind)
@@ -125,10 +133,10 @@ class ReferenceKernels(SlicerKernels):
             raw=raw,
         )
 
-    def _decoded(self, coded: Coded, shape: tuple[int, ...]) -> Float32:
+    def _decoded(self, coded: Coded, shape: tuple[int, ...], spreads: Spreads) -> Float32:
         grid, bounds = segments_of(shape, coded.kind)
         high = np.zeros(grid.num_elements, np.int64)
         frequencies = frequencies_for(coded.levels, grid, coded.kind, coded.half_escapes)
         for segment, (first, last) in zip(coded.streams.segments(), itertools.pairwise(bounds), strict=True):
-            decode_segment(segment, coded, frequencies, grid, high, first, last)
+            decode_segment(segment, coded, frequencies, grid, spreads, high, first, last)
         return reconstruct(join_raw(high, coded.raw, coded.raw_bits), high, coded, grid)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serverlight.codec import tables
+from serverlight.codec.activity import Spreads
 from serverlight.codec.backends.reference_symbols import Contexts, Place, Symbols, nibble_of, number_of, places
 from serverlight.codec.coded import LARGEST_NUMBER, Coded, Segment, is_one_sided_kind
 from serverlight.codec.layout import Grid, Layout
@@ -66,11 +67,11 @@ def encode_segment(
 
 
 def decode_segment(
-    segment: Segment, coded: Coded, frequencies: Ints, grid: Grid, high: Ints, first: int, last: int
+    segment: Segment, coded: Coded, frequencies: Ints, grid: Grid, spreads: Spreads, high: Ints, first: int, last: int
 ) -> None:
     """Reads the pairs of a segment into ``high`` and proves that its streams end where they must."""
     one_sided = is_one_sided_kind(coded.kind)
-    contexts = Contexts(high, grid, coded.kind, coded.activity)
+    contexts = Contexts(high, grid, coded.kind, coded.activity, spreads)
     symbol_at = [np.repeat(np.arange(256), row) for row in frequencies]
     cumulative = np.cumsum(frequencies, axis=1) - frequencies
     words, bits = WordReader(segment.words), BitReader(segment.escapes)

@@ -54,11 +54,13 @@ def places(grid: Grid, lanes: int, first_unit: int, last_unit: int) -> Iterator[
 class Contexts:
     """Context and flip of each pair, from what was coded before it."""
 
-    def __init__(self, high: Ints, grid: Grid, kind: int, start: int) -> None:
+    def __init__(self, high: Ints, grid: Grid, kind: int, start: int, spreads: activity.Spreads) -> None:
         self._high, self._grid, self._kind = high, grid, kind
-        self._start = int(activity.ACTIVITY[start])
-        self._borders = activity.thresholds_for(self._start)
-        self._busy: dict[int, int] = {}
+        even = int(activity.ACTIVITY[start])
+        self._has_spreads = len(spreads) > 0
+        starts = activity.starts_for(start, spreads) if self._has_spreads else np.full(grid.columns, even)
+        self._borders = activity.thresholds_for(even)
+        self._busy = dict(enumerate(starts.tolist())) if grid.layout is Layout.TOKENS else {}
         self._lean: dict[int, int] = {}
 
     def at(self, place: Place) -> tuple[int, int]:
@@ -67,7 +69,7 @@ class Contexts:
             return 0, 1
         if self._grid.layout is Layout.TOKENS:
             channel = place.first % self._grid.columns
-            busy, lean = self._busy.get(channel, self._start), self._lean.get(channel, 0)
+            busy, lean = self._busy[channel], self._lean.get(channel, 0)
             leaning = 8 * abs(lean) >= 3 * busy + 24
             return 2 * int((busy >= self._borders).sum()) + leaning, 1 if lean >= 0 else -1
         return tables.neighbour_context(self._kind, *self._neighbour_classes(place))
@@ -76,9 +78,9 @@ class Contexts:
         """Takes note of a pair that is known now."""
         if self._grid.layout is not Layout.TOKENS or place.second < 0:
             return
-        channel, shift = place.first % self._grid.columns, activity.forgetting(place.group)
+        channel, shift = place.first % self._grid.columns, activity.forgetting(place.group, self._has_spreads)
         first, second = (max(-LARGEST_SEEN, min(LARGEST_SEEN, int(self._high[i]))) for i in (place.first, place.second))
-        busy, lean = self._busy.get(channel, self._start), self._lean.get(channel, 0)
+        busy, lean = self._busy[channel], self._lean.get(channel, 0)
         self._busy[channel] = busy + (((abs(first) + abs(second)) * 64 - busy) >> shift)
         self._lean[channel] = lean + (((first + second) * 64 - lean) >> shift)
 
@@ -119,9 +121,9 @@ class Symbols:
     num_contexts: int
 
     @classmethod
-    def of(cls, high: Ints, grid: Grid, kind: int, start: int) -> Symbols:
+    def of(cls, high: Ints, grid: Grid, kind: int, start: int, spreads: activity.Spreads) -> Symbols:
         """Goes through the whole tensor; the order of lanes does not change a pair's context."""
-        contexts, one_sided = Contexts(high, grid, kind, start), is_one_sided_kind(kind)
+        contexts, one_sided = Contexts(high, grid, kind, start, spreads), is_one_sided_kind(kind)
         result = cls({}, {}, tables.NUM_CONTEXTS[kind])
         for place in places(grid, 1, 0, grid.units):
             context, flip = contexts.at(place)

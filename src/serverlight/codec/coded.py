@@ -31,7 +31,6 @@ __all__ = [
     "settled_shifts",
     "shift_classes",
     "step_of",
-    "worthy_shifts",
 ]
 
 NUM_SHIFTS = 10
@@ -196,19 +195,19 @@ def default_shifts(kind: int, one_sided: bool) -> Ints:
     return shifts
 
 
-def settled_shifts(sums: Ints, counts: Ints, one_sided: bool) -> Ints:
-    """Means, rounded to 64ths of the step and held within a byte; a class that was not seen has none."""
+def settled_shifts(sums: Ints, counts: Ints, num_elements: int, kind: int, *, one_sided: bool, short: bool) -> Ints:
+    """Means by class, rounded to 64ths of the step and held within a byte; a class that was not seen has none.
+
+    In a ``short`` section the default ones, if the error that these save is not worth their bytes.
+    """
     shifts = np.clip((2 * sums + counts) // np.maximum(2 * counts, 1), -127, 127)
     if not one_sided:
         shifts[0] = 0
-    return np.where(counts > 0, shifts, 0)
-
-
-def worthy_shifts(shifts: Ints, counts: Ints, stride: int, kind: int, one_sided: bool) -> Ints:
-    """The shifts of a short section: those measured, if what they save in error over the default ones is worth their bytes."""
+    shifts = np.where(counts > 0, shifts, 0)
     defaults = default_shifts(kind, one_sided)
-    saved = int((counts * (shifts - defaults) ** 2).sum()) * stride
-    return shifts if saved > WORTH_OF_SHIFT * len(shift_classes(kind, one_sided)) else defaults
+    saved = int((counts * (shifts - defaults) ** 2).sum()) * sample_stride(num_elements)
+    is_worth_it = saved > WORTH_OF_SHIFT * len(shift_classes(kind, one_sided))
+    return shifts if is_worth_it or not short else defaults
 
 
 def floor_rank(num_nonzero: int) -> int:

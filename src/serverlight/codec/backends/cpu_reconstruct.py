@@ -199,7 +199,7 @@ def set_default_shifts(kind, one_sided, shifts):
 
 @njit
 def are_shifts_worthy(shifts, seen, every, kind, one_sided):
-    """Whether a short section carries the shifts; see :func:`serverlight.codec.coded.worthy_shifts`."""
+    """Whether a short section carries the shifts; see :func:`serverlight.codec.coded.settled_shifts`."""
     saved, num_sent = 0, 0
     for place in range(10):
         if is_shift_sent(place, kind, one_sided):

@@ -93,9 +93,6 @@ class Writing:
         is_short = coded.is_short(len(bounds) - 1, split.raw_bits)
         coder = Coder(split.high, kind, grid, bounds, start, split.half_escapes, is_short)
         sums, counts = np.split(to_host(tallies).numpy(), 2)
-        shifts = coded.settled_shifts(sums, counts, one_sided)
-        if is_short:
-            shifts = coded.worthy_shifts(shifts, counts, coded.sample_stride(len(self._x)), kind, one_sided)
         return Coded(
             kind=kind,
             one_sided=one_sided,
@@ -106,7 +103,7 @@ class Writing:
             half_escapes=split.half_escapes,
             model=coder.model,
             levels=coder.levels,
-            shifts=shifts,
+            shifts=coded.settled_shifts(sums, counts, len(self._x), kind, one_sided=one_sided, short=is_short),
             streams=coder.streams(),
             raw=split.raw,
         )

@@ -20,7 +20,6 @@ from serverlight.codec.coded import (
     sample_run,
     sample_stride,
     settled_shifts,
-    worthy_shifts,
 )
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import Grid, Layout
@@ -141,8 +140,7 @@ def measure_shifts(
     distance = ((scaled.astype(np.int64) - SHIFT_UNIT * quantised) * direction)[looked_at]
     sums, counts = np.zeros(NUM_SHIFTS, np.int64), np.bincount(classes[looked_at], minlength=NUM_SHIFTS)
     np.add.at(sums, classes[looked_at], distance)
-    shifts = settled_shifts(sums, counts, one_sided)
-    return worthy_shifts(shifts, counts, sample_stride(len(values)), kind, one_sided) if short else shifts
+    return settled_shifts(sums, counts, len(values), kind, one_sided=one_sided, short=short)
 
 
 def reconstruct(quantised: Ints, high: Ints, coded: Coded, grid: Grid) -> Float32:

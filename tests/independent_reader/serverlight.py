@@ -25,8 +25,8 @@ from independent_reader.parts import LARGEST, Bits, Bytes, from_zigzag, single, 
 ALL_ZERO = 7
 BORDERS = (64, 96, 140, 200, 280, 420, 680)
 DEFAULT_SHIFTS = {
-    FLAT: {0: 12, 5: 2, 8: -2, 9: 0},
-    TOKENS: {0: 12, 5: 2, 8: -2, 9: 0},
+    FLAT: {0: 12, 5: 3, 8: 1, 9: 1},
+    TOKENS: {0: 12, 5: 3, 8: 1, 9: 1},
     ONE_SIDED_PLANES: dict(enumerate((11, 23, 28, 30, 30, 0, 6, 14, -4, -5))),
     SIGNED_PLANES: dict(enumerate((0, 7, 12, 15, 17, -7, -4, 8, -5, -5))),
 }

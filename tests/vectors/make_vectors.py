@@ -128,8 +128,8 @@ def half_escape_cases(rng: np.random.Generator) -> dict[str, Case]:
 def shifted_cases(rng: np.random.Generator) -> dict[str, Case]:
     """Short sections whose shifts are far from the default ones."""
     return {
-        "serverlight-flat-shifts": (normal(rng, 1, 600) * 0.02 - 1, serverlight(sparsity=0.5)),
-        "serverlight-tokens-shifts": (normal(rng, 20, 30) * 0.02 + 1, serverlight(sparsity=0.5)),
+        "serverlight-flat-shifts": (normal(rng, 1, 600) * 0.02 - 1, serverlight(sparsity=0.5, distortion=0.44)),
+        "serverlight-tokens-shifts": (normal(rng, 20, 30) * 0.02 - 1, serverlight(sparsity=0.5, distortion=0.44)),
     }
 
 

@@ -30,6 +30,7 @@ from serverlight.codec.backends.cpu_reconstruct import (
     is_shift_sent,
     measure_plane_shifts,
     measure_shifts,
+    set_default_shifts,
 )
 from serverlight.codec.backends.cpu_symbols import borders_of, flat_symbols, histogram_of, plane_symbols, token_symbols
 from serverlight.codec.coded import AUTO_DISTORTION
@@ -123,12 +124,15 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, spreads, la
     kind = layout + (1 if is_signed and layout == PLANES else 0)
     one_sided = kind == ONE_SIDED_PLANES
     numbers, shifts = np.empty(values.size, np.int16), np.zeros(10, np.int64)
+    has_fixed_shifts = budget < 0 and layout != PLANES and is_signed
     budget = AUTO_DISTORTION[kind] if budget < 0 else budget
     step, bits, half_escapes = quantise_tensor(
         values, least, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers
     )
     inverse, every, seen = np.float32(1) / step, max(1, values.size >> 13), np.zeros(10, np.int64)
-    if layout == PLANES:
+    if has_fixed_shifts:
+        set_default_shifts(kind, False, shifts)
+    elif layout == PLANES:
         cubes = values.reshape(planes, rows, columns), numbers.reshape(planes, rows, columns)
         measure_plane_shifts(cubes[0], inverse, cubes[1], np.int32(bits), one_sided, every, shifts, seen)
     else:

@@ -88,11 +88,15 @@ class Writing:
         step = coded.step_of(np.int32(least).view(np.float32), self._config, kind)
         quantised = self._quantised(step, kind)
         split = self._split(quantised, num_kept, kind)
-        tallies = self._tallied(quantised.numbers, split.high, step, one_sided, kind, grid)
+        is_fixed = coded.has_fixed_shifts(self._config, kind, one_sided)
+        tallies = None if is_fixed else self._tallied(quantised.numbers, split.high, step, one_sided, kind, grid)
         start = activity.nearest_activity(split.total, len(split.high)) if kind == tables.TOKENS else 0
         is_short = coded.is_short(len(bounds) - 1, split.raw_bits)
         coder = Coder(split.high, kind, grid, bounds, start, split.half_escapes, is_short)
-        sums, counts = np.split(to_host(tallies).numpy(), 2)
+        shifts = coded.default_shifts(kind, one_sided)
+        if tallies is not None:
+            sums, counts = np.split(to_host(tallies).numpy(), 2)
+            shifts = coded.settled_shifts(sums, counts, len(self._x), kind, one_sided=one_sided, short=is_short)
         return Coded(
             kind=kind,
             one_sided=one_sided,
@@ -103,7 +107,7 @@ class Writing:
             half_escapes=split.half_escapes,
             model=coder.model,
             levels=coder.levels,
-            shifts=coded.settled_shifts(sums, counts, len(self._x), kind, one_sided=one_sided, short=is_short),
+            shifts=shifts,
             streams=coder.streams(),
             raw=split.raw,
         )

@@ -29,6 +29,8 @@ from serverlight.codec.backends.slicer import SlicerKernels, kept_positions
 from serverlight.codec.coded import (
     Coded,
     Streams,
+    default_shifts,
+    has_fixed_shifts,
     is_one_sided_kind,
     is_short,
     kind_of,
@@ -95,7 +97,10 @@ class ReferenceKernels(SlicerKernels):
         raw_bits, half_escapes = choose_raw_bits(quantised, kind)
         high, raw = split_raw(quantised, raw_bits)
         short = is_short(len(bounds) - 1, raw_bits)
-        shifts = measure_shifts(values, quantised, high, step, kind, one_sided, grid, short)
+        if has_fixed_shifts(config, kind, one_sided):
+            shifts = default_shifts(kind, one_sided)
+        else:
+            shifts = measure_shifts(values, quantised, high, step, kind, one_sided, grid, short)
         start = activity.nearest_activity(int(np.abs(high).sum()), len(high)) if kind == tables.TOKENS else 0
         symbols = Symbols.of(high, grid, kind, start, spreads)
         fitted = tables.fit_levels(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from serverlight.apps.bench_plots import _front, plot_codecs
+from serverlight.apps.bench_tables import rate_sections
 from serverlight.apps.cli import main
 from serverlight.apps.commands.bench_codec import _families, _task_names
 from serverlight.codec.rivals import family
@@ -64,6 +65,18 @@ def test_demo_needs_no_data(
     printed = capsys.readouterr().out
     for codec, bits in best.items():
         assert any(codec in line and f"{bits:.2f}" in line for line in printed.splitlines())
+
+
+def test_codecs_that_not_every_task_has(report: TaskReport) -> None:
+    """A codec with a basis has no row for feature maps: its cells there are empty, and the others stay in their places."""
+    without = dataclasses.replace(report, comparisons=report.comparisons[1:], equal_kl=None)
+    for pair in ((report, without), (without, report)):
+        for section in rate_sections(pair, 1.0):
+            cells = {row[0]: row[1:] for row in section.rows}
+            assert sorted(cells) == sorted(comparison.codec for comparison in report.comparisons)
+            missing, place = report.comparisons[0].codec, pair.index(without)
+            assert cells[missing][place] == "-"
+            assert cells["uniform-rans"][0].split()[0] == cells["uniform-rans"][1].split()[0]
 
 
 QUICK = ("--tasks", "demo", "--codecs", "q80", "--limit", "4", "--quick")

@@ -60,14 +60,17 @@ def rate_sections(reports: Sequence[TaskReport], max_loss_pp: float) -> list[Sec
         return []
     tasks = tuple(report.task for report in reports)
     reference = reports[0].reference
-    by_codec = list(zip(*(report.comparisons for report in reports), strict=True))
+    codecs = tuple(dict.fromkeys(c.codec for report in reports for c in report.comparisons))
+    found_by = [{c.codec: c for c in report.comparisons} for report in reports]
+    by_codec = [(codec, [found.get(codec) for found in found_by]) for codec in codecs]
     bases = ", ".join(f"{r.task} {r.base_metric:.1f} ({r.num_messages} messages)" for r in reports)
     found = [
         Section(
             title=f"Bits per element, all bytes counted, at a loss of at most {max_loss_pp:g} percentage points:",
             columns=("codec", *tasks),
-            rows=tuple((row[0].codec, *map(_bits, row)) for row in by_codec),
-            note=f"Cheapest setting of each codec; {NONE} where every setting loses more. Uncut: {bases}.",
+            rows=tuple((codec, *map(_bits, row)) for codec, row in by_codec),
+            note=f"Cheapest setting of each codec; {NONE} where every setting loses more, or the codec is not for the feature. "
+            f"Uncut: {bases}.",
         )
     ]
     if any(report.equal_kl for report in reports):
@@ -76,7 +79,7 @@ def rate_sections(reports: Sequence[TaskReport], max_loss_pp: float) -> list[Sec
                 title=f"Bits per element at the divergence of {reference}'s row above; in brackets what share of them "
                 f"{reference} needs:",
                 columns=("codec", *tasks),
-                rows=tuple((row[0].codec, *map(_bits_at_kl, row, reports)) for row in by_codec),
+                rows=tuple((codec, *map(_bits_at_kl, row, reports)) for codec, row in by_codec),
                 note=f"{NONE} where a codec has no settings on both sides of that divergence.",
             )
         )
@@ -99,12 +102,12 @@ def check_sections(checks: Sequence[Check]) -> list[Section]:
     return [Section(title="What is claimed:", columns=("what", "measured", "wanted", "holds"), rows=rows)]
 
 
-def _bits(comparison: Comparison) -> str:
-    return f"{comparison.best.bits_per_element:.2f}" if comparison.best else NONE
+def _bits(comparison: Comparison | None) -> str:
+    return f"{comparison.best.bits_per_element:.2f}" if comparison and comparison.best else NONE
 
 
-def _bits_at_kl(comparison: Comparison, report: TaskReport) -> str:
-    if comparison.bits_at_equal_kl is None:
+def _bits_at_kl(comparison: Comparison | None, report: TaskReport) -> str:
+    if comparison is None or comparison.bits_at_equal_kl is None:
         return NONE
     ratio = report.ratio_at_equal_kl(comparison.codec)
     return f"{comparison.bits_at_equal_kl:.2f}" + (f" ({ratio:.2f})" if ratio else "")

@@ -5,21 +5,20 @@ The attacks spoil sections of legal frames, which tests/independent_reader/write
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import numpy as np
 import pytest
 
+from frame_attacks import BACKENDS, KINDS, rejects
 from independent_reader import writer
 from independent_reader.model import ONE_SIDED_PLANES, SIGNED_PLANES, TOKENS
 from independent_reader.samples import good
 from independent_reader.writer import BitsOut, Sections, to_zigzag, varint, write_model, write_sections
-from serverlight.codec import decode, inspect
+from serverlight.codec import decode
 from serverlight.errors import (
     BadPadding,
     BadVarint,
-    FrameError,
     FrameTooLarge,
     FrameTooShort,
     InconsistentFrame,
@@ -27,21 +26,7 @@ from serverlight.errors import (
     UnsupportedFeature,
 )
 
-BACKENDS = ["reference"] + ["cpu"] * (importlib.util.find_spec("numba") is not None)
-KINDS = range(4)
 whole_and_half = pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
-
-
-def rejects(error: type[FrameError], frame: bytes, *, unseen: bool = False, **limits: Any) -> None:
-    """Every backend refuses it with exactly this error; so does ``inspect``, unless only the entropy decoder can see it."""
-    for backend in BACKENDS:
-        with pytest.raises(FrameError) as caught:
-            decode(frame, "numpy", backend=backend, **limits)
-        assert type(caught.value) is error, caught.value
-        assert str(caught.value)
-    if not unseen:
-        with pytest.raises(error):
-            inspect(frame, **limits)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 
+from frame_attacks import BACKENDS, KINDS, rejects
 from independent_reader.model import FLAT, ONE_SIDED_PLANES, TOKENS
 from independent_reader.samples import good
 from independent_reader.writer import Sections, varint, write_model, write_sections
@@ -24,22 +24,8 @@ from serverlight.errors import (
     UnsupportedProfile,
 )
 
-BACKENDS = ["reference"] + ["cpu"] * (importlib.util.find_spec("numba") is not None)
-KINDS = range(4)
 ZEROS = b"\x07"
 PROFILE_SERVERLIGHT = 2 << 2
-
-
-def rejects(error: type[FrameError], frame: bytes, *, unseen: bool = False, **limits: Any) -> None:
-    """Every backend refuses it with exactly this error; so does ``inspect``, unless only the entropy decoder can see it."""
-    for backend in BACKENDS:
-        with pytest.raises(FrameError) as caught:
-            decode(frame, "numpy", backend=backend, **limits)
-        assert type(caught.value) is error, caught.value
-        assert str(caught.value)
-    if not unseen:
-        with pytest.raises(error):
-            inspect(frame, **limits)
 
 
 def short(kind: int = FLAT, **choices: Any) -> Sections:

@@ -26,7 +26,8 @@ os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "out" / "numba-checked")
 # Numba compiles these from their bytecode, which must stay as it was written.
 BACKENDS = "serverlight.codec.backends"
 COMPILED = [f"{BACKENDS}.{path.stem}" for path in (ROOT / "src" / BACKENDS.replace(".", "/")).glob("cpu*.py")]
-with atheris.instrument_imports(include=["serverlight"], exclude=[*COMPILED, "serverlight.codec.tables"]):
+COMPILED += ["serverlight.codec.parameters", "serverlight.codec.tables"]
+with atheris.instrument_imports(include=["serverlight"], exclude=COMPILED):
     from serverlight.codec import decode, inspect
     from serverlight.errors import FrameError, InconsistentFrame, UnknownBasis
 

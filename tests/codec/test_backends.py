@@ -239,7 +239,7 @@ def test_few_values_tie(backend: str) -> None:
         agree(x, ours(**{name: float(value) for name, value in knobs.items()}), backend)
 
 
-@pytest.mark.parametrize("shape", [(300,), (12, 25), (1, 5, 6, 10)], ids=str)
+@pytest.mark.parametrize("shape", [(300,), (12, 25), (1, 20, 12, 20)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_largest_numbers_stay_finite(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Values at the end of the dtype's range do not become infinite, however coarse the step."""
@@ -247,7 +247,7 @@ def test_the_largest_numbers_stay_finite(backend: str, shape: tuple[int, ...], d
     for knobs in ({}, {"sparsity": 0.0}, {"distortion": 2.0}, {"distortion": 1e-3}):
         x = normal(*shape).sign() * torch.rand(shape, generator=torch.Generator().manual_seed(1)).add(7).clamp(max=7.5)
         x = (x / 7.5 * largest).to(dtype)
-        assert agree(x, ours(**knobs), backend).abs().max() >= 0.8 * x.abs().max()
+        assert agree(x, ours(**knobs), backend).abs().max() >= 0.9 * x.abs().max()
 
 
 @pytest.mark.parametrize(

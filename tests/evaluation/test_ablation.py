@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
 pytest.importorskip("numba", reason="the model's own length is computed by compiled code")
 
-from serverlight.evaluation.ablation import STAGES, VARIANTS, ablate_task, numbers_of, own_frames, rounded, whole
+from serverlight.codec import decode, inspect
+from serverlight.evaluation.ablation import (
+    STAGES,
+    VARIANTS,
+    ablate_task,
+    numbers_of,
+    own_frames,
+    rounded,
+    whole,
+    without_its_shifts,
+)
 
 RNG = np.random.default_rng(0)
 PLANES = [np.maximum(RNG.normal(0.5, 1, (1, 4, 16, 16)), 0).astype(np.float32) for _ in range(2)]
@@ -63,3 +74,16 @@ def test_a_task_is_taken_apart() -> None:
     assert report["more"].keys() == VARIANTS.keys()
     for name in ("no entropy coder", "8 equal groups for sizes of numbers", "no contexts"):
         assert report["more"][name]["mean"] > 0
+
+
+def test_frames_lose_their_shifts_in_either_form() -> None:
+    """Golden frames, long and short, are whole numbers of steps once their shifts are gone."""
+    seen = set()
+    for path in (pathlib.Path(__file__).parents[1] / "vectors").glob("*/serverlight-tokens*/frame.bin"):
+        frame = path.read_bytes()
+        info, bare = inspect(frame), decode(without_its_shifts(frame), "numpy").astype(np.float64)
+        steps = bare / float(info.config["step"])
+        assert np.allclose(steps, np.rint(steps), rtol=0, atol=1e-6 * max(1.0, np.abs(steps).max()))
+        assert (np.rint(steps) == numbers_of(frame)).all()
+        seen.add(path.parts[-3])
+    assert seen == {"v1", "short"}

@@ -137,6 +137,9 @@ class Coded:
     half_escapes: bool
     """Whether pairs with one number too large for a nibble have symbols."""
 
+    is_short: bool
+    """Whether the section is in short; the model is packed accordingly."""
+
     model: bytes
     """Parameters of the probability model, packed."""
 
@@ -150,11 +153,6 @@ class Coded:
 
     raw: npt.NDArray[np.uint8]
     """The low bits, packed."""
-
-    @property
-    def is_short(self) -> bool:
-        """Whether writers write the section in short."""
-        return is_short(len(self.streams.num_words), self.raw_bits)
 
 
 def kind_of(layout: Layout, one_sided: bool) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from serverlight.codec import activity, tables
+from serverlight.codec import activity, parameters, tables
 from serverlight.codec.coded import (
     Coded,
     Streams,
@@ -99,6 +99,7 @@ def read(reader: Reader, header: Header) -> Coded | None:
         activity=start,
         raw_bits=raw_bits,
         half_escapes=bool(mode & HALF_FLAG),
+        is_short=is_short,
         model=model,
         levels=levels,
         shifts=shifts,
@@ -151,7 +152,7 @@ def _read_raw_bits(reader: Reader) -> int:
 def _read_model(reader: Reader, kind: int, is_short: bool) -> tuple[bytes, Ints]:
     levels = np.empty((tables.NUM_CONTEXTS[kind], tables.NUM_DECISIONS), np.int64)
     data = np.frombuffer(reader.peek(MAX_MODEL_BYTES), np.uint8)
-    size = tables.unpack_model(data, tables.DEFAULT_LEVELS[kind], is_one_sided_kind(kind), is_short, levels)
+    size = parameters.unpack_model(data, tables.DEFAULT_LEVELS[kind], is_one_sided_kind(kind), is_short, levels)
     if size < 0:
         error, why = MODEL_ERRORS[size]
         raise error(f"model: {why}")

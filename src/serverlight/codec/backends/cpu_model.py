@@ -1,6 +1,7 @@
 """Compiled loops of profile ``serverlight``: the probability model, and the coder's tables made of it.
 
-Small functions come straight from :mod:`serverlight.codec.tables`; where whole tables are filled, loops are written for vectors.
+Small functions come straight from :mod:`serverlight.codec.tables` and :mod:`serverlight.codec.parameters`; where whole tables
+are filled, loops are written for vectors.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from serverlight.codec import tables
+from serverlight.codec import parameters, tables
 from serverlight.codec.backends.cpu_kernels import copy_sixteen, inlined, njit, write_sixteen
 
 U = np.uint64
@@ -22,13 +23,14 @@ COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
 
 
 def compiled(*names: str) -> list[Any]:
-    """Functions of :mod:`serverlight.codec.tables` as machine code: the same definition, at another speed.
+    """Functions of the two modules as machine code: the same definition, at another speed.
 
     ``names`` come in an order in which each function calls only earlier ones.
     """
-    namespace = dict(vars(tables))
+    defined = {**vars(tables), **vars(parameters)}
+    namespace = dict(defined)
     for name in names:
-        source = vars(tables)[name]
+        source = defined[name]
         copy = types.FunctionType(source.__code__, namespace, name)
         copy.__qualname__, copy.__module__ = f"compiled.{name}", __name__
         namespace[name] = njit(copy)

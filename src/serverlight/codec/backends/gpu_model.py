@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serverlight.codec import tables
+from serverlight.codec import parameters, tables
 from serverlight.codec.backends.reference_coder import frequencies_for
 from serverlight.codec.coded import is_one_sided_kind
 from serverlight.codec.layout import Grid, Layout
@@ -69,7 +69,7 @@ def fit(histogram: Ints, grid: Grid, kind: int, half_escapes: bool, is_short: bo
     levels = tables.levels_of(defaults, fitted[0], fitted[2])
     frequencies = frequencies_for(levels, grid, kind, half_escapes)
     return Fitted(
-        packed=model[: tables.pack_model(*fitted, one_sided, is_short, model)].tobytes(),
+        packed=model[: parameters.pack_model(*fitted, one_sided, is_short, model)].tobytes(),
         levels=levels,
         frequencies=frequencies,
         payload_bits=tables.payload_bits(histogram, frequencies, tables.COST_OF_FREQUENCY),

@@ -105,6 +105,7 @@ class Writing:
             activity=start,
             raw_bits=split.raw_bits,
             half_escapes=split.half_escapes,
+            is_short=is_short,
             model=coder.model,
             levels=coder.levels,
             shifts=shifts,

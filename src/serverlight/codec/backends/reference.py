@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serverlight.codec import activity, contextual, tables
+from serverlight.codec import activity, contextual, parameters, tables
 from serverlight.codec.activity import NO_SPREADS, Spreads
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends.reference_coder import decode_segment, encode_segment, frequencies_for
@@ -51,7 +51,6 @@ class ReferenceKernels(SlicerKernels):
     """The stages of both profiles, as written on the page."""
 
     name = "reference"
-    unpack_model = staticmethod(tables.unpack_model)
 
     def encode_contextual(
         self, values: Float32, shape: tuple[int, ...], config: CodecConfig, spreads: Spreads = NO_SPREADS
@@ -114,7 +113,7 @@ class ReferenceKernels(SlicerKernels):
         levels = tables.levels_of(tables.DEFAULT_LEVELS[kind], fitted[0], fitted[2])
         frequencies = frequencies_for(levels, grid, kind, half_escapes)
         model = np.zeros(300, np.uint8)
-        model_bytes = tables.pack_model(*fitted, is_one_sided_kind(kind), short, model)
+        model_bytes = parameters.pack_model(*fitted, is_one_sided_kind(kind), short, model)
         lanes = lanes_for(
             tables.payload_bits(symbols.histogram(), frequencies, tables.COST_OF_FREQUENCY), len(bounds) - 1
         )
@@ -126,6 +125,7 @@ class ReferenceKernels(SlicerKernels):
             activity=start,
             raw_bits=raw_bits,
             half_escapes=half_escapes,
+            is_short=short,
             model=model[:model_bytes].tobytes(),
             levels=levels,
             shifts=shifts,

@@ -83,6 +83,8 @@ def filled(data: bytes) -> bytes:
     one_sided = 8 if kind == 2 else 0 if kind == 3 else one_sided
     sides = (data[1] % 9 + 1, data[2] % 9 + 1, data[3] % 17 + 1)
     mode = (4 + min(kind, 2) if is_short else kind) | one_sided | data[0] & 0xB0 | flag
+    if kind == 1 and is_short and data[7] & 1:  # along a trellis
+        mode, one_sided = mode | 15, 0
     activity = bytes((data[6] % 160,)) * (kind == 1)
     num_shifts = 10 if kind == 2 else 9 if kind == 3 else 4 if one_sided else 3
     body, num_escapes = data[24:], data[23] & 15

@@ -12,6 +12,7 @@ from serverlight.errors import FrameError
 
 BACKENDS = ["reference"] + ["cpu"] * (importlib.util.find_spec("numba") is not None)
 KINDS = range(4)
+"""Of long sections; of short ones, see ``test_contextual_short.py``."""
 
 
 def rejects(error: type[FrameError], frame: bytes, *, unseen: bool = False, **limits: Any) -> None:

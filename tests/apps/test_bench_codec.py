@@ -104,7 +104,7 @@ def test_uplink_leaves_out_longer_forms() -> None:
     """By default the table has every codec but the forms of plain SLICER that another form is shorter than."""
     names = {found.name for found in _families("all", True)}
     assert {found.name for found in _families("all", False)} - names == {
-        "slicer", "slicer-bitmap", "slicer-csr", "serverlight-basis",
+        "slicer", "slicer-bitmap", "slicer-csr", "serverlight-basis", "serverlight-trellis", "serverlight-trellis-basis",
     }  # fmt: skip
     assert list(_task_names("all", None, True)) == list(UPLINK_TASKS)
     assert [found.name for found in _families("slicer-csr", True)] == ["slicer-csr"]

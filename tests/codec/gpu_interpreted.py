@@ -32,6 +32,7 @@ KNOBS: list[dict[str, Any]] = [
     {"sparsity": 0.05, "distortion": 1e-3},  # raw bits
     {"sparsity": 0.6, "asymmetry": 0.3},
     {"sparsity": 0.6, "asymmetry": 0.5, "asymmetry_mode": "budget"},
+    {"sparsity": 0.6, "trellis": True},
 ]
 
 

@@ -306,7 +306,7 @@ def test_another_basis_is_not_taken(basis: Basis) -> None:
 def test_a_frame_s_own_faults_come_first() -> None:
     """Whoever has no basis is still told what is wrong with the frame itself, in the words of inspect."""
     frame = Codec(CodecConfig(sparsity=0.8, checksum=False), basis=any_basis(WIDTH, 0)).encode(features(1)[0])
-    for altered in (frame[:START] + b"\x0f" + frame[START + 1 :], frame[: START + 5], frame + b"\0"):
+    for altered in (frame[:START] + b"\x17" + frame[START + 1 :], frame[: START + 5], frame + b"\0"):
         with pytest.raises(FrameError) as caught:
             inspect(altered)
         refuses(type(caught.value), altered, None)
@@ -322,7 +322,7 @@ def test_hostile_frames_under_a_basis(basis: Basis) -> None:
     for kind in (2, 3, 6):
         mode = frame[START] & 0xB0 | kind | (8 if kind == 2 else 0)
         refuses(InconsistentFrame, frame[:START] + bytes((mode,)) + frame[START + 1 :], basis)
-    refuses(UnsupportedFeature, frame[:START] + b"\x0f" + frame[START + 1 :], basis)
+    refuses(UnsupportedFeature, frame[:START] + b"\x17" + frame[START + 1 :], basis)
     refuses(InconsistentFrame, frame[: START + 1] + b"\0\0" + frame[START + 3 :], basis)
     refuses(InconsistentFrame, frame[: START + 1] + b"\x80\x7f" + frame[START + 3 :], basis)
     refuses(InconsistentFrame, frame + b"\0", basis)

@@ -24,7 +24,14 @@ def check(kind: int, levels: NDArray[np.int64], *, half_escapes: bool) -> NDArra
     found = np.asarray(frequencies_of(levels, kind, True, half_escapes))
     is_one_sided = kind == tables.ONE_SIDED_PLANES
     plain = tables.build_tables(
-        levels, tables.NEXT[kind], tables.FLIP_NEXT[kind], is_one_sided, True, half_escapes, tables.PROBABILITY
+        levels,
+        tables.FIRST[kind],
+        tables.NEXT[kind],
+        tables.FLIP_NEXT[kind],
+        is_one_sided,
+        True,
+        half_escapes,
+        tables.PROBABILITY,
     )
     assert np.array_equal(found, plain)
     assert found.min() >= 0
@@ -35,8 +42,8 @@ def check(kind: int, levels: NDArray[np.int64], *, half_escapes: bool) -> NDArra
 
 @settings(deadline=None)  # the first call compiles
 @given(
-    kind=st.integers(0, 3),
-    some=st.lists(st.sampled_from([-32, -7, 0, 32]) | st.integers(-32, 32), min_size=1, max_size=135),
+    kind=st.integers(0, 4),
+    some=st.lists(st.sampled_from([-32, -7, 0, 32]) | st.integers(-32, 32), min_size=1, max_size=160),
     half_escapes=st.booleans(),
 )
 def test_all_slots_are_taken(kind: int, some: list[int], half_escapes: bool) -> None:
@@ -44,7 +51,7 @@ def test_all_slots_are_taken(kind: int, some: list[int], half_escapes: bool) -> 
     check(kind, levels_of(kind, some), half_escapes=half_escapes)
 
 
-@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("kind", range(5))
 def test_escapes_that_have_nearly_all(kind: int) -> None:
     """Where all numbers are large, symbols that have one each leave the escape less than its share."""
     found = check(kind, levels_of(kind, [32, -7, 32, 32, 32]), half_escapes=True)

@@ -18,7 +18,7 @@ from serverlight.codec import Codec, CodecConfig, decode, decode_batch
 from serverlight.codec.backends import cpu_coder, cpu_escapes, cpu_filter, cpu_lanes, cpu_model
 from serverlight.codec.backends.cpu_kernels import njit
 from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
-from serverlight.codec.tables import COST_OF_FREQUENCY, DEFAULT_LEVELS, FLIP_NEXT, NEXT
+from serverlight.codec.tables import COST_OF_FREQUENCY, DEFAULT_LEVELS, FIRST, FLIP_NEXT, NEXT
 from serverlight.errors import FrameError
 
 TOKENS = 1
@@ -29,7 +29,7 @@ needs_vectors = pytest.mark.skipif(not HAS_VECTORS, reason="this processor has n
 def coder_tables(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The writer's and the reader's table for entries of rows of tokens."""
     levels = DEFAULT_LEVELS[TOKENS].astype(np.int64)
-    frequencies = cpu_model.build_tables(levels, NEXT[TOKENS], FLIP_NEXT[TOKENS], False, False, True)
+    frequencies = cpu_model.build_tables(levels, FIRST[TOKENS], NEXT[TOKENS], FLIP_NEXT[TOKENS], False, False, True)
     histogram = np.bincount(index, minlength=256 * ROWS).reshape(ROWS, 256).astype(np.int64)
     table = np.zeros(1024 * ROWS, np.uint32)
     cpu_model.encoder_tables(frequencies, histogram, COST_OF_FREQUENCY, table)

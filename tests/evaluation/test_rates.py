@@ -347,6 +347,22 @@ def test_a_basis_is_calibrated_where_there_are_samples() -> None:
     assert "serverlight-basis" not in {comparison.codec for comparison in none.comparisons}
 
 
+def test_a_trellis_is_measured_on_tokens_only() -> None:
+    """There it is a row of its own, at fewer bits; of feature maps it would be the same as without."""
+    families = [family(name) for name in ("serverlight", "serverlight-trellis", "slicer-rans")]
+    task = ToyTask()
+    report = bench_task(task, families, reference="serverlight", rounds=1)
+    plain, led = (report.ratio_at_equal_kl("slicer-rans", name) for name in ("serverlight", "serverlight-trellis"))
+    assert plain is not None
+    assert led is not None
+    assert led < plain
+    found = {check.name: check.value for check in rate_checks([report], 1.0)}
+    assert found["serverlight-trellis: bits over those of slicer-rans at equal KL, worst task (toy)"] == led
+    task._features = [x.reshape(1, 6, 8, 8) for x in task._features]
+    maps = bench_task(task, families[:2], reference="serverlight", rounds=0)
+    assert "serverlight-trellis" not in {comparison.codec for comparison in maps.comparisons}
+
+
 def test_report_of_the_demo() -> None:
     """The whole way with the shipped model."""
     torch.set_num_threads(1)

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from independent_reader.model import FLAT, ONE_SIDED_PLANES, SIGNED_PLANES, TOKENS
+from independent_reader.model import FLAT, ONE_SIDED_PLANES, SIGNED_PLANES, TOKENS, TRELLIS
 from independent_reader.samples import good
 from independent_reader.writer import varint, write_model, write_sections
 from serverlight.codec import Codec, CodecConfig, decode, inspect
 from serverlight.errors import FrameError
 
 BACKENDS = ["reference"] + ["cpu"] * (importlib.util.find_spec("numba") is not None)
-KINDS = range(4)
+KINDS = range(5)
 
 
 def outcome(frame: bytes, backend: str) -> Any:
@@ -76,6 +76,7 @@ def written_by_the_package(seed: int) -> bytes:
         profile="serverlight",
         sparsity=float(rng.choice([0.0, 0.3, 0.7, 0.9])),
         distortion=rng.choice([None, 0.05, 1e-3]),
+        trellis=bool(rng.integers(2)),
         checksum=False,
     )
     return Codec(config, backend="reference").encode(x.astype(rng.choice([np.float16, np.float32])))
@@ -84,13 +85,13 @@ def written_by_the_package(seed: int) -> bytes:
 def written_by_another(seed: int) -> bytes:
     """A frame of the other writer: lanes without work, wild parameters, escapes of small numbers."""
     rng = np.random.default_rng(seed)
-    kind, shape = int(rng.integers(4)), [int(side) for side in rng.integers(1, 6, rng.integers(0, 5))]
+    kind, shape = int(rng.integers(5)), [int(side) for side in rng.integers(1, 6, rng.integers(0, 5))]
     size = math.prod(shape)
     largest = int(rng.choice([3, 3, 20]))
     high = [int(h) for h in rng.integers(0 if kind == ONE_SIDED_PLANES else -largest, largest + 1, size)]
-    raw_bits, short = int(rng.choice([0, 0, 5])), bool(rng.integers(2))
+    raw_bits, short = int(rng.choice([0, 0, 5])), bool(rng.integers(2)) or kind == TRELLIS
     raw_bits = 0 if short else raw_bits
-    contexts = (1, 16, 27, 14)[kind]
+    contexts = (1, 16, 27, 14, 32)[kind]
     corrections = [None, *([int(c) for c in rng.integers(-9, 10, contexts)] for _ in range(4))]
     return write_sections(
         shape,
@@ -147,7 +148,11 @@ def test_random_streams_behind_a_good_start(shape: list[int], mode: int, words: 
     num_shifts = {2: 10, 3: 9}.get(kind, 4 if one_sided else 3)
     num_decisions, short = 4 if kind == ONE_SIDED_PLANES else 5, body[11] & 1
     model = write_model([(body[3 + i] % 64 - 32, None) for i in range(num_decisions)], kind if short else None)
-    front = bytes((83, 76, 1, 2, body[0] % 3, len(shape), *shape, mode + (4 + min(kind, 2) - kind if short else 0)))
+    if kind == TOKENS and short and body[12] & 1:
+        mode, num_shifts = mode | 15, 3
+    elif short:
+        mode += 4 + min(kind, 2) - kind
+    front = bytes((83, 76, 1, 2, body[0] % 3, len(shape), *shape, mode))
     front += b"\x80\x3f" + bytes((body[1] % 160,)) * (kind == TOKENS)
     if short:
         num_shifts = num_shifts if mode & 64 else 0
@@ -189,7 +194,9 @@ base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 run(large, 1 << 20)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
 """
-    small = [good(kind, raw_bits=raw_bits).frame() for kind in KINDS for raw_bits in (0, 3)]
+    small = [
+        good(kind, raw_bits=raw_bits).frame() for kind in KINDS for raw_bits in ((0, 3) if kind != TRELLIS else (0,))
+    ]
     lines = "\n".join(" ".join(frame.hex() for frame in each) for each in (small, frames))
     done = subprocess.run([sys.executable, "-c", script], input=lines, capture_output=True, text=True, check=True)
     # 2^20 elements are 4 MiB of float32, and as much as integers; lines, lanes and contexts take a dozen bytes an element at most.
@@ -202,7 +209,7 @@ def units(dims: list[int], kind: int) -> int:
     if kind == FLAT:
         return (size + 1) // 2
     rows = dims[-2] if len(dims) > 1 else 1
-    return dims[-1] if kind == TOKENS else size // (rows * dims[-1])
+    return dims[-1] if kind in (TOKENS, TRELLIS) else size // (rows * dims[-1])
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from frame_attacks import BACKENDS, KINDS, rejects
-from independent_reader.model import FLAT, ONE_SIDED_PLANES, TOKENS
+from frame_attacks import BACKENDS, rejects
+from independent_reader.model import FLAT, ONE_SIDED_PLANES, TOKENS, TRELLIS
 from independent_reader.samples import good
 from independent_reader.writer import Sections, varint, write_model, write_sections
 from serverlight.codec import decode, inspect
@@ -26,6 +26,8 @@ from serverlight.errors import (
 
 ZEROS = b"\x07"
 PROFILE_SERVERLIGHT = 2 << 2
+KINDS = range(5)
+"""Tokens along a trellis are always in short."""
 
 
 def short(kind: int = FLAT, **choices: Any) -> Sections:
@@ -38,8 +40,8 @@ def short(kind: int = FLAT, **choices: Any) -> Sections:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_frames_that_the_attacks_start_from_are_good(kind: int) -> None:
     """Short or long, the same numbers; with shifts and without."""
-    expected = decode(good(kind, half=True).frame(), "numpy")
     shifts = bytes(10 if kind == ONE_SIDED_PLANES else 9 if kind == 3 else 3)
+    expected = decode(good(kind, half=True, shifts=shifts).frame(), "numpy")
     for backend in BACKENDS:
         for choices in ({}, {"lanes_log2": 3}, {"half": True}):
             assert decode(short(kind, **choices).frame(), "numpy", backend=backend).shape == (2, 3, 5)
@@ -107,6 +109,18 @@ def test_only_one_segment_is_in_short() -> None:
         dims[0] -= 1
         sections.header = header(len(dims), dims=b"".join(map(varint, dims)))
         rejects(InconsistentFrame, sections.frame(), unseen=True)
+
+
+def test_two_segments_along_a_trellis_have_both_lengths() -> None:
+    """Where the only length would be the number of words, what is left is too little or too much."""
+    sections = short(TRELLIS)
+    sections.header = header(2, dims=varint(1 << 13) + varint(16))
+    rejects(FrameTooShort, sections.frame())
+    sections.short, sections.lengths = False, [(2, 0), (2, 0)]
+    sections.words, sections.escapes = [[0, 1 << 15], [0, 1 << 15]], []
+    rejects(InconsistentFrame, sections.frame(), unseen=True)
+    sections.lengths = [(2, 0), (3, 0)]
+    rejects(FrameTooShort, sections.frame())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from independent_reader.parts import Bits, from_zigzag
 
-FLAT, TOKENS, ONE_SIDED_PLANES, SIGNED_PLANES = range(4)
+FLAT, TOKENS, ONE_SIDED_PLANES, SIGNED_PLANES, TRELLIS = range(5)
+"""The last is not on the wire: it stands for tokens along a trellis."""
 ESCAPE = 255
 
 PROBABILITIES = [
@@ -27,6 +28,11 @@ DEFAULTS = {
     SIGNED_PLANES: """-5 -1 -9 -9 -5; -3 -2 -8 -8 -5; -1 -4 -4 -6 -4; -1 -7 -7 -8 -5; -1 -7 -6 -8 -5; -1 -1 -5 -6 -5;
         -2 -1 -5 -7 -5; -1 1 -4 -6 -4; -1 -4 -5 -7 -5; 0 -8 -6 -9 -6; 0 -7 -6 -8 -5; 1 -5 -3 -5 -4; 2 -10 -4 -8 -5;
         3 -12 -3 -7 -6""",
+    TRELLIS: """-12 0 -12 -6 -14; -9 0 -14 -14 -1; -6 0 -10 -7 -5; -9 -2 -9 -11 -6; -3 0 -6 -7 -6; -7 -3 -8 -7 -5;
+        -4 -1 -7 -6 -5; -5 -3 -7 -7 -5; -9 -2 -5 -4 -1; -4 -4 -6 -6 -4; -3 -2 -5 -5 -3; -3 -5 -5 -5 -3;
+        -2 -2 -4 -4 -3; -1 -5 -3 -2 -1; 1 -2 -1 0 0; 2 -8 2 2 1; -6 -1 -10 -14 -4; -2 -5 -13 -14 -1; -2 -2 -8 -9 -7;
+        -1 -7 -11 -12 -11; 0 -2 -7 -8 -5; 0 -3 -8 -7 -5; 2 -2 -5 -6 -5; 2 -4 -6 -7 -5; 4 -2 -4 -5 -5; 5 -4 -4 -5 -4;
+        5 -2 -3 -5 -3; 7 -5 -3 -4 -3; 7 -2 -2 -4 -2; 10 -6 -2 -2 -1; 9 -3 0 -1 0; 12 -7 2 2 1""",
 }
 
 
@@ -107,11 +113,20 @@ def second_context(context: int, first: int, kind: int) -> tuple[int, int]:
     return abs(k), -1 if k < 0 else 1
 
 
-def pair_weights(shares: list[list[int]], context: int, kind: int, half: bool) -> Iterator[tuple[int, int]]:
+def state_after(state: int, number: int) -> int:
+    """Section 6.9: where a number leads to."""
+    return ((0, 2), (2, 0), (1, 3), (3, 1))[state][number & 1]
+
+
+def pair_weights(shares: list[list[int]], row: int, kind: int, half: bool) -> Iterator[tuple[int, int]]:
+    state, context = divmod(row, 16) if kind == TRELLIS else (0, row)
+    first_shares = shares[context + 16 * (state >> 1)]
     for a in range(15 + half):
-        second, flip = second_context(context, number_of(a, kind), kind)
+        number = number_of(a, kind)
+        second, flip = second_context(context, number, TOKENS if kind == TRELLIS else kind)
+        second += 16 * (state_after(state, number) >> 1) if kind == TRELLIS else 0
         for b in range(15 + half):
-            yield 16 * a + b, shares[context][a] * shares[second][b if flip > 0 else opposite(b)]
+            yield 16 * a + b, first_shares[a] * shares[second][b if flip > 0 else opposite(b)]
 
 
 def frequencies(weights: Iterator[tuple[int, int]]) -> list[int]:
@@ -137,9 +152,12 @@ def frequencies(weights: Iterator[tuple[int, int]]) -> list[int]:
 
 def pair_tables(levels: list[list[int]], kind: int, half: bool) -> list[list[int]]:
     shares = [nibble_shares(each, kind) for each in levels]
-    return [frequencies(pair_weights(shares, context, kind, half)) for context in range(len(levels))]
+    num_rows = 64 if kind == TRELLIS else len(levels)
+    return [frequencies(pair_weights(shares, row, kind, half)) for row in range(num_rows)]
 
 
 def single_tables(levels: list[list[int]], kind: int, half: bool) -> list[list[int]]:
     shares = [nibble_shares(each, kind) for each in levels]
+    if kind == TRELLIS:  # two states share a quantiser
+        shares = shares[:16] + shares[:16] + shares[16:] + shares[16:]
     return [frequencies((16 * a, own[a] << 16) for a in range(15 + half)) for own in shares]

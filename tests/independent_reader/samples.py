@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from independent_reader.model import FLAT, ONE_SIDED_PLANES
+from independent_reader.model import FLAT, ONE_SIDED_PLANES, TRELLIS
 from independent_reader.writer import Sections, write_model, write_sections
 
 
@@ -19,7 +19,7 @@ def good(kind: int = FLAT, **choices: Any) -> Sections:
             "model",
             write_model(
                 [(8, None)] * (1 if kind == ONE_SIDED_PLANES else 2) + [(12, None)] * 3,
-                kind if choices.get("short") else None,
+                kind if choices.get("short") or kind == TRELLIS else None,
             ),
         )
     return write_sections([2, 3, 5], kind, high, **choices)

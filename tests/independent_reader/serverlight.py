@@ -14,11 +14,13 @@ from independent_reader.model import (
     ONE_SIDED_PLANES,
     SIGNED_PLANES,
     TOKENS,
+    TRELLIS,
     class_of,
     number_of,
     pair_tables,
     read_levels,
     single_tables,
+    state_after,
 )
 from independent_reader.parts import LARGEST, Bits, Bytes, from_zigzag, single, single_from_int
 
@@ -29,6 +31,7 @@ DEFAULT_SHIFTS = {
     TOKENS: {0: 12, 5: 3, 8: 1, 9: 1},
     ONE_SIDED_PLANES: dict(enumerate((11, 23, 28, 30, 30, 0, 6, 14, -4, -5))),
     SIGNED_PLANES: dict(enumerate((0, 7, 12, 15, 17, -7, -4, 8, -5, -5))),
+    TRELLIS: {5: 10, 8: 5, 9: 5},
 }
 
 
@@ -87,11 +90,13 @@ def read_serverlight(
     if mode == ALL_ZERO:
         return basis.values([0.0] * num_elements, 0.0, limit) if basis else [0.0] * num_elements
     stage = read_stage(source, mode, shape, num_elements)
-    assert basis is None or stage.kind in (FLAT, TOKENS)
+    assert basis is None or stage.kind in (FLAT, TOKENS, TRELLIS)
     levels = read_levels(Bits(source), stage.kind, stage.short)
     shifts = read_shifts(source, stage)
     tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]
     high = read_streams(source, stage, basis.spreads if basis else [], *tables)
+    if stage.kind == TRELLIS:
+        high = steps_along(stage, high)
     raw = iter(source.fields(sum(h != 0 for h in high), stage.raw_bits))
     unit, counts = single(stage.step * 2.0**-6), []
     for index, h in enumerate(high):
@@ -105,17 +110,20 @@ def read_serverlight(
 
 def read_stage(source: Bytes, mode: int, shape: list[int], num_elements: int) -> Stage:
     kind, one_sided, short, flag = mode & 7, bool(mode & 8), mode & 7 >= 4, bool(mode & 64)
-    if short:
+    if mode & 15 == 15:
+        kind, one_sided = TRELLIS, False
+    elif short:
         assert kind < 7
         kind = kind - 4 + (kind == 6 and not one_sided)
     assert num_elements > 0
     step = struct.unpack("<f", b"\0\0" + source.take(2))[0]
     assert 2.0**-126 <= step < math.inf
-    activity = source.byte() if kind == TOKENS else 0
+    tokens = kind in (TOKENS, TRELLIS)
+    activity = source.byte() if tokens else 0
     raw_bits = source.byte() if flag and not short else 0
     assert raw_bits <= 26
     columns = shape[-1] if shape and kind != FLAT else 1
-    rows = num_elements // columns if kind == TOKENS else shape[-2] if len(shape) > 1 and kind != FLAT else 1
+    rows = num_elements // columns if tokens else shape[-2] if len(shape) > 1 and kind != FLAT else 1
     start = activity_of(activity)
     lanes, half = 1 << (mode >> 4 & 3), mode >> 7 == 1
     shifts = flag or not short
@@ -143,9 +151,11 @@ def read_shifts(source: Bytes, stage: Stage) -> dict[int, int]:
 
 def segments(stage: Stage) -> list[tuple[int, int]]:
     """From which unit to which, for each segment."""
-    units = {FLAT: (stage.num_elements + 1) // 2, TOKENS: stage.columns}.get(
-        stage.kind, stage.num_elements // (stage.rows * stage.columns)
-    )
+    units = stage.num_elements // (stage.rows * stage.columns)
+    if stage.kind == FLAT:
+        units = (stage.num_elements + 1) // 2
+    elif stage.kind in (TOKENS, TRELLIS):
+        units = stage.columns
     count = max(1, min(stage.num_elements // 65536, units // 8))
     return [(units * i // count, units * (i + 1) // count) for i in range(count)]
 
@@ -156,7 +166,7 @@ def visits(stage: Stage, start: int, stop: int) -> Iterator[tuple[int, int, int 
     if stage.kind == FLAT:
         for pair in range(start, stop):
             yield (pair - start) % lanes, 2 * pair, 2 * pair + 1 if 2 * pair + 1 < stage.num_elements else None
-    elif stage.kind == TOKENS:
+    elif stage.kind in (TOKENS, TRELLIS):
         for row in range(0, rows, 2):
             for channel in range(start, stop):
                 first = row * columns + channel
@@ -194,14 +204,19 @@ class Tokens:
         self.leaning = [0] * stage.columns
         self.num_seen = [0] * stage.columns
         self.borders = [max(1, stage.activity * t >> 8) for t in BORDERS]
+        self.states = [0] * stage.columns if stage.kind == TRELLIS else None
 
     def look(self, first: int, second: int | None) -> tuple[int, int]:
         activity, leaning = self.activity[first % self.columns], self.leaning[first % self.columns]
         c = sum(border <= activity for border in self.borders)
-        return 2 * c + (8 * abs(leaning) >= 3 * activity + 24), -1 if leaning < 0 else 1
+        row = 2 * c + (8 * abs(leaning) >= 3 * activity + 24)
+        row += 16 * self.states[first % self.columns] if self.states else 0
+        return row, -1 if leaning < 0 else 1
 
     def seen(self, first: int, a: int, b: int) -> None:
         channel = first % self.columns
+        if self.states:
+            self.states[channel] = state_after(state_after(self.states[channel], a), b)
         a, b = max(-255, min(255, a)), max(-255, min(255, b))
         rate = 3 if self.has_spreads else (1, 2, 2, 3)[min(self.num_seen[channel], 3)]
         self.num_seen[channel] += 1
@@ -240,8 +255,8 @@ def read_streams(
 ) -> list[int]:
     high = [0] * stage.num_elements
     parts = segments(stage)
-    if stage.short:
-        assert len(parts) == 1
+    assert not stage.short or len(parts) == 1 or stage.kind == TRELLIS
+    if stage.short and len(parts) == 1:
         num_escapes = source.varint()
         num_words, odd = divmod(len(source.data) - source.at - num_escapes, 2)
         assert not odd
@@ -250,7 +265,7 @@ def read_streams(
         lengths = [(source.varint(), source.varint()) for _ in parts]
     words = [source.words(count) for count, _ in lengths]
     escapes = [Bytes(source.take(count)) for _, count in lengths]
-    tokens = stage.kind == TOKENS
+    tokens = stage.kind in (TOKENS, TRELLIS)
     contexts = Tokens(stage, spreads) if tokens else Flat() if stage.kind == FLAT else Planes(stage, high)
     for (start, stop), own_words, own_escapes in zip(parts, words, escapes, strict=True):
         coder, bits = Lanes(own_words, stage.num_lanes), Bits(own_escapes)
@@ -313,6 +328,20 @@ class Lanes:
         assert next(self.words, None) is None
 
 
+# -- section 6.9: trellis -------------------------------------------------------------------------------
+
+
+def steps_along(stage: Stage, numbers: list[int]) -> list[int]:
+    """What numbers stand for in half the steps of a channel's two quantisers."""
+    steps = []
+    states = [0] * stage.columns
+    for index, h in enumerate(numbers):
+        state = states[index % stage.columns]
+        steps.append(2 * h - ((h > 0) - (h < 0)) * (state >> 1))
+        states[index % stage.columns] = state_after(state, h)
+    return steps
+
+
 # -- section 6.7: shifts --------------------------------------------------------------------------------
 
 
@@ -322,7 +351,7 @@ def place(stage: Stage, high: list[int], index: int) -> tuple[int, int]:
     m, sign = abs(h), 1 if stage.one_sided else (h > 0) - (h < 0)
     if m >= 2:
         return (8 if m == 2 else 9), sign
-    if stage.kind in (FLAT, TOKENS):
+    if stage.kind in (FLAT, TOKENS, TRELLIS):
         return 5 * m, sign
     around = neighbour_sum(stage, high, index)
     if m == 0:

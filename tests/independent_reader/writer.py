@@ -9,7 +9,16 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from independent_reader.model import ESCAPE, FLAT, ONE_SIDED_PLANES, TOKENS, pair_tables, read_levels, single_tables
+from independent_reader.model import (
+    ESCAPE,
+    FLAT,
+    ONE_SIDED_PLANES,
+    TOKENS,
+    TRELLIS,
+    pair_tables,
+    read_levels,
+    single_tables,
+)
 from independent_reader.parts import Bits, Bytes
 from independent_reader.serverlight import Flat, Planes, Stage, Tokens, read_stage, segments, visits
 
@@ -114,8 +123,9 @@ def write_sections(
     """The sections of a frame with these high parts; ``low`` are the raw bits of those that are not zero.
 
     ``escaped`` are flat indices: a pair that starts at one is escaped even if it has a symbol. ``step`` is one by default.
-    A ``short`` section has no raw bits, and no shifts unless they are given.
+    A ``short`` section has no raw bits, and no shifts unless they are given; that along a trellis always is one.
     """
+    short = short or kind == TRELLIS
     one_sided = one_sided or kind == ONE_SIDED_PLANES
     num_decisions = 4 if kind == ONE_SIDED_PLANES else 5
     num_shifts = {2: 10, 3: 9}.get(kind, 4 if one_sided else 3)
@@ -123,9 +133,9 @@ def write_sections(
     flags |= (shifts is not None if short else raw_bits > 0) << 6
     sections = Sections(
         header=bytes((83, 76, 1, 2, dtype, len(shape))) + b"".join(map(varint, shape)),
-        mode=bytes(((4 + min(kind, 2) if short else kind) | flags,)),
+        mode=bytes(((15 if kind == TRELLIS else 4 + min(kind, 2) if short else kind) | flags,)),
         step=step,
-        activity=bytes((activity,)) if kind == TOKENS else b"",
+        activity=bytes((activity,)) if kind in (TOKENS, TRELLIS) else b"",
         raw_bits=bytes((raw_bits,)) if raw_bits else b"",
         model=write_model([(0, None)] * num_decisions, kind if short else None) if model is None else model,
         shifts=bytes(0 if short else num_shifts) if shifts is None else shifts,
@@ -145,7 +155,9 @@ def write_streams(sections: Sections, stage: Stage, high: list[int], escaped: Co
     """Codes the pairs of each segment, the last one first."""
     levels = read_levels(Bits(Bytes(sections.model)), stage.kind, stage.short)
     tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]
-    contexts = Flat() if stage.kind == 0 else Tokens(stage, []) if stage.kind == TOKENS else Planes(stage, high)
+    tokens = stage.kind in (TOKENS, TRELLIS)
+    contexts = Flat() if stage.kind == FLAT else Tokens(stage, []) if tokens else Planes(stage, high)
+    sections.short = stage.short and len(segments(stage)) == 1
     for start, stop in segments(stage):
         bits, symbols = BitsOut(), []
         for lane, first, second in visits(stage, start, stop):

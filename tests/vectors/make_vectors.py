@@ -24,7 +24,8 @@ def cases() -> dict[str, Case]:
     """Inputs and settings by name; small, and each feature of the format at least once."""
     rng = np.random.default_rng(20251111)
     # In this order: they share the generator.
-    return {**plain_cases(rng), **serverlight_cases(rng), **half_escape_cases(rng), **shifted_cases(rng)}
+    earlier = {**plain_cases(rng), **serverlight_cases(rng), **half_escape_cases(rng), **shifted_cases(rng)}
+    return earlier | trellis_cases(rng)
 
 
 def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:
@@ -130,6 +131,24 @@ def shifted_cases(rng: np.random.Generator) -> dict[str, Case]:
     return {
         "serverlight-flat-shifts": (normal(rng, 1, 600) * 0.02 - 1, serverlight(sparsity=0.5, distortion=0.44)),
         "serverlight-tokens-shifts": (normal(rng, 20, 30) * 0.02 - 1, serverlight(sparsity=0.5, distortion=0.44)),
+    }
+
+
+def trellis_cases(rng: np.random.Generator) -> dict[str, Case]:
+    """Tokens along a trellis: one lane and eight, an odd end, half escapes, two segments; and what has none."""
+    along = functools.partial(CodecConfig, trellis=True)
+    spikes = normal(rng, 24, 64)
+    spikes[1, 7], spikes[3, 60] = 2000.0, -1800.0
+    tails = torch.from_numpy(rng.laplace(size=(40, 48)).astype(np.float32))
+    return {
+        "serverlight-trellis": (normal(rng, 12, 40), along(sparsity=0.6)),
+        "serverlight-trellis-odd-leaning": (normal(rng, 9, 30) + normal(rng, 30), along(sparsity=0.8)),
+        "serverlight-trellis-eight-lanes": (normal(rng, 40, 512), along(sparsity=0.3)),
+        "serverlight-trellis-spikes": (spikes, along(sparsity=0.5)),
+        "serverlight-trellis-half-escapes": (tails, along(sparsity=0.45)),
+        "serverlight-trellis-bfloat16": (normal(rng, 6, 20).bfloat16(), along(sparsity=0.7, distortion=0.3)),
+        "serverlight-trellis-two-segments": (normal(rng, 512, 256) * normal(rng, 256), along(sparsity=0.97)),
+        "serverlight-trellis-of-planes": (smooth(rng, 1, 2, 6, 6), along(sparsity=0.6)),
     }
 
 

@@ -33,6 +33,7 @@ class CodecGrid:
     asymmetry_mode: Annotated[
         str, typer.Option(metavar="LIST", help="What that weighs: the `score` of each, or the `budget` of all.")
     ] = "score"
+    trellis: Annotated[bool, typer.Option("--trellis", help="Lead tokens along a trellis (serverlight).")] = False
 
     def over(self, cuts: list[str], *, sparsity: str) -> list[tuple[str, CodecConfig]]:
         """Every setting at each cut, with that ``sparsity`` where none was asked for; raises :class:`ConfigError`."""
@@ -47,7 +48,15 @@ class CodecGrid:
             parse_list("asymmetry_mode", self.asymmetry_mode, str),
         )
         configs = [
-            CodecConfig(profile=p, sparsity=s, num_groups=m, distortion=d, asymmetry=a, asymmetry_mode=mode)
+            CodecConfig(
+                profile=p,
+                sparsity=s,
+                num_groups=m,
+                distortion=d,
+                asymmetry=a,
+                asymmetry_mode=mode,
+                trellis=self.trellis and p == "serverlight",
+            )
             for p, s, m, d, a, mode in grid
         ]
         return list(itertools.product(cuts, configs))
@@ -66,4 +75,5 @@ def settings_text(config: CodecConfig) -> str:
     asymmetry = "" if config.asymmetry == 1 else f" lambda={config.asymmetry:g}"
     if config.asymmetry_mode == "budget":
         asymmetry = f" lambda={config.asymmetry:g} of budget"
-    return f"s={config.sparsity:g}{asymmetry}{groups}{distortion}"
+    trellis = " trellis" if config.trellis else ""
+    return f"s={config.sparsity:g}{asymmetry}{groups}{distortion}{trellis}"

@@ -41,6 +41,10 @@ class CutOptions:
     asymmetry_mode: Annotated[
         str | None, typer.Option(help="What that weighs: the `score` of each, or the `budget` of all.")
     ] = None
+    trellis: Annotated[
+        bool | None,
+        typer.Option("--trellis/--no-trellis", help="Lead tokens along a trellis: fewer bits, slower to encode."),
+    ] = None
     basis: Annotated[str | None, typer.Option(metavar="FILE", help="The basis that features are sent in.")] = None
     token_ids: Annotated[
         bool, typer.Option("--token-ids", help="Of a language model at layers.0: send token ids, and no features.")
@@ -64,6 +68,7 @@ class CutOptions:
             "distortion": self.distortion,
             "asymmetry": self.asymmetry,
             "asymmetry_mode": self.asymmetry_mode,
+            "trellis": self.trellis,
         }
         given: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
         is_open = is_auto(self.cut, self.plan)

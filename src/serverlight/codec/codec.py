@@ -18,6 +18,7 @@ from serverlight.codec.basis import Basis, named
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.device import decode_to_device, encode_on_device, kernels_for
 from serverlight.codec.layout import Layout, natural_layout
+from serverlight.codec.tables import TRELLIS
 from serverlight.codec.tensors import (
     Like,
     Tensor,
@@ -372,6 +373,7 @@ def inspect(frame: Frame, *, max_elements: int = DEFAULT_MAX_ELEMENTS) -> FrameI
     elif header.profile == "serverlight":
         coded = contextual.read(reader, header)
         config["step"] = coded.step if coded else 0.0
+        config["trellis"] = coded is not None and coded.kind == TRELLIS
     else:
         survivors = slicer.read(reader, header)
         config["sparsity"] = 1 - len(survivors.positions) / max(header.num_elements, 1)

@@ -52,6 +52,11 @@ class CodecConfig:
     positions: str = "auto"
     """How a frame says which elements are kept: ``auto`` takes the cheapest of ``bitmap``, ``csr`` and ``rice``."""
 
+    trellis: bool = False
+    """Whether ``serverlight`` leads signed tokens along a trellis: some six percent fewer bits at equal quality for many times the
+    time to encode. The filter's share is not held then: each path has the numbers that are worth their bits. Tensors that it is
+    not for (feature maps, single tokens, one-sided or extreme ones) are written without."""
+
     checksum: bool = True
     """Whether a CRC-32 of four bytes ends the frame."""
 
@@ -70,6 +75,16 @@ class CodecConfig:
             raise ConfigError("num_groups", f"must be a whole number from 1 to {MAX_GROUPS}, got {self.num_groups!r}")
         if self.positions not in POSITIONS:
             raise ConfigError("positions", f"must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
+        if not isinstance(self.trellis, bool):
+            raise ConfigError("trellis", f"must be true or false, got {self.trellis!r}")
+        if self.trellis and self.profile != "serverlight":
+            raise ConfigError(
+                "trellis", f"profile {self.profile} has none; choose profile serverlight, or leave it out"
+            )
+        if self.trellis and (self.asymmetry != 1.0 or self.asymmetry_mode != "score"):
+            raise ConfigError(
+                "trellis", "weighs all elements alike; choose an asymmetry of 1 in mode 'score', or leave it out"
+            )
         if not isinstance(self.checksum, bool):
             raise ConfigError("checksum", f"must be true or false, got {self.checksum!r}")
 

@@ -20,15 +20,15 @@ from serverlight.codec.tables import Ints
 from serverlight.codec.wire import Header, Reader, Writer
 from serverlight.errors import BadPadding, FrameError, FrameTooShort, InconsistentFrame, UnsupportedFeature
 
-__all__ = ["read", "with_unit_step", "write"]
+__all__ = ["is_along_trellis", "read", "with_unit_step", "write"]
 
-SHORT_KINDS, ALL_ZERO = 4, 7
-"""From 4 on a kind is a layout, and the section is in short."""
+SHORT_KINDS, ALL_ZERO, TRELLIS_MODE = 4, 7, 15
+"""From 4 on a kind is a layout, and the section is in short; with the flag of one-sided ones the last kind is the trellis."""
 ONE_SIDED_FLAG, LANES_SHIFT, RAW_FLAG, HALF_FLAG = 1 << 3, 4, 1 << 6, 1 << 7
 """In a short section, which has no raw bits, their flag tells that there are shifts."""
 MAX_RAW_BITS = 26
 UNIT_STEP = b"\x80\x42"  # 64 as bfloat16: then a 64th of the step is one
-MAX_MODEL_BYTES = 300  # five offsets, and 27 corrections of at most 13 bits each
+MAX_MODEL_BYTES = 300  # five offsets, and 32 corrections of at most 13 bits each
 MODEL_ERRORS: dict[int, tuple[type[FrameError], str]] = {
     -1: (FrameTooShort, "the parameters are cut short"),
     -2: (InconsistentFrame, "an offset or a correction is wider than any level"),
@@ -44,7 +44,7 @@ def write(writer: Writer, coded: Coded | None) -> None:
     has_shifts = not coded.is_short or bool((coded.shifts != default_shifts(coded.kind, coded.one_sided)).any())
     writer.byte(_mode_of(coded, has_shifts), "header")
     writer.raw((np.float32(coded.step).view(np.uint32) >> np.uint32(16)).astype("<u2").tobytes(), "header")
-    if coded.kind == tables.TOKENS:
+    if layout_of_kind(coded.kind) is Layout.TOKENS:
         writer.byte(coded.activity, "header")
     if coded.raw_bits:
         writer.byte(coded.raw_bits, "header")
@@ -53,7 +53,7 @@ def write(writer: Writer, coded: Coded | None) -> None:
         writer.raw(bytes(int(coded.shifts[c]) & 0xFF for c in shift_classes(coded.kind, coded.one_sided)), "shifts")
     streams = coded.streams
     lengths = np.stack((streams.num_words, streams.num_escapes), axis=1).reshape(-1)
-    writer.varints(lengths[1:] if coded.is_short else lengths, "segments")
+    writer.varints(lengths[1:] if _has_one_length(coded.is_short, len(lengths) // 2) else lengths, "segments")
     writer.raw(streams.words.astype("<u2", copy=False).view(np.uint8).data, "symbols")
     writer.raw(streams.escapes.data, "escapes")
     writer.raw(coded.raw.data, "raw bits")
@@ -61,6 +61,7 @@ def write(writer: Writer, coded: Coded | None) -> None:
 
 def _mode_of(coded: Coded, has_shifts: bool) -> int:
     kind = SHORT_KINDS + layout_of_kind(coded.kind) if coded.is_short else coded.kind
+    kind = TRELLIS_MODE if coded.kind == tables.TRELLIS else kind
     flags = (ONE_SIDED_FLAG if coded.one_sided else 0) | (HALF_FLAG if coded.half_escapes else 0)
     if coded.raw_bits or (coded.is_short and has_shifts):
         flags |= RAW_FLAG
@@ -72,17 +73,18 @@ def read(reader: Reader, header: Header) -> Coded | None:
     mode = reader.byte("header")
     if mode == ALL_ZERO:
         return None
-    kind, one_sided, is_short = _kind_of(mode), bool(mode & ONE_SIDED_FLAG), mode & 7 >= SHORT_KINDS
+    kind, is_short = _kind_of(mode), mode & 7 >= SHORT_KINDS
+    one_sided = bool(mode & ONE_SIDED_FLAG) and kind != tables.TRELLIS
     _check_kind_under_basis(kind, header)
     if header.num_elements == 0:
         raise InconsistentFrame("an empty tensor is coded as zeros")
-    if kind >= tables.ONE_SIDED_PLANES and one_sided != is_one_sided_kind(kind):
+    if layout_of_kind(kind) is Layout.PLANES and one_sided != is_one_sided_kind(kind):
         raise InconsistentFrame(f"kind {kind} of context contradicts the sign flag")
     _, bounds = segments_of(header.shape, kind)
-    if is_short and len(bounds) > 2:
+    if is_short and len(bounds) > 2 and kind != tables.TRELLIS:
         raise InconsistentFrame(f"a short section of {len(bounds) - 1} segments; only one has such")
     step = _read_step(reader)
-    start = reader.byte("header") if kind == tables.TOKENS else 0
+    start = reader.byte("header") if layout_of_kind(kind) is Layout.TOKENS else 0
     if start >= len(activity.ACTIVITY):
         raise InconsistentFrame(f"starting activity {start}; there are {len(activity.ACTIVITY)}")
     raw_bits = _read_raw_bits(reader) if mode & RAW_FLAG and not is_short else 0
@@ -119,11 +121,18 @@ def with_unit_step(section: memoryview, header: Header) -> tuple[float, memoryvi
     return step, memoryview(b"".join((section[:1], UNIT_STEP, section[3:])))
 
 
+def is_along_trellis(section: memoryview) -> bool:
+    """Whether a section says that its numbers go along a trellis; nothing of it is proved."""
+    return len(section) > 0 and section[0] & TRELLIS_MODE == TRELLIS_MODE
+
+
 def _kind_of(mode: int) -> int:
     """The family of contexts of a mode byte that is not that of zeros."""
     number = mode & 7
     if number < SHORT_KINDS:
         return number
+    if mode & TRELLIS_MODE == TRELLIS_MODE:
+        return tables.TRELLIS
     if number == ALL_ZERO:
         raise UnsupportedFeature(f"mode byte 0x{mode:02x} has an unknown kind of context")
     return kind_of(Layout(number - SHORT_KINDS), bool(mode & ONE_SIDED_FLAG))
@@ -159,9 +168,14 @@ def _read_model(reader: Reader, kind: int, is_short: bool) -> tuple[bytes, Ints]
     return bytes(reader.take(size, "model")), levels
 
 
+def _has_one_length(is_short: bool, num_segments: int) -> bool:
+    """Whether only the number of escape bytes is sent: all that lies before them is words."""
+    return is_short and num_segments == 1
+
+
 def _read_lengths(reader: Reader, num_segments: int, is_short: bool) -> tuple[Ints, Ints]:
     """Numbers of words and of escape bytes, by segment."""
-    if not is_short:
+    if not _has_one_length(is_short, num_segments):
         num_words, num_escapes = reader.varints(2 * num_segments, "segments").reshape(-1, 2).T
         return num_words, num_escapes
     escape_bytes = reader.varint("segments")

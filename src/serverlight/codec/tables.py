@@ -16,14 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serverlight.codec import trellis
+
 __all__ = [
     "DEFAULT_LEVELS",
     "ESCAPE",
+    "FIRST",
     "FLIP_NEXT",
     "LARGE",
     "NEXT",
     "NUM_CONTEXTS",
     "NUM_DECISIONS",
+    "NUM_ROWS",
     "SCALE",
     "build_tables",
     "count_decisions",
@@ -46,7 +50,8 @@ MAX_LEVEL = 32
 LEAST_SHARE = 180_000  # of 2^32: rarer pairs than 0.17 / 4096 are escaped, commoner ones get a frequency of one
 
 ONE = 65536
-
+ESCAPED_BITS = 6
+"""About what a number too large for a nibble takes beside its symbol."""
 
 _UPPER_PROBABILITIES = np.array(
     [
@@ -99,10 +104,12 @@ COST_OF_FREQUENCY = np.rint(-256 * np.log2(np.maximum(np.arange(SCALE + 1), 1) /
 
 # -- contexts (section 6.4) ---------------------------------------------------------------------------
 
-FLAT, TOKENS, ONE_SIDED_PLANES, SIGNED_PLANES = range(4)
-"""Families of contexts by their number on the wire."""
+FLAT, TOKENS, ONE_SIDED_PLANES, SIGNED_PLANES, TRELLIS = range(5)
+"""Families of contexts, but for the last by their number on the wire: that one is for tokens along a trellis."""
 
-NUM_CONTEXTS = (1, 16, 27, 14)
+NUM_CONTEXTS = (1, 16, 27, 14, 32)
+NUM_ROWS = (1, 16, 27, 14, 64)
+"""Tables for pairs: one a context, but that along a trellis each of the four states has its own."""
 
 
 def neighbour_context(kind: int, left: int, up: int, up_right: int) -> tuple[int, int]:
@@ -142,44 +149,65 @@ def _token_transitions() -> tuple[Ints, Ints]:
     return following, flips
 
 
+def _trellis_transitions() -> tuple[Ints, Ints]:
+    """As those of tokens, in the quantiser of the state that the first number's parity leads to; classes come even and odd."""
+    following, flips = (np.tile(np.repeat(table, 2, axis=1), (4, 1)) for table in _token_transitions())
+    for state in range(4):
+        for parity in range(2):
+            following[16 * state : 16 * (state + 1), parity::2] += 16 * trellis.quantiser_of(
+                trellis.MOVES[state, parity]
+            )
+    return following, flips
+
+
 def _transitions() -> tuple[tuple[Ints, Ints], ...]:
     flat = (np.zeros((1, 3), np.int64), np.ones((1, 3), np.int64))
-    return flat, _token_transitions(), *(_plane_transitions(kind) for kind in (ONE_SIDED_PLANES, SIGNED_PLANES))
+    planes = (_plane_transitions(kind) for kind in (ONE_SIDED_PLANES, SIGNED_PLANES))
+    return flat, _token_transitions(), *planes, _trellis_transitions()
 
 
 NEXT = tuple(following for following, _ in _transitions())
 FLIP_NEXT = tuple(flips for _, flips in _transitions())
+"""By kind: context and flip of the second nibble, by the table's row and the class of the first."""
+
+FIRST = (
+    *(np.arange(num_rows) for num_rows in NUM_ROWS[:TRELLIS]),
+    np.concatenate([np.arange(16) + 16 * trellis.quantiser_of(state) for state in range(4)]),
+)
+"""By kind: the context of the first nibble, by the table's row."""
 
 
 # -- from counts to levels (writer only) ----------------------------------------------------------------
 
 
-def count_decisions(histogram: Ints, following: Ints, flips: Ints, one_sided: bool) -> Ints:
+def count_decisions(histogram: Ints, firsts: Ints, following: Ints, flips: Ints, one_sided: bool) -> Ints:
     """How often each decision was no and yes in each context: shape (C, 5, 2).
 
-    ``histogram`` has shape (2 C, 256): pairs by context, then, for the odd last column, single nibbles in the upper half.
+    ``histogram`` has shape (2 R, 256): pairs by row, then, for the odd last column, single nibbles in the upper half. ``firsts``
+    of shape (R,), ``following`` and ``flips`` of shape (R, classes) are those of the kind.
     """
-    num_contexts = histogram.shape[0] // 2
-    counts = np.zeros((num_contexts, 5, 2), np.int64)
-    for row in range(2 * num_contexts):
-        context = row if row < num_contexts else row - num_contexts
+    num_rows, num_classes = following.shape
+    counts = np.zeros((firsts[-1] + 1, 5, 2), np.int64)
+    for row in range(2 * num_rows):
+        context = row if row < num_rows else row - num_rows
         for symbol in range(256):
             times = histogram[row, symbol]
             if times == 0:
                 continue
             first, second = symbol >> 4, symbol & 15
-            count_nibble(counts[context], first, 1, times, one_sided)
-            if row < num_contexts:
-                index = class_of_nibble(first, one_sided)
+            count_nibble(counts[firsts[context]], first, 1, times, one_sided)
+            if row < num_rows:
+                index = class_of_nibble(first, one_sided, num_classes)
                 count_nibble(counts[following[context, index]], second, flips[context, index], times, one_sided)
     return counts
 
 
-def class_of_nibble(nibble: int, one_sided: bool) -> int:
-    """Index (0, 1, 2) of a nibble's class."""
+def class_of_nibble(nibble: int, one_sided: bool, num_classes: int) -> int:
+    """Index of a nibble's class: of three, or of six along a trellis, where each comes even and odd."""
     if one_sided:
         return min(nibble, 2)
-    return 1 if nibble == 0 else (2 if nibble & 1 else 0)
+    sign = 1 if nibble == 0 else (2 if nibble & 1 else 0)
+    return sign if num_classes == 3 else 2 * sign + ((nibble + 1) >> 1 & 1)
 
 
 def count_nibble(counts: Ints, nibble: int, flip: int, times: int, one_sided: bool) -> None:
@@ -314,6 +342,18 @@ def nibble_shares(levels: Ints, one_sided: bool, probability: Ints, shares: Ints
     shares[15] = rest
 
 
+def nibble_costs(levels: Ints, cost: Ints, costs: Ints) -> None:
+    """Writes the prices of the 16 signed nibbles, in 256ths of a bit; of numbers too large for one, about."""
+    rest = cost[MAX_LEVEL + levels[0]]
+    costs[0] = cost[MAX_LEVEL - levels[0]]
+    for magnitude in range(1, 8):
+        level = levels[min(magnitude, 3) + 1]
+        here, rest = rest + cost[MAX_LEVEL - level], rest + cost[MAX_LEVEL + level]
+        costs[2 * magnitude - 1] = here + cost[MAX_LEVEL - levels[1]]
+        costs[2 * magnitude] = here + cost[MAX_LEVEL + levels[1]]
+    costs[LARGE] = rest + 256 * ESCAPED_BITS
+
+
 def payload_bits(histogram: Ints, frequencies: Ints, cost_of_frequency: Ints) -> int:
     """What the symbols will cost, in bits; a symbol without a frequency counts as an escape."""
     total = 0
@@ -327,28 +367,36 @@ def payload_bits(histogram: Ints, frequencies: Ints, cost_of_frequency: Ints) ->
 
 
 def build_tables(
-    levels: Ints, following: Ints, flips: Ints, one_sided: bool, with_tail: bool, half_escapes: bool, probability: Ints
+    levels: Ints,
+    firsts: Ints,
+    following: Ints,
+    flips: Ints,
+    one_sided: bool,
+    with_tail: bool,
+    half_escapes: bool,
+    probability: Ints,
 ) -> Ints:
-    """Frequencies of all symbols, each row summing to 4096: shape (C or 2 C, 256); the upper half is for single nibbles."""
-    num_contexts = levels.shape[0]
-    shares = np.zeros((num_contexts, 16), np.int64)
-    for context in range(num_contexts):
+    """Frequencies of all symbols, each row summing to 4096: shape (R or 2 R, 256); the upper half is for single nibbles."""
+    num_rows, num_classes = following.shape
+    shares = np.zeros((levels.shape[0], 16), np.int64)
+    for context in range(levels.shape[0]):
         nibble_shares(levels[context], one_sided, probability, shares[context])
         if not half_escapes:
             shares[context, LARGE] = 0
-    frequencies = np.zeros((num_contexts * (2 if with_tail else 1), 256), np.int64)
-    for context in range(num_contexts):
+    frequencies = np.zeros((num_rows * (2 if with_tail else 1), 256), np.int64)
+    for row in range(num_rows):
+        own = shares[firsts[row]]
         for first in range(16):
-            index = class_of_nibble(first, one_sided)
-            second_shares, flip = shares[following[context, index]], flips[context, index]
+            index = class_of_nibble(first, one_sided, num_classes)
+            second_shares, flip = shares[following[row, index]], flips[row, index]
             for second in range(16):
-                share = shares[context, first] * second_shares[second if flip > 0 else mirror_of(second)]
-                frequencies[context, 16 * first + second] = frequency_of(share)
-        settle(frequencies[context])
+                share = own[first] * second_shares[second if flip > 0 else mirror_of(second)]
+                frequencies[row, 16 * first + second] = frequency_of(share)
+        settle(frequencies[row])
         if with_tail:
             for first in range(16):
-                frequencies[num_contexts + context, 16 * first] = frequency_of(shares[context, first] << 16)
-            settle(frequencies[num_contexts + context])
+                frequencies[num_rows + row, 16 * first] = frequency_of(own[first] << 16)
+            settle(frequencies[num_rows + row])
     return frequencies
 
 
@@ -401,6 +449,13 @@ DEFAULT_LEVELS: tuple[Any, ...] = (
     _level_table(
         "-5 -1 -9 -9 -5/-3 -2 -8 -8 -5/-1 -4 -4 -6 -4/-1 -7 -7 -8 -5/-1 -7 -6 -8 -5/-1 -1 -5 -6 -5/-2 -1 -5 -7 -5/"
         "-1 1 -4 -6 -4/-1 -4 -5 -7 -5/0 -8 -6 -9 -6/0 -7 -6 -8 -5/1 -5 -3 -5 -4/2 -10 -4 -8 -5/3 -12 -3 -7 -6"
+    ),
+    _level_table(
+        "-12 0 -12 -6 -14/-9 0 -14 -14 -1/-6 0 -10 -7 -5/-9 -2 -9 -11 -6/-3 0 -6 -7 -6/-7 -3 -8 -7 -5/-4 -1 -7 -6 -5/"
+        "-5 -3 -7 -7 -5/-9 -2 -5 -4 -1/-4 -4 -6 -6 -4/-3 -2 -5 -5 -3/-3 -5 -5 -5 -3/-2 -2 -4 -4 -3/-1 -5 -3 -2 -1/"
+        "1 -2 -1 0 0/2 -8 2 2 1/-6 -1 -10 -14 -4/-2 -5 -13 -14 -1/-2 -2 -8 -9 -7/-1 -7 -11 -12 -11/0 -2 -7 -8 -5/"
+        "0 -3 -8 -7 -5/2 -2 -5 -6 -5/2 -4 -6 -7 -5/4 -2 -4 -5 -5/5 -4 -4 -5 -4/5 -2 -3 -5 -3/7 -5 -3 -4 -3/"
+        "7 -2 -2 -4 -2/10 -6 -2 -2 -1/9 -3 0 -1 0/12 -7 2 2 1"
     ),
 )
 """Levels that a frame's parameters start from, by kind: shape (C, 5)."""

@@ -13,8 +13,11 @@ from serverlight.evaluation.speed import SpeedRow
 
 __all__ = ["Check", "rate_checks", "speed_checks"]
 
+FORMS = ("", "-basis", "-trellis", "-trellis-basis")
+"""Endings of the names of a codec's forms."""
+
 MAX_RATIOS = {"slicer-rans": 0.9, "slicer-csr": 0.9, "slicer-bitmap": 0.8}
-"""Bits of our codec over those of each form of plain SLICER at the reference's divergence, without a basis and with one."""
+"""Bits of our codec over those of each form of plain SLICER at the reference's divergence, in each of its forms."""
 
 LARGE_SHAPES = ((512, 4096), (1, 64, 56, 56))
 MIN_SPEEDUPS = {"bitsandbytes": 3.0, "torch": 20.0}
@@ -73,7 +76,7 @@ class Check:
 def rate_checks(reports: Sequence[TaskReport], max_loss_pp: float) -> list[Check]:
     """The loss at the chosen setting, and the bits at equal divergence against each form of plain SLICER: the worst task each.
 
-    A codec with a basis is compared on the tasks that have one.
+    The forms of a codec, with a basis or along a trellis, are compared on the tasks that have them.
     """
     found = []
     losses = [(-best.quality_delta_pp, r.task) for r in reports if (best := r.best_of(r.reference))]
@@ -81,7 +84,7 @@ def rate_checks(reports: Sequence[TaskReport], max_loss_pp: float) -> list[Check
         loss, task = max(losses)
         name = f"{reports[0].reference}: loss at its cheapest setting within the limit, worst task ({task})"
         found.append(Check(name=name, value=loss, unit="pp", limit=max_loss_pp))
-    for ours in dict.fromkeys(name for r in reports for name in (r.reference, f"{r.reference}-basis")):
+    for ours in dict.fromkeys(f"{r.reference}{form}" for r in reports for form in FORMS):
         for codec, limit in MAX_RATIOS.items():
             if ratios := [(ratio, r.task) for r in reports if (ratio := r.ratio_at_equal_kl(codec, ours))]:
                 ratio, task = max(ratios)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from serverlight.codec import calibrate_basis
+from serverlight.codec.layout import Layout, natural_layout
 from serverlight.codec.rivals import Family
 from serverlight.evaluation.bounds import RateDistortion
 from serverlight.evaluation.rates import (
@@ -149,7 +150,8 @@ def bench_task(
 
     Args:
         task: features and the way to judge them.
-        families: the codecs; those with a basis are left out where the task has no samples to calibrate one with.
+        families: the codecs; those with a basis are left out where the task has no samples to calibrate one with, and those for
+            tokens where features are none.
         reference: name of the one whose divergence the others are compared at; without it there is no such comparison.
         max_loss_pp: loss at which rates are compared, in percentage points.
         rounds: how often each grid is refined; with none, settings are tried on fewer messages, too.
@@ -159,7 +161,7 @@ def bench_task(
     def keeps(row: RateRow) -> bool:
         return row.keeps(max_loss_pp)
 
-    scale, families = Scale(task, probes=FINE if rounds else COARSE), _with_bases(families, task)
+    scale, families = Scale(task, probes=FINE if rounds else COARSE), _for_task(families, task)
     walks = _walk_all(scale, families, keeps, max_loss_pp, rounds, progress)
     kl = next((_settled_kl(walk, keeps) for walk in walks if walk.family.name == reference), None)
     comparisons = [_compare(walk, keeps, kl) for walk in walks]
@@ -185,8 +187,10 @@ def bench_task(
     )
 
 
-def _with_bases(families: Sequence[Family], task: CodecTask) -> list[Family]:
-    """The codecs, those with a basis with one for the task, or without them where it has nothing to calibrate one with."""
+def _for_task(families: Sequence[Family], task: CodecTask) -> list[Family]:
+    """The codecs that suit the task, those with a basis with one for it."""
+    if any(family.for_tokens for family in families) and natural_layout(task.features()[0].shape) is not Layout.TOKENS:
+        families = [family for family in families if not family.for_tokens]
     if not any(family.takes_basis for family in families):
         return list(families)
     if (samples := task.calibration) is None:

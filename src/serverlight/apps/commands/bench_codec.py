@@ -159,4 +159,8 @@ def _families(text: str, uplink: bool) -> Sequence[Family]:
 
     if text != "all":
         return [family(name.strip()) for name in text.split(",")]
-    return [found for found in families() if not (uplink and (found.takes_basis or found.name in LONGER_FORMS))]
+    return [
+        found
+        for found in families()
+        if not (uplink and (found.takes_basis or found.for_tokens or found.name in LONGER_FORMS))
+    ]

@@ -56,7 +56,9 @@ class NumbaKernels(SlicerKernels):
         if config.asymmetry_mode == "budget":
             num_positive, _ = budgets_by_sign(values, config)
         seen = _seen_as(shape, len(spreads) > 0)
-        section: Bytes = WRITE(values, num_kept, num_positive, float(config.asymmetry), budget, spreads, *seen)
+        section: Bytes = WRITE(
+            values, num_kept, num_positive, float(config.asymmetry), budget, config.trellis, spreads, *seen
+        )
         if not len(section):
             check_finite(values)
         return section.data
@@ -119,10 +121,10 @@ def _compiled(sources: int) -> tuple[Callable[..., Any], ...]:
     """The entry points; what a closure holds is part of a function's key in the cache."""
 
     @entry_point
-    def write(values, num_kept, num_positive, asymmetry, budget, spreads, layout, planes, rows, columns):  # type: ignore[no-untyped-def]
+    def write(values, num_kept, num_positive, asymmetry, budget, trellis, spreads, layout, planes, rows, columns):  # type: ignore[no-untyped-def]
         _ = sources
-        weight = np.float32(asymmetry)
-        return write_section(values, num_kept, num_positive, weight, budget, spreads, layout, planes, rows, columns)
+        weight, seen = np.float32(asymmetry), (layout, planes, rows, columns)
+        return write_section(values, num_kept, num_positive, weight, budget, trellis, spreads, *seen)
 
     @entry_point
     def read(data, ends, rows, columns, largest, spreads, out):  # type: ignore[no-untyped-def]

@@ -18,7 +18,8 @@ U = np.uint64
 ONE = 65536
 MAX_LEVEL = tables.MAX_LEVEL
 PROBABILITY = tables.PROBABILITY
-DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
+DEFAULT_LEVELS = tables.DEFAULT_LEVELS
+FIRST, NEXT, FLIP_NEXT = tables.FIRST, tables.NEXT, tables.FLIP_NEXT
 COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
 
 
@@ -48,6 +49,7 @@ def compiled(*names: str) -> list[Any]:
     best_correction,
     fit_levels,
     nibble_shares,
+    nibble_costs,
     mirror_of,
     settle,
     levels_of,
@@ -69,6 +71,7 @@ def compiled(*names: str) -> list[Any]:
     "best_correction",
     "fit_levels",
     "nibble_shares",
+    "nibble_costs",
     "mirror_of",
     "settle",
     "levels_of",
@@ -86,24 +89,24 @@ def compiled(*names: str) -> list[Any]:
 
 
 @njit
-def count_decisions(histogram, following, flips, one_sided):
+def count_decisions(histogram, firsts, following, flips, one_sided):
     """What :func:`serverlight.codec.tables.count_decisions` returns, by way of counts of single nibbles."""
-    num_contexts = histogram.shape[0] // 2
+    num_contexts, (num_rows, num_classes) = firsts[-1] + 1, following.shape
     upright, flipped = np.zeros((num_contexts, 16), np.int64), np.zeros((num_contexts, 16), np.int64)
-    seconds = np.empty((3, 16), np.int64)
-    for context in range(num_contexts):
+    seconds = np.empty((num_classes, 16), np.int64)
+    for row in range(num_rows):
         seconds[:] = 0
         for first in range(16):
-            index, total = class_of_nibble(first, one_sided), 0
+            index, total = class_of_nibble(first, one_sided, num_classes), 0
             for second in range(16):
-                times = histogram[context, 16 * first + second]
+                times = histogram[row, 16 * first + second]
                 total += times
                 seconds[index, second] += times
-            upright[context, first] += total + histogram[num_contexts + context, 16 * first]
-        for index in range(3):
-            into = upright if flips[context, index] > 0 else flipped
+            upright[firsts[row], first] += total + histogram[num_rows + row, 16 * first]
+        for index in range(num_classes):
+            into = upright if flips[row, index] > 0 else flipped
             for second in range(16):
-                into[following[context, index], second] += seconds[index, second]
+                into[following[row, index], second] += seconds[index, second]
     counts = np.zeros((num_contexts, 5, 2), np.int64)
     for context in range(num_contexts):
         for nibble in range(16):
@@ -118,9 +121,9 @@ def count_decisions(histogram, following, flips, one_sided):
 
 
 @njit
-def build_tables(levels, following, flips, one_sided, with_tail, half_escapes):
+def build_tables(levels, firsts, following, flips, one_sided, with_tail, half_escapes):
     """What :func:`serverlight.codec.tables.build_tables` returns, as 32-bit numbers."""
-    num_contexts = levels.shape[0]
+    num_contexts, (num_rows, num_classes) = levels.shape[0], following.shape
     shares = np.zeros((num_contexts, 16), np.int64)
     seconds = np.zeros((2 * num_contexts, 16), np.uint32)  # as they are, and then mirrored
     for context in range(num_contexts):
@@ -128,25 +131,25 @@ def build_tables(levels, following, flips, one_sided, with_tail, half_escapes):
         for nibble in range(16 if half_escapes else 15):
             seconds[context, nibble] = np.uint32(shares[context, nibble])
             seconds[num_contexts + context, nibble] = np.uint32(shares[context, mirror_of(nibble)])
-    frequencies = np.zeros((num_contexts * (2 if with_tail else 1), 256), np.int32)
-    upper, lower = np.empty(256 * num_contexts, np.uint32), np.empty(256 * num_contexts, np.uint32)
+    frequencies = np.zeros((num_rows * (2 if with_tail else 1), 256), np.int32)
+    upper, lower = np.empty(256 * num_rows, np.uint32), np.empty(256 * num_rows, np.uint32)
     upper_at, lower_at, seconds_at = U(upper.ctypes.data), U(lower.ctypes.data), U(seconds.ctypes.data)
-    for context in range(num_contexts):
+    for row in range(num_rows):
         for first in range(16):
-            index, at = class_of_nibble(first, one_sided), U(4 * (256 * context + 16 * first))
-            row = U(following[context, index] + (0 if flips[context, index] > 0 else num_contexts))
-            write_sixteen(upper_at + at, seconds[context, first], np.uint32(0))
-            copy_sixteen(lower_at + at, seconds_at + U(64) * row)
+            index, at = class_of_nibble(first, one_sided, num_classes), U(4 * (256 * row + 16 * first))
+            source = U(following[row, index] + (0 if flips[row, index] > 0 else num_contexts))
+            write_sixteen(upper_at + at, seconds[firsts[row], first], np.uint32(0))
+            copy_sixteen(lower_at + at, seconds_at + U(64) * source)
     of_pairs = frequencies.reshape(-1)
     for i in range(upper.size):  # one long loop, since short ones do not become vectors
         of_pairs[i] = np.int32(frequency_of(np.uint32(upper[i] * lower[i])))  # no nibble has all of a share
-    for context in range(num_contexts):
-        settle(frequencies[context])
+    for row in range(num_rows):
+        settle(frequencies[row])
         if with_tail:
             for first in range(16):
-                share = np.uint32(seconds[context, first] << np.uint32(16))
-                frequencies[num_contexts + context, 16 * first] = np.int32(frequency_of(share))
-            settle(frequencies[num_contexts + context])
+                share = np.uint32(seconds[firsts[row], first] << np.uint32(16))
+                frequencies[num_rows + row, 16 * first] = np.int32(frequency_of(share))
+            settle(frequencies[num_rows + row])
     return frequencies
 
 
@@ -165,14 +168,15 @@ def frequency_of(share):
 def frequencies_of(levels, kind, with_tail, half_escapes):
     """Frequency tables of a family of contexts, as 64-bit numbers."""
     one_sided = kind == tables.ONE_SIDED_PLANES
-    return build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided, with_tail, half_escapes).astype(np.int64)
+    firsts, following, flips = FIRST[kind], NEXT[kind], FLIP_NEXT[kind]
+    return build_tables(levels, firsts, following, flips, one_sided, with_tail, half_escapes).astype(np.int64)
 
 
 @njit
 def fit_model(histogram, kind, with_tail, half_escapes, is_short):
     """The model that suits a histogram: its parameters packed, levels, frequencies, and the bits that the symbols will take."""
     one_sided, defaults = kind == tables.ONE_SIDED_PLANES, DEFAULT_LEVELS[kind]
-    counts = count_decisions(histogram, NEXT[kind], FLIP_NEXT[kind], one_sided)
+    counts = count_decisions(histogram, FIRST[kind], NEXT[kind], FLIP_NEXT[kind], one_sided)
     offsets, present, corrections = fit_levels(counts, defaults, one_sided, COST)
     levels, packed = levels_of(defaults, offsets, corrections), np.zeros(300, np.uint8)
     size = pack_model(offsets, present, corrections, one_sided, is_short, packed)

@@ -11,7 +11,15 @@ import numpy as np
 from serverlight.codec import activity, tables
 from serverlight.codec.backends.cpu_kernels import njit
 from serverlight.codec.backends.cpu_lanes import RAW, get_four_runs
-from serverlight.codec.backends.cpu_model import build_tables, decoder_table, unpack_model
+from serverlight.codec.backends.cpu_model import (
+    DEFAULT_LEVELS,
+    FIRST,
+    FLIP_NEXT,
+    NEXT,
+    build_tables,
+    decoder_table,
+    unpack_model,
+)
 from serverlight.codec.backends.cpu_reconstruct import hold_within, is_shift_sent, set_default_shifts
 from serverlight.codec.backends.cpu_streams import (
     BAD_ESCAPES,
@@ -32,8 +40,7 @@ __all__ = ["BAD_ESCAPES", "BAD_RAW", "BAD_WORDS", "GOOD", "LEFT_ESCAPES", "read_
 
 U = np.uint64
 FLAT, TOKENS, PLANES = 0, 1, 2
-ONE_SIDED_PLANES, SIGNED_PLANES = tables.ONE_SIDED_PLANES, tables.SIGNED_PLANES
-DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
+ONE_SIDED_PLANES, SIGNED_PLANES, TRELLIS = tables.ONE_SIDED_PLANES, tables.SIGNED_PLANES, tables.TRELLIS
 ACTIVITY = activity.ACTIVITY
 MAX_MODEL_BYTES = 300
 LARGE_STEP = np.float32(1e20)
@@ -72,13 +79,15 @@ def get_head(data, fields):
     if is_short and kind < 7:
         kind -= 4
         kind += 1 if kind == PLANES and not one_sided else 0
+    elif mode & 15 == 15:
+        kind, one_sided = TRELLIS, 0
     step = np.int64(data[1]) | np.int64(data[2]) << 8
-    if kind > SIGNED_PLANES or step < 0x0080 or step >= 0x7F80:
+    if kind > TRELLIS or step < 0x0080 or step >= 0x7F80:
         return -1
     if (kind == ONE_SIDED_PLANES and not one_sided) or (kind == SIGNED_PLANES and one_sided):
         return -1
     start, raw_bits = 0, 0
-    if kind == TOKENS:
+    if kind in (TOKENS, TRELLIS):
         if at >= data.size or data[at] >= ACTIVITY.size:
             return -1
         start = np.int64(data[at])
@@ -142,7 +151,7 @@ def parse_section(data, rows, columns, size, spreads):
     fields, shifts = np.zeros(9, np.int64), np.zeros(10, np.int16)
     at, lengths = get_head(data, fields), np.empty((0, 2), np.int64)
     kind, one_sided, start, raw_bits = fields[0], fields[1] != 0, fields[4], fields[5]
-    layout, units, table = min(kind, PLANES), 0, np.empty(0, np.uint32)
+    layout, units, table = TOKENS if kind == TRELLIS else min(kind, PLANES), 0, np.empty(0, np.uint32)
     if at >= 0 and size > 0:
         levels = np.empty(DEFAULT_LEVELS[kind].shape, np.int64)
         source, is_short = data[at : at + MAX_MODEL_BYTES], fields[7] != 0
@@ -160,15 +169,16 @@ def parse_section(data, rows, columns, size, spreads):
         else:
             rows, columns, units = 1, size, (size + 1) // 2
         lengths = np.empty((max(1, min(size >> 16, units >> 3)), 2), np.int64)
-        is_short = fields[7] != 0
-        at = -1 if is_short and lengths.shape[0] > 1 else get_lengths(data, at, fields[2], is_short, lengths)
+        is_short, is_lone = fields[7] != 0, lengths.shape[0] == 1
+        is_allowed = is_lone or not is_short or kind == TRELLIS
+        at = get_lengths(data, at, fields[2], is_short and is_lone, lengths) if is_allowed else -1
     if at >= 0 and size > 0:
         has_tail = (rows if layout == TOKENS else columns) % 2 == 1
         one_sided_planes = kind == ONE_SIDED_PLANES
         table = decoder_table(
-            build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided_planes, has_tail, fields[6] != 0)
+            build_tables(levels, FIRST[kind], NEXT[kind], FLIP_NEXT[kind], one_sided_planes, has_tail, fields[6] != 0)
         )
-    is_direct = raw_bits == 0 and (layout != TOKENS or ACTIVITY[start] <= SMALL_MEAN)
+    is_direct = raw_bits == 0 and kind != TRELLIS and (layout != TOKENS or ACTIVITY[start] <= SMALL_MEAN)
     stage, step = (kind, one_sided, is_direct, start, raw_bits, spreads), np.uint32(fields[3] << 16).view(np.float32)
     return (at if size > 0 else -1), (fields[2], units, fields[6]), (rows, columns), stage, step, shifts, lengths, table
 
@@ -203,7 +213,7 @@ def finish_section(data, lengths, stage, step, shifts, progress, largest, out):
     """Does what is left when the streams are read: raw bits, and the dtype's range."""
     kind, one_sided, is_direct, _, raw_bits, _ = stage
     raw = data[2 * lengths[:, 0].sum() + lengths[:, 1].sum() :]
-    if kind < PLANES and not is_direct:
+    if (kind < PLANES or kind == TRELLIS) and not is_direct:
         place_plain(out, one_sided, shifts, step * np.float32(1 / 64), raw, raw_bits, progress)
     if not ends_in_zeros(raw, progress[RAW]):
         return BAD_RAW

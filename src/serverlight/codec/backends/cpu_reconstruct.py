@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from serverlight.codec import tables
 from serverlight.codec.backends.cpu_kernels import ABS, inlined, njit
 from serverlight.codec.backends.cpu_quantiser import high_of, number_of
 from serverlight.codec.coded import DEFAULT_SHIFTS, WORTH_OF_SHIFT
 
-PLANES = 2
+PLANES, TRELLIS = 2, tables.TRELLIS
 
 
 @njit
@@ -187,7 +188,8 @@ def measure_shifts(values, inverse, numbers, bits, run, one_sided, every, shifts
 @njit
 def is_shift_sent(place, kind, one_sided):
     """Whether a frame may carry the shift of a class (section 6.7)."""
-    return (kind >= PLANES or place == 0 or place == 5 or place >= 8) and (place > 0 or one_sided)
+    is_plane = PLANES <= kind < TRELLIS
+    return (is_plane or place == 0 or place == 5 or place >= 8) and (place > 0 or one_sided)
 
 
 @njit

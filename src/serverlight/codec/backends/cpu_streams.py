@@ -20,11 +20,12 @@ from serverlight.codec.backends.cpu_planes import (
     place_planes,
 )
 from serverlight.codec.backends.cpu_tokens import facts_of, get_flat, get_tokens
+from serverlight.codec.backends.cpu_trellis import get_trellis
 from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
 
 U = np.uint64
 FLAT, TOKENS, PLANES = 0, 1, 2
-DEFAULT_LEVELS, ACTIVITY = tables.DEFAULT_LEVELS, activity.ACTIVITY
+DEFAULT_LEVELS, ACTIVITY, TRELLIS = tables.DEFAULT_LEVELS, activity.ACTIVITY, tables.TRELLIS
 MOST_CHANNELS = 4096
 """So many are read at once, if they are of several segments: what is known of channels fits the nearer caches, and lines of the
 tensor are written as a whole."""
@@ -122,12 +123,15 @@ def read_streams(data, lengths, stage, half_escapes, rows, columns, units, lanes
     kind, one_sided, is_direct, start, _, spreads = stage
     if np.any(lengths[:, 0] < 0):
         return BAD_WORDS
-    layout, num_contexts = min(kind, PLANES), DEFAULT_LEVELS[kind].shape[0]
+    is_along, num_contexts = kind == TRELLIS, DEFAULT_LEVELS[kind].shape[0]
+    layout = TOKENS if is_along else min(kind, PLANES)
     longest = units if layout == TOKENS else (min(units, 8) * ((columns + 1) // 2) if layout == PLANES else 0)
     streams = streams_of(data, lengths, units, lanes, half_escapes, longest)
     if layout == TOKENS:
-        facts = facts_of(shifts, one_sided)
-        read_tokens(rows, columns, ACTIVITY[start], spreads, num_contexts, streams, table, is_direct, facts, unit, out)
+        form = is_along, is_direct, num_contexts
+        read_tokens(
+            rows, columns, ACTIVITY[start], spreads, form, streams, table, facts_of(shifts, one_sided), unit, out
+        )
     elif layout == PLANES:
         raw = data[2 * lengths[:, 0].sum() + lengths[:, 1].sum() :]
         read_planes(stage, rows, columns, streams, table, shifts, unit, raw, out)
@@ -144,15 +148,22 @@ def read_streams(data, lengths, stage, half_escapes, rows, columns, units, lanes
 
 
 @njit
-def read_tokens(rows, columns, start, spreads, num_contexts, streams, table, is_direct, facts, unit, out):
-    """Reads channels, those of some segments at a time."""
+def read_tokens(rows, columns, start, spreads, form, streams, table, facts, unit, out):
+    """Reads channels, those of some segments at a time.
+
+    ``form`` tells whether they go along a trellis, whether they become values at once, and the number of contexts.
+    """
     borders, first = streams[0], 0
+    is_along, is_direct, num_contexts = form
     while first + 1 < borders.size:
         stop = first + 1
         while stop + 1 < borders.size and borders[stop + 1] - borders[first] <= MOST_CHANNELS:
             stop += 1
         some = some_of(streams, first, stop)
-        get_tokens(rows, columns, start, spreads, num_contexts, some, table, is_direct, facts, unit, out)
+        if is_along:
+            get_trellis(rows, columns, start, spreads, some, table, out)
+        else:
+            get_tokens(rows, columns, start, spreads, num_contexts, some, table, is_direct, facts, unit, out)
         first = stop
 
 

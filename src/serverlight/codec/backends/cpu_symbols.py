@@ -243,6 +243,16 @@ def starts_of(start, spreads, columns):
 
 
 @njit
+def nearest_activity(magnitudes, num_elements):
+    """What :func:`serverlight.codec.activity.nearest_activity` returns."""
+    mean, best = max(1, 128 * magnitudes // num_elements), 0
+    for i in range(1, ACTIVITY.size):
+        if abs(ACTIVITY[i] - mean) < abs(ACTIVITY[best] - mean):
+            best = i
+    return best
+
+
+@njit
 def shift_of(pair, has_spreads):
     """What :func:`serverlight.codec.activity.forgetting` returns."""
     return np.int32(SLOW if has_spreads or pair >= 3 else (1 if pair == 0 else 2))
@@ -309,3 +319,14 @@ def histogram_of(index, even, odd):
         odd[d] += np.uint32(1)
     for i in range(U(4) * size, U(index.size)):
         even[index[i]] += np.uint32(1)
+
+
+@njit
+def histogram_over(index, num_rows):
+    """How often each entry occurs: shape (num_rows, 256)."""
+    even, odd = np.zeros(num_rows * 256, np.uint32), np.zeros(num_rows * 256, np.uint32)
+    histogram_of(index, even, odd)
+    histogram = np.empty(num_rows * 256, np.int64)
+    for i in range(histogram.size):
+        histogram[i] = np.int64(even[i]) + np.int64(odd[i])
+    return histogram.reshape(num_rows, 256)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from serverlight.codec import activity, tables
+from serverlight.codec import activity, tables, trellis
 from serverlight.codec.backends.cpu_coder import LEAST, put_lines, put_planes
 from serverlight.codec.backends.cpu_escapes import put_escapes
 from serverlight.codec.backends.cpu_filter import survey_and_rank
@@ -21,6 +21,8 @@ from serverlight.codec.backends.cpu_model import (
     pack_model,
 )
 from serverlight.codec.backends.cpu_quantiser import (
+    count_above,
+    has_half_escapes,
     magnitude_sum,
     quantise_tensor,
     take_raw,
@@ -32,7 +34,15 @@ from serverlight.codec.backends.cpu_reconstruct import (
     measure_shifts,
     set_default_shifts,
 )
-from serverlight.codec.backends.cpu_symbols import borders_of, flat_symbols, histogram_of, plane_symbols, token_symbols
+from serverlight.codec.backends.cpu_symbols import (
+    borders_of,
+    flat_symbols,
+    histogram_over,
+    nearest_activity,
+    plane_symbols,
+    token_symbols,
+)
+from serverlight.codec.backends.cpu_trellis import lead, trellis_symbols
 from serverlight.codec.coded import AUTO_DISTORTION
 
 U = np.uint64
@@ -41,47 +51,27 @@ ONE_SIDED_PLANES = tables.ONE_SIDED_PLANES
 
 DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
 COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
-ACTIVITY = activity.ACTIVITY
-
-
-# -- activity ----------------------------------------------------------------------------------------------------
-
-
-@njit
-def nearest_activity(magnitudes, num_elements):
-    """What :func:`serverlight.codec.activity.nearest_activity` returns."""
-    mean, best = max(1, 128 * magnitudes // num_elements), 0
-    for i in range(1, ACTIVITY.size):
-        if abs(ACTIVITY[i] - mean) < abs(ACTIVITY[best] - mean):
-            best = i
-    return best
+FIRST, NUM_ROWS, TRELLIS = tables.FIRST, tables.NUM_ROWS, tables.TRELLIS
+ACTIVITY, LEAST_ROWS, MOST_STEPS = activity.ACTIVITY, trellis.LEAST_ROWS, trellis.MOST_STEPS
 
 
 # -- section 6 ---------------------------------------------------------------------------------------------------
 
 
 @njit
-def symbols_of(high, layout, one_sided, start, spreads, planes, rows, columns, num_contexts, index):
+def symbols_of(high, kind, layout, start, spreads, planes, rows, columns, index):
     """Row of the table and symbol of each pair of the tensor, as ``256 row + symbol``."""
+    one_sided, num_contexts = kind == ONE_SIDED_PLANES, NUM_ROWS[kind]
     if layout == PLANES:
         cube = high.reshape(planes, rows, columns)
         plane_symbols(cube, one_sided, num_contexts, index.reshape(planes, rows, (columns + 1) // 2))
+    elif kind == TRELLIS:
+        trellis_symbols(high, rows, columns, ACTIVITY[start], spreads, index)
     elif layout == TOKENS:
         begin = ACTIVITY[start]
         token_symbols(high, rows, columns, begin, spreads, borders_of(begin), num_contexts, index)
     else:
         flat_symbols(high, index)
-
-
-@njit
-def histogram_over(index, num_rows):
-    """How often each entry occurs: shape (num_rows, 256)."""
-    even, odd = np.zeros(num_rows * 256, np.uint32), np.zeros(num_rows * 256, np.uint32)
-    histogram_of(index, even, odd)
-    histogram = np.empty(num_rows * 256, np.int64)
-    for i in range(histogram.size):
-        histogram[i] = np.int64(even[i]) + np.int64(odd[i])
-    return histogram.reshape(num_rows, 256)
 
 
 @njit
@@ -103,7 +93,7 @@ def put_varint(out, at, value):
 
 
 @njit
-def write_section(values, num_kept, num_positive, asymmetry, budget, spreads, layout, planes, rows, columns):
+def write_section(values, num_kept, num_positive, asymmetry, budget, is_along, spreads, layout, planes, rows, columns):
     """Section 6 of the frame of ``values``, as bytes; none at all if a value is not finite.
 
     Args:
@@ -112,6 +102,7 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, spreads, la
         num_positive: how many of them are positive; negative if the scores are to tell.
         asymmetry: worth of a negative element beside a positive one, float32.
         budget: mean error as a share of the threshold; negative for the one that suits the kind of tensor.
+        is_along: whether tokens are led along a trellis.
         spreads: of the channels, uint8; empty if there are none.
         layout, planes, rows, columns: how the tensor is seen.
     """
@@ -129,8 +120,17 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, spreads, la
     step, bits, half_escapes = quantise_tensor(
         values, least, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers
     )
+    is_along = is_along and layout == TOKENS and is_signed and rows >= LEAST_ROWS and bits == 0
+    is_along = is_along and count_above(values, numbers, np.float32(1) / step, np.int32(MOST_STEPS)) == 0
+    if is_along:
+        kind, step = TRELLIS, max(step * np.float32(0.5), np.float32(2.0**-126))
+        lead(values, np.float32(1) / step, rows, columns, spreads, numbers)
+        num_kept, num_large = np.count_nonzero(numbers), count_above(values, numbers, np.float32(1), np.int32(7))
+        half_escapes = has_half_escapes(num_large, num_kept)
+        if num_kept == 0:
+            return np.full(1, 7, np.uint8)
     inverse, every, seen = np.float32(1) / step, max(1, values.size >> 13), np.zeros(10, np.int64)
-    if has_fixed_shifts:
+    if has_fixed_shifts or is_along:
         set_default_shifts(kind, False, shifts)
     elif layout == PLANES:
         cubes = values.reshape(planes, rows, columns), numbers.reshape(planes, rows, columns)
@@ -139,13 +139,14 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, spreads, la
         run = columns if layout == TOKENS else 256
         measure_shifts(values, inverse, numbers, np.int32(bits), run, not is_signed, every, shifts, seen)
     num_segments = num_segments_of(layout, planes, rows, columns)
-    is_short = num_segments == 1 and bits == 0
+    is_short = (num_segments == 1 and bits == 0) or is_along
     has_shifts = not is_short or are_shifts_worthy(shifts, seen, every, kind, not is_signed)
     raw = np.empty(values.size * bits // 8 + 1, np.uint8)
     raw = raw[: take_raw(values, numbers, inverse, bits, raw) if bits else 0]
     start = nearest_activity(magnitude_sum(values, numbers, inverse, bits), values.size) if layout == TOKENS else 0
     head = np.empty(340, np.uint8)
-    head[0] = (4 + layout if is_short else kind) | (0 if is_signed else 8) | (128 if half_escapes else 0)
+    mode = (4 + layout if is_short else kind) | (0 if is_signed else 8)
+    head[0] = (15 if is_along else mode) | (128 if half_escapes else 0)
     head[0] |= 64 if bits or (is_short and has_shifts) else 0
     step_bits = np.float32(step).view(np.uint32) >> np.uint32(16)
     head[1], head[2], at = step_bits & 255, step_bits >> 8, 3
@@ -178,22 +179,22 @@ def code_section(high, source, kind, layout, is_signed, starts, form, shifts, pl
     whether it carries shifts, and the number of segments.
     """
     is_short, has_shifts, num_segments = form
-    one_sided, num_contexts = kind == ONE_SIDED_PLANES, DEFAULT_LEVELS[kind].shape[0]
+    one_sided, pair_rows = kind == ONE_SIDED_PLANES, NUM_ROWS[kind]
     lines = (rows + 1) // 2
     pairs_of_unit = rows * ((columns + 1) // 2) if layout == PLANES else (lines if layout == TOKENS else 1)
     units = planes if layout == PLANES else (columns if layout == TOKENS else (columns + 1) // 2)
     has_tail = (rows if layout == TOKENS else columns) % 2 == 1
     index = np.empty(units * pairs_of_unit, np.uint16)
-    symbols_of(high, layout, one_sided, starts[0], starts[1], planes, rows, columns, num_contexts, index)
+    symbols_of(high, kind, layout, starts[0], starts[1], planes, rows, columns, index)
     # The counts of decisions want rows for single elements even where there are none.
-    histogram = np.zeros((2 * num_contexts, 256), np.int64)
-    num_rows = num_contexts * (2 if has_tail else 1)
+    histogram = np.zeros((2 * pair_rows, 256), np.int64)
+    num_rows = pair_rows * (2 if has_tail else 1)
     histogram[:num_rows] = histogram_over(index, num_rows)
-    counts = count_decisions(histogram, NEXT[kind], FLIP_NEXT[kind], one_sided)
+    counts = count_decisions(histogram, FIRST[kind], NEXT[kind], FLIP_NEXT[kind], one_sided)
     offsets, present, corrections = fit_levels(counts, DEFAULT_LEVELS[kind], one_sided, COST)
     levels = levels_of(DEFAULT_LEVELS[kind], offsets, corrections)
     half_escapes = head[0] & 128 != 0
-    frequencies = build_tables(levels, NEXT[kind], FLIP_NEXT[kind], one_sided, has_tail, half_escapes)
+    frequencies = build_tables(levels, FIRST[kind], NEXT[kind], FLIP_NEXT[kind], one_sided, has_tail, half_escapes)
     table = np.empty(num_rows * 1024, np.uint32)
     payload_bits, num_escaped = encoder_tables(frequencies, histogram, COST_OF_FREQUENCY, table)
     lanes = lanes_for(payload_bits, num_segments)
@@ -242,17 +243,17 @@ def code_section(high, source, kind, layout, is_signed, starts, form, shifts, pl
         )
         lengths[segment, 1] = after - num_escape_bytes
         num_escape_bytes = after
-    return joined(head[:at], lengths, is_short, words[begin:], escapes[:num_escape_bytes], raw)
+    return joined(head[:at], lengths, is_short and num_segments == 1, words[begin:], escapes[:num_escape_bytes], raw)
 
 
 @njit
-def joined(head, lengths, is_short, words, escapes, raw):
+def joined(head, lengths, has_one_length, words, escapes, raw):
     """All sections in one array of bytes."""
     out = np.empty(head.size + 10 * lengths.shape[0] + 2 * words.size + escapes.size + raw.size, np.uint8)
     at = head.size
     out[:at] = head
     for segment in range(lengths.shape[0]):
-        if not is_short:
+        if not has_one_length:
             at = put_varint(out, at, lengths[segment, 0])
         at = put_varint(out, at, lengths[segment, 1])
     out[at : at + 2 * words.size] = words.view(np.uint8)

@@ -56,9 +56,10 @@ class TritonKernels(SlicerKernels):
     ) -> Sequence[bytes | memoryview]:
         """Section 6 of the frame of a flat tensor on the device, of a dtype that frames have; see :meth:`encode_contextual`.
 
-        Small tensors, and budgets by sign, which nothing in sight gains from, are met on the host.
+        Small tensors, trellises, whose paths take many steps for each token, and budgets by sign, which nothing in sight gains
+        from, are met on the host.
         """
-        if config.asymmetry_mode != "score" or self._is_for_host(len(values)):
+        if config.asymmetry_mode != "score" or config.trellis or self._is_for_host(len(values)):
             return [backends.load("auto").encode_contextual(to_host(values).float().numpy(), shape, config)]
         writer = Writer()
         with torch.cuda.device_of(values):  # type: ignore[no-untyped-call]
@@ -89,7 +90,7 @@ class TritonKernels(SlicerKernels):
         ``out`` has the header's dtype, or float32, whose values are then held within the dtype's range but not rounded to it.
         Returns the first frame that breaks a rule, and how; ``out`` has no meaning then.
         """
-        if self._is_for_host(len(out)):
+        if self._is_for_host(len(out)) or any(contextual.is_along_trellis(section) for section in sections):
             return _read_on_host(sections, header, out)
         with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
             return read_frames(sections, header, out)
@@ -101,7 +102,7 @@ class TritonKernels(SlicerKernels):
 def _read_on_host(sections: Sequence[memoryview], header: Header, out: torch.Tensor) -> tuple[int, FrameError] | None:
     """Reads frames with the processor's backend, and copies their values to the device together."""
     values = np.empty(len(sections) * header.num_elements, np.float32)
-    fault = backends.load("cpu").decode_contextuals(sections, header, values)
+    fault = backends.load("auto").decode_contextuals(sections, header, values)
     if fault is not None:
         return fault
     dtype = header.dtype if out.dtype != torch.float32 else "float32"

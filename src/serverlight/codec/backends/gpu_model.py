@@ -64,7 +64,7 @@ def fit(histogram: Ints, grid: Grid, kind: int, half_escapes: bool, is_short: bo
         packed, levels, frequencies, payload_bits = FIT(histogram, kind, has_tail(grid), half_escapes, is_short)
         return Fitted(packed=packed.tobytes(), levels=levels, frequencies=frequencies, payload_bits=payload_bits)
     one_sided, defaults, model = is_one_sided_kind(kind), tables.DEFAULT_LEVELS[kind], np.zeros(300, np.uint8)
-    counts = tables.count_decisions(histogram, tables.NEXT[kind], tables.FLIP_NEXT[kind], one_sided)
+    counts = tables.count_decisions(histogram, tables.FIRST[kind], tables.NEXT[kind], tables.FLIP_NEXT[kind], one_sided)
     fitted = tables.fit_levels(counts, defaults, one_sided, tables.COST)
     levels = tables.levels_of(defaults, fitted[0], fitted[2])
     frequencies = frequencies_for(levels, grid, kind, half_escapes)

@@ -91,7 +91,7 @@ class Writing:
         is_fixed = coded.has_fixed_shifts(self._config, kind, one_sided)
         tallies = None if is_fixed else self._tallied(quantised.numbers, split.high, step, one_sided, kind, grid)
         start = activity.nearest_activity(split.total, len(split.high)) if kind == tables.TOKENS else 0
-        is_short = coded.is_short(len(bounds) - 1, split.raw_bits)
+        is_short = coded.is_short(len(bounds) - 1, split.raw_bits, kind)
         coder = Coder(split.high, kind, grid, bounds, start, split.half_escapes, is_short)
         shifts = coded.default_shifts(kind, one_sided)
         if tallies is not None:

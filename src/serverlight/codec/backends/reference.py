@@ -24,27 +24,34 @@ from serverlight.codec.backends.reference_quantiser import (
     split_raw,
     step_threshold,
 )
-from serverlight.codec.backends.reference_symbols import Symbols
+from serverlight.codec.backends.reference_symbols import Symbols, fit_levels
+from serverlight.codec.backends.reference_trellis import path_of
 from serverlight.codec.backends.slicer import SlicerKernels, kept_positions
 from serverlight.codec.coded import (
     Coded,
     Streams,
     default_shifts,
     has_fixed_shifts,
+    has_half_escapes,
     is_one_sided_kind,
     is_short,
     kind_of,
     lanes_for,
     segments_of,
     step_of,
+    takes_trellis,
+    trellis_step,
 )
 from serverlight.codec.config import CodecConfig
-from serverlight.codec.layout import natural_layout
+from serverlight.codec.layout import Layout, natural_layout
 from serverlight.codec.tensors import check_finite, saturate
+from serverlight.codec.trellis import steps_along
 from serverlight.codec.wire import Header, Reader, Writer
 from serverlight.errors import FrameError
 
 __all__ = ["ReferenceKernels"]
+
+LARGEST_IN_NIBBLE = 7
 
 
 class ReferenceKernels(SlicerKernels):
@@ -94,22 +101,22 @@ class ReferenceKernels(SlicerKernels):
         step = step_of(step_threshold(values, kept, config), config, kind)
         quantised = quantise(values, kept, step)
         raw_bits, half_escapes = choose_raw_bits(quantised, kind)
+        if takes_trellis(config, kind, one_sided, grid.rows, raw_bits, int(np.abs(quantised).max())):
+            kind, step = tables.TRELLIS, trellis_step(step)
+            quantised = path_of(values, quantised, step, grid, spreads)
+            if not quantised.any():
+                return None
+            num_large = int((np.abs(quantised) > LARGEST_IN_NIBBLE).sum())
+            half_escapes = has_half_escapes(num_large, int(np.count_nonzero(quantised)))
         high, raw = split_raw(quantised, raw_bits)
-        short = is_short(len(bounds) - 1, raw_bits)
+        short = is_short(len(bounds) - 1, raw_bits, kind)
         if has_fixed_shifts(config, kind, one_sided):
             shifts = default_shifts(kind, one_sided)
         else:
             shifts = measure_shifts(values, quantised, high, step, kind, one_sided, grid, short)
-        start = activity.nearest_activity(int(np.abs(high).sum()), len(high)) if kind == tables.TOKENS else 0
+        start = activity.nearest_activity(int(np.abs(high).sum()), len(high)) if grid.layout is Layout.TOKENS else 0
         symbols = Symbols.of(high, grid, kind, start, spreads)
-        fitted = tables.fit_levels(
-            tables.count_decisions(
-                symbols.histogram(), tables.NEXT[kind], tables.FLIP_NEXT[kind], is_one_sided_kind(kind)
-            ),
-            tables.DEFAULT_LEVELS[kind],
-            is_one_sided_kind(kind),
-            tables.COST,
-        )
+        fitted = fit_levels(symbols, kind)
         levels = tables.levels_of(tables.DEFAULT_LEVELS[kind], fitted[0], fitted[2])
         frequencies = frequencies_for(levels, grid, kind, half_escapes)
         model = np.zeros(300, np.uint8)
@@ -144,4 +151,6 @@ class ReferenceKernels(SlicerKernels):
         frequencies = frequencies_for(coded.levels, grid, coded.kind, coded.half_escapes)
         for segment, (first, last) in zip(coded.streams.segments(), itertools.pairwise(bounds), strict=True):
             decode_segment(segment, coded, frequencies, grid, spreads, high, first, last)
+        if coded.kind == tables.TRELLIS:
+            high = steps_along(high.reshape(grid.rows, grid.columns)).reshape(-1)
         return reconstruct(join_raw(high, coded.raw, coded.raw_bits), high, coded, grid)

@@ -25,6 +25,7 @@ def frequencies_for(levels: Ints, grid: Grid, kind: int, half_escapes: bool) -> 
     along = grid.rows if grid.layout is Layout.TOKENS else grid.columns
     return tables.build_tables(
         levels,
+        tables.FIRST[kind],
         tables.NEXT[kind],
         tables.FLIP_NEXT[kind],
         is_one_sided_kind(kind),
@@ -77,8 +78,8 @@ def decode_segment(
     words, bits = WordReader(segment.words), BitReader(segment.escapes)
     states = [words.next() << 16 | words.next() for _ in range(coded.lanes)]
     for place in places(grid, coded.lanes, first, last):
-        context, flip = contexts.at(place)
-        row = context + (tables.NUM_CONTEXTS[coded.kind] if place.second < 0 else 0)
+        row, flip = contexts.at(place)
+        row += tables.NUM_ROWS[coded.kind] if place.second < 0 else 0
         slot = states[place.lane] & (SCALE - 1)
         symbol = int(symbol_at[row][slot])
         state = int(frequencies[row, symbol]) * (states[place.lane] >> SCALE_BITS) + slot - int(cumulative[row, symbol])

@@ -11,8 +11,9 @@ from serverlight.codec import activity, tables
 from serverlight.codec.coded import is_one_sided_kind
 from serverlight.codec.layout import Grid, Layout
 from serverlight.codec.tables import LARGE, Ints
+from serverlight.codec.trellis import MOVES
 
-__all__ = ["Contexts", "Place", "Symbols", "nibble_of", "number_of", "places"]
+__all__ = ["Contexts", "Place", "Symbols", "fit_levels", "nibble_of", "number_of", "places"]
 
 LARGEST_SEEN = 255
 
@@ -62,16 +63,18 @@ class Contexts:
         self._borders = activity.thresholds_for(even)
         self._busy = dict(enumerate(starts.tolist())) if grid.layout is Layout.TOKENS else {}
         self._lean: dict[int, int] = {}
+        self._state: dict[int, int] = {}
 
     def at(self, place: Place) -> tuple[int, int]:
-        """Context and flip of the pair; what lies before it must be in ``high`` already."""
+        """The pair's row of the tables (its context, but along a trellis) and flip; what is before it must be in ``high``."""
         if self._grid.layout is Layout.FLAT:
             return 0, 1
         if self._grid.layout is Layout.TOKENS:
             channel = place.first % self._grid.columns
             busy, lean = self._busy[channel], self._lean.get(channel, 0)
             leaning = 8 * abs(lean) >= 3 * busy + 24
-            return 2 * int((busy >= self._borders).sum()) + leaning, 1 if lean >= 0 else -1
+            context = 2 * int((busy >= self._borders).sum()) + leaning
+            return 16 * self._state.get(channel, 0) + context, 1 if lean >= 0 else -1
         return tables.neighbour_context(self._kind, *self._neighbour_classes(place))
 
     def learn(self, place: Place) -> None:
@@ -81,6 +84,9 @@ class Contexts:
         channel, shift = place.first % self._grid.columns, activity.forgetting(place.group, self._has_spreads)
         first, second = (max(-LARGEST_SEEN, min(LARGEST_SEEN, int(self._high[i]))) for i in (place.first, place.second))
         busy, lean = self._busy[channel], self._lean.get(channel, 0)
+        if self._kind == tables.TRELLIS:
+            for index in (place.first, place.second):
+                self._state[channel] = int(MOVES[self._state.get(channel, 0), self._high[index] & 1])
         self._busy[channel] = busy + (((abs(first) + abs(second)) * 64 - busy) >> shift)
         self._lean[channel] = lean + (((first + second) * 64 - lean) >> shift)
 
@@ -118,24 +124,32 @@ class Symbols:
 
     rows: dict[int, int]
     symbols: dict[int, int]
-    num_contexts: int
+    num_rows: int
 
     @classmethod
     def of(cls, high: Ints, grid: Grid, kind: int, start: int, spreads: activity.Spreads) -> Symbols:
         """Goes through the whole tensor; the order of lanes does not change a pair's context."""
         contexts, one_sided = Contexts(high, grid, kind, start, spreads), is_one_sided_kind(kind)
-        result = cls({}, {}, tables.NUM_CONTEXTS[kind])
+        result = cls({}, {}, tables.NUM_ROWS[kind])
         for place in places(grid, 1, 0, grid.units):
-            context, flip = contexts.at(place)
+            row, flip = contexts.at(place)
             first = nibble_of(int(high[place.first]), flip, one_sided)
             second = nibble_of(int(high[place.second]), flip, one_sided) if place.second >= 0 else 0
-            result.rows[place.first] = context + (result.num_contexts if place.second < 0 else 0)
+            result.rows[place.first] = row + (result.num_rows if place.second < 0 else 0)
             result.symbols[place.first] = 16 * first + second
             contexts.learn(place)
         return result
 
     def histogram(self) -> Ints:
-        """How often each symbol was seen in each row: shape (2 C, 256)."""
-        counts = np.zeros((2 * self.num_contexts, 256), np.int64)
+        """How often each symbol was seen in each row: shape (2 R, 256)."""
+        counts = np.zeros((2 * self.num_rows, 256), np.int64)
         np.add.at(counts, (list(self.rows.values()), list(self.symbols.values())), 1)
         return counts
+
+
+def fit_levels(symbols: Symbols, kind: int) -> tuple[Ints, Ints, Ints]:
+    """What suits the symbols best: see :func:`serverlight.codec.tables.fit_levels`."""
+    transitions = tables.FIRST[kind], tables.NEXT[kind], tables.FLIP_NEXT[kind]
+    one_sided = is_one_sided_kind(kind)
+    counts = tables.count_decisions(symbols.histogram(), *transitions, one_sided)
+    return tables.fit_levels(counts, tables.DEFAULT_LEVELS[kind], one_sided, tables.COST)

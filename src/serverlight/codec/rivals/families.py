@@ -66,6 +66,9 @@ class Family:
     takes_basis: bool = False
     """Whether it needs a calibrated basis, which :meth:`with_basis` gives it."""
 
+    for_tokens: bool = False
+    """Whether it differs from another one for tokens only, so that feature maps need not be measured."""
+
     def at(self, point: Mapping[str, int]) -> Rival:
         """The codec at a point of the grid: an index for each axis."""
         if self.takes_basis:
@@ -107,16 +110,31 @@ def _profiles() -> list[Family]:
         if profile != "fp16":
             axes = PROFILE_AXES.get(profile, {"sparsity": FINE_SPARSITIES})
             found.append(Family(name=profile, make=_profile(profile), axes=axes))
-    turned = Family(
-        name="serverlight-basis", make=_profile("serverlight"), axes={"sparsity": FINE_SPARSITIES}, takes_basis=True
-    )
-    return [*found, turned]
+    return [
+        *found,
+        Family(
+            name="serverlight-basis", make=_profile("serverlight"), axes={"sparsity": FINE_SPARSITIES}, takes_basis=True
+        ),
+        Family(
+            name="serverlight-trellis",
+            make=_profile("serverlight", trellis=True),
+            axes={"sparsity": FINE_SPARSITIES},
+            for_tokens=True,
+        ),
+        Family(
+            name="serverlight-trellis-basis",
+            make=_profile("serverlight", trellis=True),
+            axes={"sparsity": FINE_SPARSITIES},
+            takes_basis=True,
+            for_tokens=True,
+        ),
+    ]
 
 
-def _profile(profile: str) -> Callable[..., Rival]:
+def _profile(profile: str, *, trellis: bool = False) -> Callable[..., Rival]:
     def make(*, basis: Basis | None = None, **settings: Any) -> Rival:
         # Rivals have no checksum either.
-        return Profile(CodecConfig(profile=profile, checksum=False, **settings), basis=basis)
+        return Profile(CodecConfig(profile=profile, trellis=trellis, checksum=False, **settings), basis=basis)
 
     return make
 

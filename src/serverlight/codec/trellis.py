@@ -20,10 +20,12 @@ Ints = npt.NDArray[np.int64]
 MOVES: Ints = np.array([[0, 2], [2, 0], [1, 3], [3, 1]], np.int64)
 """The state that an even and an odd number lead to, by the state before; every path begins in state 0."""
 
-TRADE = 1024
-"""What a writer pays for a bit, in squared 64ths of the step: a quarter of a squared step. Beside a step of 0.88 thresholds, so
-half of what a frame without trellis has, it was the best at equal divergence on language models and sentence encoders, by a few
-permille."""
+TRADE = 4
+"""What a writer pays for a 256th of a bit, in squared 64ths of the step: a quarter of a squared step a bit.
+
+Beside a step of 0.88 thresholds, half of what a frame without trellis has, it was the best at equal divergence on language models and
+sentence encoders, by a few permille.
+"""
 
 LEAST_ROWS = 2
 """A path of one number has nothing to choose from."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec import activity, tables, trellis
-from serverlight.codec.backends.cpu_kernels import inlined, njit
+from serverlight.codec.backends.cpu_kernels import njit
 from serverlight.codec.backends.cpu_lanes import LARGEST, get_line
 from serverlight.codec.backends.cpu_model import (
     COST,
@@ -36,13 +36,14 @@ from serverlight.codec.backends.cpu_symbols import (
 )
 from serverlight.codec.backends.cpu_tokens import numbers_of
 
-TRELLIS, TOKENS = tables.TRELLIS, tables.TOKENS
+TRELLIS = tables.TRELLIS
 NUM_ROWS, NUM_STATES = tables.NUM_ROWS[TRELLIS], len(trellis.MOVES)
-MOVES, TRADE = trellis.MOVES, trellis.TRADE
-TOKENS_NEXT, TOKENS_FLIP = tables.NEXT[TOKENS].astype(np.uint8), tables.FLIP_NEXT[TOKENS].astype(np.int8)
+U = np.uint64
+MOVES, TRADE = trellis.MOVES, np.int32(trellis.TRADE)
 ACTIVITY = activity.ACTIVITY
-OUT_OF_REACH = 1 << 60
-MOST_SEEN = 255
+OUT_OF_REACH = 1 << 30
+MOST_WIDTH = 256
+"""So many channels' survivors stay in the nearest cache."""
 
 
 # -- the writer's path -------------------------------------------------------------------------------------------
@@ -79,88 +80,184 @@ def lead(values, inverse, rows, columns, spreads, numbers):
 
 @njit
 def follow(targets, rows, columns, costs, begin, spreads, numbers):
-    """The cheapest path of each channel; ``targets`` are in 64ths of the step."""
-    borders, starts = borders_of(begin), starts_of(begin, spreads, columns)
-    total, busy, lean = np.empty(NUM_STATES, np.int64), np.empty(NUM_STATES, np.int64), np.empty(NUM_STATES, np.int64)
-    context, flip, last = np.empty(NUM_STATES, np.int64), np.empty(NUM_STATES, np.int64), np.empty(NUM_STATES, np.int64)
-    best, taken, came_from = (
-        np.empty(NUM_STATES, np.int64),
-        np.empty(NUM_STATES, np.int64),
-        np.empty(NUM_STATES, np.int64),
-    )
-    new_busy, new_lean = np.empty(NUM_STATES, np.int64), np.empty(NUM_STATES, np.int64)
-    new_context, new_flip = np.empty(NUM_STATES, np.int64), np.empty(NUM_STATES, np.int64)
-    paths, sources = np.empty((rows, NUM_STATES), np.int16), np.empty((rows, NUM_STATES), np.uint8)
-    for channel in range(columns):
-        total[:], busy[:], lean[:] = OUT_OF_REACH, starts[channel], 0
-        total[0] = 0
+    """The cheapest path of each channel; ``targets`` are in 64ths of the step. Many channels go side by side, for vectors."""
+    borders, starts, prices = borders_of(begin), starts_of(begin, spreads, columns), costs.reshape(-1).astype(np.int32)
+    for first in range(0, columns, MOST_WIDTH):
+        width = min(MOST_WIDTH, columns - first)
+        paths, sources = np.empty((rows, NUM_STATES, width), np.int16), np.empty((rows, NUM_STATES, width), np.uint8)
+        totals = np.zeros((NUM_STATES, width), np.int32)
+        totals[1:] = OUT_OF_REACH
+        survivors = np.zeros((NUM_STATES, 5, width), np.int32)
+        following, room = np.zeros_like(survivors), np.empty((8, width), np.int32)
+        survivors[:, BUSY] = starts[first : first + width]
+        errors, taken = np.empty((NUM_STATES, 2, width), np.int32), np.empty((NUM_STATES, 2, width), np.int32)
         for row in range(rows):
-            is_second, shift = row & 1, shift_of(row // 2, spreads.size > 0)
-            if not is_second:
-                for state in range(NUM_STATES):
-                    context[state] = context_of(busy[state], lean[state], borders)
-                    flip[state] = -1 if lean[state] < 0 else 1
-            target = np.int64(targets[row * columns + channel])
-            best[:] = 2 * OUT_OF_REACH
+            line, is_first = targets[row * columns + first : row * columns + first + width], row & 1 == 0
             for state in range(NUM_STATES):
-                if total[state] < OUT_OF_REACH:
-                    row_of_costs = 16 * (state >> 1) + context[state]
-                    step_from(state, target, total[state], costs, row_of_costs, flip[state], best, taken, came_from)
-            for into in range(NUM_STATES):
-                source, number = came_from[into], taken[into]
-                if best[into] >= OUT_OF_REACH:
-                    continue
-                if is_second:
-                    first, second = clipped(last[source]), clipped(number)
-                    new_busy[into] = busy[source] + (((abs(first) + abs(second)) * 64 - busy[source]) >> shift)
-                    new_lean[into] = lean[source] + (((first + second) * 64 - lean[source]) >> shift)
+                own = survivors[state]
+                if is_first:
+                    token_contexts(own[BUSY], own[LEAN], borders, own[CONTEXT], own[TURNED])
+                near(line, np.int32(state >> 1), own, prices, totals[state], room, errors[state], taken[state])
+            for state in range(NUM_STATES):
+                low, parity = 2 * (state & 1), state >> 1
+                ways = errors[low, parity], errors[low + 1, 1 - parity], taken[low, parity], taken[low + 1, 1 - parity]
+                into = totals[state], paths[row, state], sources[row, state]
+                choose(ways, np.uint8(low), survivors[low], survivors[low + 1], into, following[state])
+                if is_first:
+                    go_on(paths[row, state], following[state])
                 else:
-                    new_busy[into], new_lean[into] = busy[source], lean[source]
-                    sign = number * flip[source]
-                    place = 1 if sign == 0 else (2 if sign > 0 else 0)
-                    new_context[into] = TOKENS_NEXT[context[source], place]
-                    new_flip[into] = flip[source] * TOKENS_FLIP[context[source], place]
-                paths[row, into], sources[row, into] = number, source
-            total[:], last[:], busy[:], lean[:] = best, taken, new_busy, new_lean
-            context[:], flip[:] = new_context, new_flip
-        state = np.argmin(total)
-        for row in range(rows - 1, -1, -1):
-            numbers[row * columns + channel] = paths[row, state]
-            state = np.int64(sources[row, state])
+                    learn(paths[row, state], shift_of(row // 2, spreads.size > 0), following[state])
+            survivors, following = following, survivors
+            lower(totals)
+        trace(totals, paths, sources, numbers[first:], columns)
+
+
+BUSY, LEAN, CONTEXT, TURNED, LAST = range(5)
+"""What is known of a survivor: its running means, the context and turn of the next number, and the first number of a pair."""
+
+NEAREST, UP, DOWN, ZERO = range(4)
+"""The candidates: the nearest number, the next larger and smaller in magnitude, and zero, which counts beside a two."""
 
 
 @njit
-def step_from(state, target, total, costs, row, flip, best, taken, came_from):
-    """Tries the numbers near the target from one state, and notes what is cheaper than all that led to the same state so far."""
-    quantiser, magnitude = state >> 1, abs(target)
-    nearest = (magnitude + 64 * (1 + quantiser)) // 128
-    turn = (-1 if target < 0 else 1) * flip
-    for choice in range(4 if nearest == 2 else 3):
-        candidate = nearest + 1 - choice if choice < 3 else 0
-        if candidate < 0:
-            continue
-        distance = magnitude - 64 * (2 * candidate - (quantiser if candidate else 0))
-        nibble = 15 if candidate > 7 else 2 * candidate - (1 if turn > 0 and candidate else 0)
-        price = total + 256 * distance * distance + TRADE * costs[row, nibble]
-        into = MOVES[state, candidate & 1]
-        if price < best[into]:
-            best[into], came_from[into] = price, state
-            taken[into] = -candidate if target < 0 else candidate
+def near(line, quantiser, own, prices, total, room, errors, taken):
+    """The cheapest even and the cheapest odd number near each target from one state, and what the path to it costs then.
+
+    ``room`` takes the prices of the four candidates, and their places in the table of prices. No loop that looks something up
+    becomes vectors, so looking up has a loop of its own.
+    """
+    found, places = room[:4], room[4:]
+    look_around(line, quantiser, own[CONTEXT], own[TURNED], places)
+    for candidate in range(4):
+        look_up(places[candidate], prices, found[candidate])
+    judge(line, quantiser, found, total, errors, taken)
 
 
-@inlined
-def context_of(busy, lean, borders):
-    """Context of a channel by its running means."""
-    row = 0
-    for border in borders:
-        row += 1 if busy >= border else 0
-    return 2 * row + (1 if 8 * abs(lean) >= 3 * busy + 24 else 0)
+@njit
+def look_around(line, quantiser, contexts, turned, places):
+    """Where in the table of prices the bits of each candidate are."""
+    zero, one, most = np.int32(0), np.int32(1), np.int32(15)
+    base, half = np.int32(quantiser << np.int32(8)), np.int32(np.int32(64) * (one + quantiser))
+    nearest, up, down, none = places[NEAREST], places[UP], places[DOWN], places[ZERO]
+    for channel in range(line.size):
+        target = line[channel]
+        magnitude, is_negative = np.int32(abs(target)), np.int32(target < 0)
+        twice = np.int32(np.int32(np.int32(magnitude + half) >> np.int32(7)) << one)
+        row = np.int32(base + np.int32(contexts[channel] << np.int32(4)))
+        is_up = np.int32(one - np.int32(is_negative ^ turned[channel]))
+        none[channel] = row
+        nearest[channel] = np.int32(row + max(min(np.int32(twice - is_up), most), zero))
+        up[channel] = np.int32(row + min(np.int32(np.int32(twice + np.int32(2)) - is_up), most))
+        down[channel] = np.int32(row + max(min(np.int32(np.int32(twice - np.int32(2)) - is_up), most), zero))
 
 
-@inlined
-def clipped(number):
-    """A number as it enters the running means."""
-    return min(max(number, -MOST_SEEN), MOST_SEEN)
+@njit
+def look_up(places, prices, found):
+    """The prices at some places, of 32 contexts' 16 nibbles."""
+    for channel in range(U(places.size)):
+        found[channel] = prices[U(places[channel])]
+
+
+@njit
+def judge(line, quantiser, found, total, errors, taken):
+    """Adds squared errors to the prices of bits, and chooses the even and the odd number."""
+    one, two, six, beyond = np.int32(1), np.int32(2), np.int32(6), np.int32(1 << 29)
+    half = np.int32(np.int32(64) * (one + quantiser))
+    even, odd, even_number, odd_number = errors[0], errors[1], taken[0], taken[1]
+    nearest_bits, up_bits, down_bits, zero_bits = found[NEAREST], found[UP], found[DOWN], found[ZERO]
+    for channel in range(line.size):
+        target, here = line[channel], total[channel]
+        magnitude = np.int32(abs(target))
+        nearest = np.int32(np.int32(magnitude + half) >> np.int32(7))
+        shift = np.int32(quantiser << six)
+        far = np.int32(magnitude - np.int32(nearest << np.int32(7)))  # from the even multiple
+        same = np.int32(far + shift) if nearest > 0 else far
+        above = np.int32(np.int32(far + shift) - np.int32(128))
+        below = np.int32(far + np.int32(128))
+        below = np.int32(below + shift) if nearest > one else below
+        same = np.int32(np.int32(same * same) + np.int32(TRADE * nearest_bits[channel]))
+        above = np.int32(np.int32(above * above) + np.int32(TRADE * up_bits[channel]))
+        below = np.int32(np.int32(below * below) + np.int32(TRADE * down_bits[channel]))
+        zero = np.int32(np.int32(magnitude * magnitude) + np.int32(TRADE * zero_bits[channel]))
+        zero = zero if nearest == two else beyond
+        below = below if nearest > 0 else beyond
+        number = np.int32(0) if zero < same else nearest
+        neighbour = np.int32(nearest - one) if below < above else np.int32(nearest + one)
+        same, other = min(same, zero), min(above, below)
+        number = np.int32(-number) if target < 0 else number
+        neighbour = np.int32(-neighbour) if target < 0 else neighbour
+        is_odd = np.int32(nearest & one) != 0
+        even[channel] = np.int32(here + (other if is_odd else same))
+        odd[channel] = np.int32(here + (same if is_odd else other))
+        even_number[channel] = neighbour if is_odd else number
+        odd_number[channel] = number if is_odd else neighbour
+
+
+@njit
+def choose(ways, low, one, other, into, following):
+    """Takes the cheaper of the two ways into a state, the one from the lower state if they are equal."""
+    (price, more, number, twin), (total, path, source) = ways, into
+    for channel in range(total.size):
+        is_other = more[channel] < price[channel]
+        total[channel] = more[channel] if is_other else price[channel]
+        path[channel] = np.int16(twin[channel] if is_other else number[channel])
+        source[channel] = np.uint8(low + np.uint8(is_other))
+    for field in range(5):
+        take(price, more, one[field], other[field], following[field])
+
+
+@njit
+def take(price, more, one, other, kept):
+    """What is known of the cheaper way."""
+    for channel in range(kept.size):
+        kept[channel] = other[channel] if more[channel] < price[channel] else one[channel]
+
+
+@njit
+def go_on(path, own):
+    """Context and turn of the second of a pair, by the first."""
+    context, turned, last = own[CONTEXT], own[TURNED], own[LAST]
+    one, most = np.int32(1), np.int32(7)
+    for channel in range(path.size):
+        number, turn = np.int32(path[channel]), turned[channel]
+        level, leaning = np.int32(context[channel] >> one), np.int32(context[channel] & one)
+        is_zero, is_up = number == 0, np.int32(np.int32(number > 0) ^ turn)
+        busier, calmer = (
+            np.int32(min(np.int32(level + one), most) << one),
+            np.int32(max(np.int32(level - one), np.int32(0)) << one),
+        )
+        context[channel] = (
+            np.int32(calmer + leaning) if is_zero else np.int32(busier + (is_up | np.int32(one - leaning)))
+        )
+        is_turning = np.int32(np.int32(number != 0) & np.int32(one - is_up) & np.int32(one - leaning))
+        turned[channel], last[channel] = np.int32(turn ^ is_turning), number
+
+
+@njit
+def learn(path, shift, own):
+    """Takes a pair into the running means."""
+    token_learn(own[LAST], path, shift, own[BUSY], own[LEAN])
+
+
+@njit
+def lower(totals):
+    """Takes off what all paths of a channel have cost, so that sums stay small."""
+    for channel in range(totals.shape[1]):
+        least = min(min(totals[0, channel], totals[1, channel]), min(totals[2, channel], totals[3, channel]))
+        for state in range(NUM_STATES):
+            totals[state, channel] -= least
+
+
+@njit
+def trace(totals, paths, sources, numbers, columns):
+    """Goes back along the cheapest path of each channel."""
+    for channel in range(totals.shape[1]):
+        state = 0
+        for other in range(1, NUM_STATES):
+            state = other if totals[other, channel] < totals[state, channel] else state
+        for row in range(paths.shape[0] - 1, -1, -1):
+            numbers[row * columns + channel] = paths[row, state, channel]
+            state = np.int64(sources[row, state, channel])
 
 
 # -- symbols -----------------------------------------------------------------------------------------------------

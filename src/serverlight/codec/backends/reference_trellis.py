@@ -136,7 +136,7 @@ class Survivors:
             for candidate in Candidates.near(targets, quantiser):
                 classes = np.sign(candidate.numbers * flips) + 1
                 bits = costs[16 * quantiser + contexts, nibbles_of(candidate.numbers * flips)]
-                price = self.total[state] + 256 * candidate.errors + TRADE * bits
+                price = self.total[state] + candidate.errors + TRADE * bits
                 for parity in range(2):
                     into = MOVES[state, parity]
                     better = candidate.is_one & (candidate.numbers & 1 == parity) & (price < total[into])

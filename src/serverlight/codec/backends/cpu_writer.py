@@ -42,7 +42,8 @@ from serverlight.codec.backends.cpu_symbols import (
     plane_symbols,
     token_symbols,
 )
-from serverlight.codec.backends.cpu_trellis import lead, trellis_symbols
+from serverlight.codec.backends.cpu_trellis import trellis_symbols
+from serverlight.codec.backends.cpu_trellis_path import lead
 from serverlight.codec.coded import AUTO_DISTORTION
 
 U = np.uint64

@@ -23,8 +23,8 @@ MOVES: Ints = np.array([[0, 2], [2, 0], [1, 3], [3, 1]], np.int64)
 TRADE = 4
 """What a writer pays for a 256th of a bit, in squared 64ths of the step: a quarter of a squared step a bit.
 
-Beside a step of 0.88 thresholds, half of what there is without a trellis, this was the best at equal divergence, by a few permille, on
-language models and sentence encoders.
+Beside a step of 0.88 thresholds, half of what there is without a trellis, this was the best at equal divergence, by a few permille,
+on language models and sentence encoders.
 """
 
 LEAST_ROWS = 2

@@ -247,6 +247,7 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
     "no corrections of the parameters": (no_corrections,),
     **{f"negative elements worth {worth:g}": (functools.partial(whole, asymmetry=worth),) for worth in (0.7, 1.4)},
     "a frame for each token or plane": (own_frames,),
+    "with a trellis, of tokens": (functools.partial(whole, trellis=True),),
 }
 """By name; the best of several is taken."""
 
@@ -262,6 +263,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     "asymmetry": tuple(name for name in VARIANTS if name.startswith("negative elements")),
     "scope": ("a frame for each token or plane",),
+    "trellis": ("with a trellis, of tokens",),
 }
 """Which stage of the codec a variant is about."""
 

@@ -76,10 +76,9 @@ def follow(targets, rows, columns, costs, begin, spreads, numbers):
     borders, starts, prices = borders_of(begin), starts_of(begin, spreads, columns), costs.reshape(-1).astype(np.int32)
     for first in range(0, columns, MOST_WIDTH):
         width = min(MOST_WIDTH, columns - first)
-        paths, sources = np.empty((rows, NUM_STATES, width), np.int16), np.empty((rows, NUM_STATES, width), np.uint8)
-        totals = np.zeros((NUM_STATES, width), np.int32)
+        paths, totals = np.empty((rows, NUM_STATES, width), np.int16), np.zeros((NUM_STATES, width), np.int32)
         totals[1:] = OUT_OF_REACH
-        survivors = np.zeros((NUM_STATES, 5, width), np.int32)
+        survivors = np.zeros((NUM_STATES, 6, width), np.int32)
         following, room = np.zeros_like(survivors), np.empty((8, width), np.int32)
         survivors[:, BUSY] = starts[first : first + width]
         errors, taken = np.empty((NUM_STATES, 2, width), np.int32), np.empty((NUM_STATES, 2, width), np.int32)
@@ -93,19 +92,22 @@ def follow(targets, rows, columns, costs, begin, spreads, numbers):
             for state in range(NUM_STATES):
                 low, parity = 2 * (state & 1), state >> 1
                 ways = errors[low, parity], errors[low + 1, 1 - parity], taken[low, parity], taken[low + 1, 1 - parity]
-                into = totals[state], paths[row, state], sources[row, state]
-                choose(ways, np.uint8(low), survivors[low], survivors[low + 1], into, following[state])
+                own = following[state]
+                choose(ways, survivors[low], survivors[low + 1], totals[state], paths[row, state], own)
                 if is_first:
-                    go_on(paths[row, state], following[state])
+                    go_on(own)
                 else:
-                    learn(paths[row, state], shift_of(row // 2, spreads.size > 0), following[state])
+                    token_learn(
+                        own[FIRST_OF_PAIR], own[NUMBER], shift_of(row // 2, spreads.size > 0), own[BUSY], own[LEAN]
+                    )
             survivors, following = following, survivors
             lower(totals)
-        trace(totals, paths, sources, numbers[first:], columns)
+        trace(totals, paths, numbers[first:], columns)
 
 
-BUSY, LEAN, CONTEXT, TURNED, LAST = range(5)
-"""What is known of a survivor: its running means, the context and turn of the next number, and the first number of a pair."""
+BUSY, LEAN, CONTEXT, TURNED, FIRST_OF_PAIR, NUMBER = range(6)
+"""What is known of a survivor: its running means, the context and turn of the next number, the first number of a pair, and the last
+one taken."""
 
 NEAREST, UP, DOWN, ZERO = range(4)
 """The candidates: the nearest number, the next larger and smaller in magnitude, and zero, which counts beside a two."""
@@ -186,15 +188,19 @@ def judge(line, quantiser, found, total, errors, taken):
 
 
 @njit
-def choose(ways, low, one, other, into, following):
-    """Takes the cheaper of the two ways into a state, the one from the lower state if they are equal."""
-    (price, more, number, twin), (total, path, source) = ways, into
+def choose(ways, one, other, total, path, following):
+    """Takes the cheaper of the two ways into a state, the one from the lower state if they are equal.
+
+    ``path`` gets twice the number, and one more if it comes from the other state.
+    """
+    price, more, number, twin = ways
+    taken = following[NUMBER]
     for channel in range(total.size):
         is_other = more[channel] < price[channel]
         total[channel] = more[channel] if is_other else price[channel]
-        path[channel] = np.int16(twin[channel] if is_other else number[channel])
-        source[channel] = np.uint8(low + np.uint8(is_other))
-    for field in range(5):
+        taken[channel] = twin[channel] if is_other else number[channel]
+        path[channel] = np.int16(np.int32(taken[channel] << np.int32(1)) | np.int32(is_other))
+    for field in range(NUMBER):
         take(price, more, one[field], other[field], following[field])
 
 
@@ -206,12 +212,12 @@ def take(price, more, one, other, kept):
 
 
 @njit
-def go_on(path, own):
+def go_on(own):
     """Context and turn of the second of a pair, by the first."""
-    context, turned, last = own[CONTEXT], own[TURNED], own[LAST]
+    context, turned, first, taken = own[CONTEXT], own[TURNED], own[FIRST_OF_PAIR], own[NUMBER]
     one, most = np.int32(1), np.int32(7)
-    for channel in range(path.size):
-        number, turn = np.int32(path[channel]), turned[channel]
+    for channel in range(taken.size):
+        number, turn = taken[channel], turned[channel]
         level, leaning = np.int32(context[channel] >> one), np.int32(context[channel] & one)
         is_zero, is_up = number == 0, np.int32(np.int32(number > 0) ^ turn)
         busier, calmer = (
@@ -222,13 +228,7 @@ def go_on(path, own):
             np.int32(calmer + leaning) if is_zero else np.int32(busier + (is_up | np.int32(one - leaning)))
         )
         is_turning = np.int32(np.int32(number != 0) & np.int32(one - is_up) & np.int32(one - leaning))
-        turned[channel], last[channel] = np.int32(turn ^ is_turning), number
-
-
-@njit
-def learn(path, shift, own):
-    """Takes a pair into the running means."""
-    token_learn(own[LAST], path, shift, own[BUSY], own[LEAN])
+        turned[channel], first[channel] = np.int32(turn ^ is_turning), number
 
 
 @njit
@@ -241,12 +241,12 @@ def lower(totals):
 
 
 @njit
-def trace(totals, paths, sources, numbers, columns):
+def trace(totals, paths, numbers, columns):
     """Goes back along the cheapest path of each channel."""
     for channel in range(totals.shape[1]):
         state = 0
         for other in range(1, NUM_STATES):
             state = other if totals[other, channel] < totals[state, channel] else state
         for row in range(paths.shape[0] - 1, -1, -1):
-            numbers[row * columns + channel] = paths[row, state, channel]
-            state = np.int64(sources[row, state, channel])
+            step = np.int64(paths[row, state, channel])
+            numbers[row * columns + channel], state = step >> 1, 2 * (state & 1) + (step & 1)

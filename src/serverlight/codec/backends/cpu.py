@@ -1,6 +1,6 @@
 """Profile ``serverlight`` at the speed of compiled loops, on any processor that Numba knows; no compiler is needed.
 
-The first call ever compiles for about half a minute; later processes load the machine code from Numba's cache on disk. Writing
+The first call ever compiles for two minutes or so; later processes load the machine code from Numba's cache on disk. Writing
 and reading are one compiled function each, which hold no lock.
 """
 

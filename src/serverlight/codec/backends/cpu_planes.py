@@ -289,7 +289,7 @@ def place_planes(block, stage, rows, columns, sent, shifts, unit, raw, progress,
     here = plane[begin : begin + size]
     sums = lifts[1]
     run = here, sums, plane[begin - columns : begin - columns + size], plane[begin + columns :]
-    by_class = lifts_by_class(shifts, one_sided)
+    by_class, wide = lifts_by_class(shifts, one_sided), np.empty(size if raw_bits else 0, np.int64)
     for lane in range(out.shape[0]):
         expand(block[lane], one_sided, rows, columns, here)
         is_wide = False
@@ -298,13 +298,21 @@ def place_planes(block, stage, rows, columns, sent, shifts, unit, raw, progress,
             if 0 <= place < size:
                 here[place] = np.int16(min(max(numbers[i], -NARROW), NARROW))
                 is_wide |= abs(numbers[i]) > NARROW
-        if is_wide or raw_bits:
+        if is_wide:
             place_wide_plane(
                 here, one_sided, rows, columns, lane * size, found, places, numbers, shifts, unit, raw, raw_bits, progress,
                 out[lane],
             )  # fmt: skip
             continue
         beside(plane, begin, rows, columns, sums)
+        if raw_bits:
+            if one_sided:
+                one_sided_lifts(run, shifts, lifts[0])
+            else:
+                signed_lifts(run, shifts, lifts[0])
+            progress[RAW] = join_raw(here, raw, raw_bits, progress[RAW], wide)
+            place_large_values(wide, lifts[0], unit, out[lane])
+            continue
         done = place_runs(run, one_sided, found == 0, by_class, unit, out, lane) if HAS_VECTORS else 0
         if done < size:
             rest, lift = (run[0][done:], run[1][done:], run[2][done:], run[3][done:]), lifts[0][done:]

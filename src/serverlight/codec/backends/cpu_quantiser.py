@@ -11,7 +11,7 @@ import numpy as np
 
 from serverlight.codec import tables
 from serverlight.codec.backends.cpu_filter import keep_by_sign, kth_largest, least_kept, weigh
-from serverlight.codec.backends.cpu_kernels import ABS, highest_mark, inlined, marks_within, njit
+from serverlight.codec.backends.cpu_kernels import ABS, highest_mark, inlined, marks_within, njit, write_long
 from serverlight.codec.coded import has_half_escapes, needs_raw_bit
 
 U = np.uint64
@@ -125,26 +125,23 @@ def magnitude_sum(values, high, inverse, bits):
 
 @njit
 def take_raw(values, numbers, inverse, bits, packed):
-    """Makes high parts of numbers and packs their low bits; returns the number of bytes."""
-    held, count, size = U(0), 0, 0
+    """Makes high parts of numbers and packs their low bits; returns the number of bytes. ``packed`` has room for eight more.
+
+    Which numbers are zero no branch could foresee, so flags are numbers, and a zero has no bits.
+    """
+    held, count, size, begin = U(0), np.int64(0), np.int64(0), U(packed.ctypes.data)
     mask = (1 << bits) - 1
     for i in range(numbers.size):
-        if numbers[i] == 0:
-            continue
+        kept, sign = -np.int64(numbers[i] != 0), -np.int64(numbers[i] < 0)
         magnitude = np.int64(magnitude_of(values[i], inverse))
-        part = np.int16(min((magnitude + mask) >> bits, MOST))
-        numbers[i] = -part if numbers[i] < 0 else part
-        held |= U((magnitude - 1) & mask) << U(count)
-        count += bits
-        while count >= 8:
-            packed[size] = np.uint8(held & U(255))
-            size += 1
-            held >>= U(8)
-            count -= 8
-    if count:
-        packed[size] = np.uint8(held & U(255))
-        size += 1
-    return size
+        part = min((magnitude + mask) >> bits, np.int64(MOST))
+        numbers[i] = np.int16(((part ^ sign) - sign) & kept)
+        held |= U((magnitude - 1) & mask & kept) << U(count)
+        write_long(begin + U(size), held)
+        count += bits & kept
+        size += count >> 3
+        held, count = held >> U(count & ~7), count & 7
+    return size + (count > 0)
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, is_along, s
     num_segments = num_segments_of(layout, planes, rows, columns)
     is_short = (num_segments == 1 and bits == 0) or is_along
     has_shifts = not is_short or are_shifts_worthy(shifts, seen, every, kind, not is_signed)
-    raw = np.empty(values.size * bits // 8 + 1, np.uint8)
+    raw = np.empty(values.size * bits // 8 + 9, np.uint8)
     raw = raw[: take_raw(values, numbers, inverse, bits, raw) if bits else 0]
     start = nearest_activity(magnitude_sum(values, numbers, inverse, bits), values.size) if layout == TOKENS else 0
     head = np.empty(340, np.uint8)

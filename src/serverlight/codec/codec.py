@@ -323,7 +323,7 @@ def _read_turned(reader: Reader, header: Header, kernels: backends.Kernels, out:
 def warm_up(backend: str = "auto") -> float:
     """Makes the backend ready, so that no request has to wait for it; returns the seconds it took.
 
-    With Numba the first call on a machine compiles, for half a minute or more; later processes load the machine code from
+    With Numba the first call on a machine compiles, for two minutes or so; later processes load the machine code from
     disk in well under a second.
     """
     started = time.perf_counter()

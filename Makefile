@@ -12,7 +12,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -c "from serverlight.codec import warm_up; warm_up()"  # compiles the codec once, for half a minute
+	$(BIN)/python -c "from serverlight.codec import warm_up; warm_up()"  # compiles the codec once, for two minutes or so
 	touch $@
 
 demo: setup

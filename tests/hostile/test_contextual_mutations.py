@@ -218,7 +218,7 @@ def units(dims: list[int], kind: int) -> int:
 def test_compiled_loops_stay_within_their_arrays(tmp_path: pathlib.Path) -> None:
     """With bounds checks compiled in, this module, the attacks and the backends' suite raise no IndexError."""
     tests = pathlib.Path(__file__).parents[1]
-    modules = [*(tests / "hostile").glob("test_contextual_*.py"), *(tests / "codec").glob("test_[bcf]*.py")]
+    modules = [*(tests / "hostile").glob("test_contextual_*.py"), *(tests / "codec").glob("test_[bcft]*.py")]
     # Numba's cache does not tell checked from unchecked code: a folder of its own.
     checked = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, sorted(modules))]

@@ -38,13 +38,8 @@ def tokens(rows: int, columns: int, *, seed: int = 0, tails: float = 8.0, lean: 
 
 
 def is_along(frame: bytes) -> bool:
-    """Whether bits 0 to 3 of the mode byte, behind the dimensions, are set (section 6.1)."""
-    at = 2
-    for _ in range(frame[0] & 15):
-        while frame[at] & 128:
-            at += 1
-        at += 1
-    return frame[at] & 15 == 15
+    """Whether the frame says so."""
+    return bool(inspect(frame).config["trellis"])
 
 
 def agree(x: Any, config: CodecConfig) -> tuple[bytes, Floats]:

@@ -20,7 +20,7 @@ from serverlight.codec.backends.cpu_model import (
     decoder_table,
     unpack_model,
 )
-from serverlight.codec.backends.cpu_reconstruct import hold_within, is_shift_sent, set_default_shifts
+from serverlight.codec.backends.cpu_reconstruct import hold_within, is_shift_sent, layout_of, set_default_shifts
 from serverlight.codec.backends.cpu_streams import (
     BAD_ESCAPES,
     BAD_RAW,
@@ -87,7 +87,7 @@ def get_head(data, fields):
     if (kind == ONE_SIDED_PLANES and not one_sided) or (kind == SIGNED_PLANES and one_sided):
         return -1
     start, raw_bits = 0, 0
-    if kind in (TOKENS, TRELLIS):
+    if layout_of(kind) == TOKENS:
         if at >= data.size or data[at] >= ACTIVITY.size:
             return -1
         start = np.int64(data[at])
@@ -151,7 +151,7 @@ def parse_section(data, rows, columns, size, spreads):
     fields, shifts = np.zeros(9, np.int64), np.zeros(10, np.int16)
     at, lengths = get_head(data, fields), np.empty((0, 2), np.int64)
     kind, one_sided, start, raw_bits = fields[0], fields[1] != 0, fields[4], fields[5]
-    layout, units, table = TOKENS if kind == TRELLIS else min(kind, PLANES), 0, np.empty(0, np.uint32)
+    layout, units, table = layout_of(kind), 0, np.empty(0, np.uint32)
     if at >= 0 and size > 0:
         levels = np.empty(DEFAULT_LEVELS[kind].shape, np.int64)
         source, is_short = data[at : at + MAX_MODEL_BYTES], fields[7] != 0
@@ -213,7 +213,7 @@ def finish_section(data, lengths, stage, step, shifts, progress, largest, out):
     """Does what is left when the streams are read: raw bits, and the dtype's range."""
     kind, one_sided, is_direct, _, raw_bits, _ = stage
     raw = data[2 * lengths[:, 0].sum() + lengths[:, 1].sum() :]
-    if (kind < PLANES or kind == TRELLIS) and not is_direct:
+    if layout_of(kind) != PLANES and not is_direct:
         place_plain(out, one_sided, shifts, step * np.float32(1 / 64), raw, raw_bits, progress)
     if not ends_in_zeros(raw, progress[RAW]):
         return BAD_RAW

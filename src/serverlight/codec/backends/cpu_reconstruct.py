@@ -13,7 +13,7 @@ from serverlight.codec.backends.cpu_kernels import ABS, inlined, njit
 from serverlight.codec.backends.cpu_quantiser import high_of, number_of
 from serverlight.codec.coded import DEFAULT_SHIFTS, WORTH_OF_SHIFT
 
-PLANES, TRELLIS = 2, tables.TRELLIS
+TOKENS, PLANES, TRELLIS = 1, 2, tables.TRELLIS
 
 
 @njit
@@ -186,10 +186,15 @@ def measure_shifts(values, inverse, numbers, bits, run, one_sided, every, shifts
 
 
 @njit
+def layout_of(kind):
+    """What :func:`serverlight.codec.coded.layout_of_kind` returns."""
+    return TOKENS if kind == TRELLIS else min(kind, PLANES)
+
+
+@njit
 def is_shift_sent(place, kind, one_sided):
     """Whether a frame may carry the shift of a class (section 6.7)."""
-    is_plane = PLANES <= kind < TRELLIS
-    return (is_plane or place == 0 or place == 5 or place >= 8) and (place > 0 or one_sided)
+    return (layout_of(kind) == PLANES or place == 0 or place == 5 or place >= 8) and (place > 0 or one_sided)
 
 
 @njit

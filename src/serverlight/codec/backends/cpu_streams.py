@@ -19,6 +19,7 @@ from serverlight.codec.backends.cpu_planes import (
     GET_SIGNED_BY_EIGHTS,
     place_planes,
 )
+from serverlight.codec.backends.cpu_reconstruct import layout_of
 from serverlight.codec.backends.cpu_tokens import facts_of, get_flat, get_tokens
 from serverlight.codec.backends.cpu_trellis import get_trellis
 from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
@@ -124,7 +125,7 @@ def read_streams(data, lengths, stage, half_escapes, rows, columns, units, lanes
     if np.any(lengths[:, 0] < 0):
         return BAD_WORDS
     is_along, num_contexts = kind == TRELLIS, DEFAULT_LEVELS[kind].shape[0]
-    layout = TOKENS if is_along else min(kind, PLANES)
+    layout = layout_of(kind)
     longest = units if layout == TOKENS else (min(units, 8) * ((columns + 1) // 2) if layout == PLANES else 0)
     streams = streams_of(data, lengths, units, lanes, half_escapes, longest)
     if layout == TOKENS:

@@ -56,8 +56,8 @@ class Candidates:
     errors: Ints
     """Squared, in 64ths of the step."""
 
-    is_one: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-    """Where there is no such candidate, it is False."""
+    exists: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+    """Whether there is such a candidate."""
 
     @classmethod
     def near(cls, targets: Ints, quantiser: int) -> list[Candidates]:
@@ -139,7 +139,7 @@ class Survivors:
                 price = self.total[state] + candidate.errors + TRADE * bits
                 for parity in range(2):
                     into = MOVES[state, parity]
-                    better = candidate.is_one & (candidate.numbers & 1 == parity) & (price < total[into])
+                    better = candidate.exists & (candidate.numbers & 1 == parity) & (price < total[into])
                     total[into] = np.where(better, price, total[into])
                     step = {
                         "busy": self.busy[state],

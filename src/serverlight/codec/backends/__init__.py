@@ -17,7 +17,7 @@ from serverlight.codec.config import CodecConfig
 from serverlight.codec.wire import Header
 from serverlight.errors import BackendUnavailable, ConfigError, FrameError
 
-__all__ = ["BACKENDS", "DeviceKernels", "Float32", "Kernels", "Survivors", "for_device", "load"]
+__all__ = ["BACKENDS", "DeviceKernels", "Float32", "Kernels", "Survivors", "for_device", "is_installed", "load"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -127,7 +127,7 @@ def load(name: str) -> Kernels:
         BackendUnavailable: its package is missing, or the device that it is for.
     """
     if name == "auto":
-        name = "cpu" if _is_installed("numba") else "reference"
+        name = "cpu" if is_installed("numba") else "reference"
     if name not in BACKENDS:
         raise ConfigError("backend", f"unknown backend {name!r}; choose from auto, {', '.join(sorted(BACKENDS))}")
     target, package = BACKENDS[name]
@@ -145,11 +145,12 @@ def for_device(name: str, device_type: str) -> DeviceKernels | None:
     if name == "gpu":
         kernels = cast(DeviceKernels, load("gpu"))
         return kernels if kernels.device_type == device_type else None
-    if name == "auto" and device_type == "cuda" and _is_installed("triton"):
+    if name == "auto" and device_type == "cuda" and is_installed("triton"):
         return cast(DeviceKernels, load("gpu"))
     return None
 
 
 @functools.cache
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether a package that a backend needs is there to be imported."""
     return importlib.util.find_spec(package) is not None

@@ -59,7 +59,7 @@ class TritonKernels(SlicerKernels):
         Small tensors, trellises, whose paths take many steps for each token, and budgets by sign, which nothing in sight gains
         from, are met on the host.
         """
-        if config.asymmetry_mode != "score" or config.trellis or self._is_for_host(len(values)):
+        if config.asymmetry_mode != "score" or config.trellis or self._is_for_host(values.numel()):
             return [backends.load("auto").encode_contextual(to_host(values).float().numpy(), shape, config)]
         writer = Writer()
         with torch.cuda.device_of(values):  # type: ignore[no-untyped-call]
@@ -90,7 +90,7 @@ class TritonKernels(SlicerKernels):
         ``out`` has the header's dtype, or float32, whose values are then held within the dtype's range but not rounded to it.
         Returns the first frame that breaks a rule, and how; ``out`` has no meaning then.
         """
-        if self._is_for_host(len(out)) or any(contextual.is_along_trellis(section) for section in sections):
+        if self._is_for_host(out.numel()) or any(contextual.is_along_trellis(section) for section in sections):
             return _read_on_host(sections, header, out)
         with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
             return read_frames(sections, header, out)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
 import numpy as np
 
 from serverlight.codec import parameters, tables
+from serverlight.codec.backends import is_installed
 from serverlight.codec.backends.reference_coder import frequencies_for
 from serverlight.codec.coded import is_one_sided_kind
 from serverlight.codec.layout import Grid, Layout
@@ -15,7 +15,7 @@ from serverlight.codec.tables import Ints
 
 __all__ = ["HAS_NUMBA", "Fitted", "entries_of", "fit", "frequencies_of", "has_tail"]
 
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
+HAS_NUMBA = is_installed("numba")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -51,8 +51,8 @@ def nearest_activity(magnitude_sum: int, num_elements: int) -> int:
     return int(np.abs(ACTIVITY - mean).argmin())
 
 
-def thresholds_for(start: int) -> npt.NDArray[np.int32]:
-    """The seven borders for a starting activity."""
+def thresholds_for(start: int | npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """The seven borders for a starting activity; of many, shape (..., 1), those of each, shape (..., 7)."""
     borders: npt.NDArray[np.int32] = np.maximum(1, (start * THRESHOLDS) >> 8).astype(np.int32)
     return borders
 

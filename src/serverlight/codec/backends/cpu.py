@@ -19,7 +19,8 @@ from serverlight.codec import contextual
 from serverlight.codec.activity import NO_SPREADS, Spreads
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends.cpu_kernels import entry_point
-from serverlight.codec.backends.cpu_model import fit_model, frequencies_of
+from serverlight.codec.backends.cpu_model import fit_model
+from serverlight.codec.backends.cpu_outline import outline_sections
 from serverlight.codec.backends.cpu_reader import BAD_ESCAPES, BAD_RAW, BAD_WORDS, GOOD, LEFT_ESCAPES, read_sections
 from serverlight.codec.backends.cpu_writer import write_section
 from serverlight.codec.backends.slicer import SlicerKernels, budgets_by_sign
@@ -137,12 +138,12 @@ def _compiled(sources: int) -> tuple[Callable[..., Any], ...]:
         return fit_model(histogram, kind, with_tail, half_escapes, is_short)
 
     @entry_point
-    def spread(levels, kind, with_tail, half_escapes):  # type: ignore[no-untyped-def]
+    def outline(data, ends, rows, columns, size, heads, lengths, entries):  # type: ignore[no-untyped-def]
         _ = sources
-        return frequencies_of(levels, kind, with_tail, half_escapes)
+        return outline_sections(data, ends, rows, columns, size, heads, lengths, entries)
 
-    return write, read, fit, spread
+    return write, read, fit, outline
 
 
-WRITE, READ, FIT, SPREAD = _compiled(_sources())
+WRITE, READ, FIT, OUTLINE = _compiled(_sources())
 """What Python calls. The last two, which other backends use, are compiled when they are first called."""

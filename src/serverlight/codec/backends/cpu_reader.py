@@ -36,7 +36,16 @@ from serverlight.codec.backends.cpu_streams import (
 from serverlight.codec.backends.cpu_symbols import SMALL_MEAN
 from serverlight.codec.backends.cpu_tokens import facts_of, place_flat, place_plain
 
-__all__ = ["BAD_ESCAPES", "BAD_RAW", "BAD_WORDS", "GOOD", "LEFT_ESCAPES", "read_sections"]
+__all__ = [
+    "BAD_ESCAPES",
+    "BAD_RAW",
+    "BAD_WORDS",
+    "GOOD",
+    "LEFT_ESCAPES",
+    "frequencies_by",
+    "parse_front",
+    "read_sections",
+]
 
 U = np.uint64
 FLAT, TOKENS, PLANES = 0, 1, 2
@@ -141,46 +150,66 @@ def get_lengths(data, at, lanes, is_short, lengths):
 
 
 @njit
-def parse_section(data, rows, columns, size, spreads):
+def parse_front(data, rows, columns, size):
     """Reads all that comes before the streams of a frame of ``size`` elements.
 
-    Returns the position of the streams, -1 if something is broken; numbers of lanes and of units, and whether there are half
-    escapes; rows and columns as the tensor is seen; what :func:`read_streams` calls the stage; the step; shifts; numbers of words
-    and of escape bytes; and the reader's table.
+    Returns the position of the streams, -1 if something is broken; what :func:`get_head` reads; rows, columns and units as the
+    tensor is seen; shifts; levels; and numbers of words and of escape bytes.
     """
     fields, shifts = np.zeros(9, np.int64), np.zeros(10, np.int16)
-    at, lengths = get_head(data, fields), np.empty((0, 2), np.int64)
-    kind, one_sided, start, raw_bits = fields[0], fields[1] != 0, fields[4], fields[5]
-    layout, units, table = layout_of(kind), 0, np.empty(0, np.uint32)
-    if at >= 0 and size > 0:
+    at, lengths, levels = get_head(data, fields), np.empty((0, 2), np.int64), np.empty((0, 5), np.int64)
+    kind, one_sided, is_short, units = fields[0], fields[1] != 0, fields[7] != 0, 0
+    if size == 0:
+        at = -1
+    if at >= 0:
         levels = np.empty(DEFAULT_LEVELS[kind].shape, np.int64)
-        source, is_short = data[at : at + MAX_MODEL_BYTES], fields[7] != 0
+        source = data[at : at + MAX_MODEL_BYTES]
         model = unpack_model(source, DEFAULT_LEVELS[kind], kind == ONE_SIDED_PLANES, is_short, levels)
         at = at + model if model >= 0 else -1
         if fields[8] == 0:
             set_default_shifts(kind, one_sided, shifts)
         elif at >= 0:
             at = get_shifts(data, at, kind, one_sided, shifts)
-    if at >= 0 and size > 0:
-        if layout == PLANES:
+    if at >= 0:
+        if layout_of(kind) == PLANES:
             units = size // (rows * columns)
-        elif layout == TOKENS:
+        elif layout_of(kind) == TOKENS:
             rows, units = size // columns, columns
         else:
             rows, columns, units = 1, size, (size + 1) // 2
         lengths = np.empty((max(1, min(size >> 16, units >> 3)), 2), np.int64)
-        is_short, is_lone = fields[7] != 0, lengths.shape[0] == 1
+        is_lone = lengths.shape[0] == 1
         is_allowed = is_lone or not is_short or kind == TRELLIS
         at = get_lengths(data, at, fields[2], is_short and is_lone, lengths) if is_allowed else -1
-    if at >= 0 and size > 0:
-        has_tail = (rows if layout == TOKENS else columns) % 2 == 1
-        one_sided_planes = kind == ONE_SIDED_PLANES
-        table = decoder_table(
-            build_tables(levels, FIRST[kind], NEXT[kind], FLIP_NEXT[kind], one_sided_planes, has_tail, fields[6] != 0)
-        )
-    is_direct = raw_bits == 0 and kind != TRELLIS and (layout != TOKENS or ACTIVITY[start] <= SMALL_MEAN)
-    stage, step = (kind, one_sided, is_direct, start, raw_bits, spreads), np.uint32(fields[3] << 16).view(np.float32)
-    return (at if size > 0 else -1), (fields[2], units, fields[6]), (rows, columns), stage, step, shifts, lengths, table
+    return at, fields, (rows, columns, units), shifts, levels, lengths
+
+
+@njit
+def frequencies_by(fields, sides, levels):
+    """The frequencies of all symbols, by what :func:`parse_front` returns; shape (rows, 256)."""
+    kind = fields[0]
+    has_tail = (sides[0] if layout_of(kind) == TOKENS else sides[1]) % 2 == 1
+    rules, is_one_sided = (FIRST[kind], NEXT[kind], FLIP_NEXT[kind]), kind == ONE_SIDED_PLANES
+    return build_tables(levels, *rules, is_one_sided, has_tail, fields[6] != 0)
+
+
+@njit
+def parse_section(data, rows, columns, size, spreads):
+    """Reads all that comes before the streams of a frame of ``size`` elements, and builds the reader's table.
+
+    Returns the position of the streams, -1 if something is broken; numbers of lanes and of units, and whether there are half
+    escapes; rows and columns as the tensor is seen; what :func:`read_streams` calls the stage; the step; shifts; numbers of words
+    and of escape bytes; and the reader's table.
+    """
+    at, fields, sides, shifts, levels, lengths = parse_front(data, rows, columns, size)
+    table = decoder_table(frequencies_by(fields, sides, levels)) if at >= 0 else np.empty(0, np.uint32)
+    kind, start, raw_bits = fields[0], fields[4], fields[5]
+    is_direct = raw_bits == 0 and kind != TRELLIS and (layout_of(kind) != TOKENS or ACTIVITY[start] <= SMALL_MEAN)
+    stage, step = (
+        (kind, fields[1] != 0, is_direct, start, raw_bits, spreads),
+        np.uint32(fields[3] << 16).view(np.float32),
+    )
+    return at, (fields[2], sides[2], fields[6]), (sides[0], sides[1]), stage, step, shifts, lengths, table
 
 
 @njit

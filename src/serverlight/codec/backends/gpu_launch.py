@@ -30,8 +30,8 @@ def blocks_of(size: int) -> int:
 
 
 def begins_of(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each of several runs begins that lie one after the other."""
-    begins: npt.NDArray[np.int64] = np.cumsum(sizes) - sizes
+    """Where each of several runs begins that lie one after the other, along the last dimension."""
+    begins: npt.NDArray[np.int64] = np.cumsum(sizes, axis=-1) - sizes
     return begins
 
 

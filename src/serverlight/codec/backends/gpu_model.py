@@ -13,7 +13,7 @@ from serverlight.codec.coded import is_one_sided_kind
 from serverlight.codec.layout import Grid, Layout
 from serverlight.codec.tables import Ints
 
-__all__ = ["HAS_NUMBA", "Fitted", "entries_of", "fit", "frequencies_of", "has_tail"]
+__all__ = ["HAS_NUMBA", "Fitted", "entries_of", "fit", "has_tail"]
 
 HAS_NUMBA = is_installed("numba")
 
@@ -38,16 +38,6 @@ class Fitted:
 def has_tail(grid: Grid) -> bool:
     """Whether there are single elements."""
     return (grid.rows if grid.layout is Layout.TOKENS else grid.columns) % 2 == 1
-
-
-def frequencies_of(levels: Ints, grid: Grid, kind: int, half_escapes: bool) -> Ints:
-    """What :func:`serverlight.codec.backends.reference_coder.frequencies_for` returns."""
-    if not HAS_NUMBA:
-        return frequencies_for(levels, grid, kind, half_escapes)
-    from serverlight.codec.backends.cpu import SPREAD
-
-    frequencies: Ints = SPREAD(levels, kind, has_tail(grid), half_escapes)
-    return frequencies
 
 
 def entries_of(frequencies: Ints) -> Ints:

@@ -1,147 +1,131 @@
-"""Reading frames on a graphics processor: what the host proves and prepares, and the kernels in their order."""
+"""Reading frames on a graphics processor: the kernels in their order, over what ``gpu_outline.py`` has proved of the frames."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from serverlight.codec import activity, contextual, tables
+from serverlight.codec import activity, tables
 from serverlight.codec.backends import gpu_kernels as kernels
+from serverlight.codec.backends import gpu_outline as outlines
 from serverlight.codec.backends.gpu_launch import BLOCK, DTYPE_CODES, as_bits, begins_of, blocks_of, launch, to_device
-from serverlight.codec.backends.gpu_model import entries_of, frequencies_of, has_tail
-from serverlight.codec.coded import SHIFT_UNIT, Coded, is_one_sided_kind, segments_of
+from serverlight.codec.backends.gpu_outline import FAULTS, Fault, Outline, outline
+from serverlight.codec.coded import SHIFT_UNIT, is_one_sided_kind, segments_of
 from serverlight.codec.layout import Layout
+from serverlight.codec.tables import Ints
 from serverlight.codec.tensors import LARGEST
-from serverlight.codec.wire import Header, Reader
-from serverlight.errors import FrameError, InconsistentFrame
+from serverlight.codec.wire import Header
+from serverlight.errors import InconsistentFrame
 
 __all__ = ["read_frames"]
 
-Fault = tuple[int, FrameError]
-
-FAULTS = {
-    1: "entropy coder: a segment has more or fewer words than it needs, or dirty states",
-    2: "escapes: a code runs past the end, is wider than 32 bits, or larger than any number of steps",
-    3: "escapes: bits are left over",
-    4: "raw bits: more or fewer than the numbers need, or dirty padding",
-}
 NUM_FIELDS, NUM_FACTS = 17, 16
 """Numbers that kernels have of a segment, and of a frame."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parsed:
-    """A frame that the host has read and proved, but for its streams."""
-
-    index: int
-    """Place in the batch."""
-
-    section: memoryview
-    coded: Coded
-
-
 def read_frames(sections: Sequence[memoryview], header: Header, out: torch.Tensor) -> Fault | None:
     """See :meth:`serverlight.codec.backends.gpu.TritonKernels.decode_on_device`."""
-    groups: dict[tuple[int, int, bool, bool], list[Parsed]] = {}
-    fault: Fault | None = None
-    for index, section in enumerate(sections):
-        try:
-            reader = Reader(section)
-            coded = contextual.read(reader, header)
-            reader.finish()
-        except FrameError as error:
-            fault = (index, error)
-            break
-        if coded is None:
-            out[index * header.num_elements : (index + 1) * header.num_elements] = 0
-        else:
-            key = (coded.kind, coded.lanes, coded.raw_bits > 0, coded.half_escapes)
-            groups.setdefault(key, []).append(Parsed(index=index, section=section, coded=coded))
-    faults = [found for group in groups.values() if (found := Group(group, header, out.device).read(out)) is not None]
-    return min([*faults, *([fault] if fault else [])], key=lambda found: found[0], default=None)
+    data = np.frombuffer(sections[0] if len(sections) == 1 else b"".join(sections), np.uint8)
+    known = outline(sections, data, header)
+    if not len(known.heads):
+        return known.fault
+    faults = [known.fault] if known.fault is not None else []
+    there = There(data, sections, known, out.device)
+    keys = known.heads[:, [outlines.KIND, outlines.LANES, outlines.RAW_BITS, outlines.HALF]]
+    keys[:, 2] = keys[:, 2] > 0
+    for key in np.unique(keys, axis=0):
+        frames = np.flatnonzero((keys == key).all(axis=1))
+        if key[0] < 0:
+            out.view(len(sections), -1)[to_device(frames, out.device)] = 0
+        elif (fault := Group(frames, there, header).read(out)) is not None:
+            faults.append(fault)
+    return min(faults, key=lambda fault: fault[0], default=None)
+
+
+class There:
+    """What all frames of a call share on the device: their bytes and tables; and where the streams of each lie among the bytes.
+
+    Words are read from even places. Where streams of some begin at odd ones there is a second copy of all bytes, shifted by one.
+    """
+
+    def __init__(
+        self, data: npt.NDArray[np.uint8], sections: Sequence[memoryview], known: Outline, device: torch.device
+    ) -> None:
+        self.known = known
+        sizes = np.array([len(section) for section in sections[: len(known.heads)]], np.int64)
+        streams = np.cumsum(sizes) - sizes + known.heads[:, outlines.STREAMS]
+        lead = int(streams[0]) % 2
+        self.streams, self.ends = lead + streams, lead + np.cumsum(sizes)
+        size = lead + len(data)
+        second = size + size % 2 + 1
+        is_odd = self.streams % 2 > 0
+        self.words = np.where(is_odd, second + self.streams, self.streams) // 2
+        copies = 2 if is_odd.any() else 1
+        self.data = torch.empty(copies * (second + 1), dtype=torch.uint8, device=device)
+        self.data[lead:size].copy_(unguarded(data), non_blocking=True)
+        if copies == 2:
+            self.data[second : second + size].copy_(self.data[:size])
+        self.entries = to_device(known.entries, device)
+        self.slots = torch.empty(len(known.entries) * tables.SCALE, dtype=torch.uint8, device=device)
+        launch(kernels.fill_slots, (len(known.entries),), self.entries, self.slots)
 
 
 class Group:
-    """Frames of one batch that the same kernels read: alike in kind, lanes, raw bits, half escapes."""
+    """Frames of a call that the same kernels read: alike in kind, lanes, half escapes, and in having raw bits. G = frames."""
 
-    def __init__(self, frames: Sequence[Parsed], header: Header, device: torch.device) -> None:
-        self._frames, self._header, self._device = frames, header, device
-        first = frames[0].coded
-        self._kind, self._lanes, self._has_raw = first.kind, first.lanes, first.raw_bits > 0
-        self._half_escapes = first.half_escapes
+    def __init__(self, frames: Ints, there: There, header: Header) -> None:
+        self._frames, self._there, self._header = frames, there, header
+        self._heads = there.known.heads[frames]
+        first = self._heads[0].tolist()
+        self._kind, self._lanes = first[outlines.KIND], first[outlines.LANES]
+        self._has_raw, self._half_escapes = first[outlines.RAW_BITS] > 0, first[outlines.HALF] > 0
         self._grid, self._bounds = segments_of(header.shape, self._kind)
 
     def read(self, out: torch.Tensor) -> Fault | None:
         """Reads the frames into their places of ``out``."""
-        jobs, facts, places = self._layout()
-        frequencies = [
-            frequencies_of(frame.coded.levels, self._grid, self._kind, self._half_escapes) for frame in self._frames
-        ]
-        entries = to_device(entries_of(np.concatenate(frequencies)).astype(np.int32), self._device)
-        slots = torch.empty(len(entries) * tables.SCALE, dtype=torch.uint8, device=self._device)
-        launch(kernels.fill_slots, (len(entries),), entries, slots)
-        bytes_there = self._sections_there(places)
-        high = torch.empty(len(out), dtype=torch.int32, device=self._device)
-        status = self._read_streams(to_device(jobs, self._device), bytes_there, (entries, slots), high)
-        raw_status = self._place(to_device(facts, self._device), bytes_there, high, out)
+        jobs, facts = self._layout()
+        high = torch.empty(len(out), dtype=torch.int32, device=out.device)
+        status = self._read_streams(to_device(jobs, out.device), high)
+        raw_status = self._place(to_device(facts, out.device), high, out)
         return self._fault_in(status, raw_status)
 
-    def _layout(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[int]]:
-        """Jobs, facts of frames, and where each section goes in one array, so that the words of each lie at even places."""
-        rows_a_frame = tables.NUM_CONTEXTS[self._kind] * (2 if has_tail(self._grid) else 1)
-        jobs = np.empty((len(self._frames), len(self._bounds) - 1, NUM_FIELDS), np.int64)
-        facts, places, at = [], [], 0
-        for number, frame in enumerate(self._frames):
-            coded, streams = frame.coded, frame.coded.streams
-            raw_at = len(frame.section) - len(coded.raw)
-            escapes_at = raw_at - len(streams.escapes)
-            words_at = escapes_at - 2 * len(streams.words)
-            at += (at + words_at) % 2
-            base = frame.index * self._header.num_elements
-            start = int(activity.ACTIVITY[coded.activity])
-            fields = jobs[number].T
-            fields[0], fields[1] = number * rows_a_frame, base
-            fields[2], fields[3] = self._bounds[:-1], self._bounds[1:]
-            fields[4], fields[5] = (at + words_at) // 2 + begins_of(streams.num_words), streams.num_words
-            fields[6], fields[7] = at + escapes_at + begins_of(streams.num_escapes), streams.num_escapes
-            fields[8], fields[9] = number * self._grid.columns, start
-            fields[10:] = np.array(activity.thresholds_for(start))[:, None]
-            unit = int((np.float32(coded.step) * np.float32(1 / SHIFT_UNIT)).view(np.int32))
-            raw = (coded.raw_bits, at + raw_at, len(coded.raw))
-            facts.append((base, unit, coded.one_sided, *raw, *coded.shifts))
-            places.append(at)
-            at += len(frame.section)
-        return jobs.reshape(-1, NUM_FIELDS), np.array(facts, np.int64), [*places, at]
+    def _layout(self) -> tuple[Ints, Ints]:
+        """What kernels have of each segment, shape (G S, 17), and of each frame, shape (G, 16)."""
+        heads, there, frames = self._heads, self._there, self._frames
+        base, starts = frames * self._header.num_elements, activity.ACTIVITY[heads[:, outlines.START]]
+        num_words, num_escapes = np.moveaxis(there.known.lengths[frames, : len(self._bounds) - 1], 2, 0)
+        words, escapes = begins_of(num_words), begins_of(num_escapes)
+        escapes_at = there.streams[frames] + 2 * num_words.sum(axis=1)
+        jobs = np.empty((len(frames), len(self._bounds) - 1, NUM_FIELDS), np.int64)
+        fields = np.moveaxis(jobs, 2, 0)
+        fields[0], fields[1] = heads[:, outlines.ROW, None], base[:, None]
+        fields[2], fields[3] = self._bounds[:-1], self._bounds[1:]
+        fields[4], fields[5] = there.words[frames, None] + words, num_words
+        fields[6], fields[7] = escapes_at[:, None] + escapes, num_escapes
+        fields[8], fields[9] = np.arange(len(frames))[:, None] * self._grid.columns, starts[:, None]
+        jobs[:, :, 10:] = activity.thresholds_for(starts[:, None])[:, None]
+        raw_at = escapes_at + num_escapes.sum(axis=1)
+        facts = np.empty((len(frames), NUM_FACTS), np.int64)
+        facts[:, 0], facts[:, 1] = base, units_of(heads[:, outlines.STEP])
+        facts[:, 2], facts[:, 3] = heads[:, outlines.ONE_SIDED], heads[:, outlines.RAW_BITS]
+        facts[:, 4], facts[:, 5] = raw_at, there.ends[frames] - raw_at
+        facts[:, 6:] = heads[:, outlines.SHIFTS :]
+        return jobs.reshape(-1, NUM_FIELDS), facts
 
-    def _sections_there(self, places: list[int]) -> torch.Tensor:
-        """All sections in one array on the device; a single one goes there from where it lies."""
-        there = torch.empty(places[-1] + places[-1] % 2 + 2, dtype=torch.uint8, device=self._device)
-        if len(self._frames) == 1:
-            section = np.frombuffer(self._frames[0].section, np.uint8)
-            there[places[0] : places[1]].copy_(unguarded(section), non_blocking=True)
-            return there
-        data = np.empty(places[-1], np.uint8)
-        for place, frame in zip(places, self._frames, strict=False):
-            data[place : place + len(frame.section)] = np.frombuffer(frame.section, np.uint8)
-        there[: len(data)].copy_(torch.from_numpy(data), non_blocking=True)
-        return there
-
-    def _read_streams(
-        self, jobs: torch.Tensor, data: torch.Tensor, model: tuple[torch.Tensor, torch.Tensor], high: torch.Tensor
-    ) -> torch.Tensor:
-        status = torch.empty(len(jobs), dtype=torch.int32, device=self._device)
-        streams = (jobs, data, data.view(torch.int16), *model, high)
+    def _read_streams(self, jobs: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        there, device = self._there, high.device
+        status = torch.empty(len(jobs), dtype=torch.int32, device=device)
+        streams = (jobs, there.data, there.data.view(torch.int16), there.entries, there.slots, high)
         rows, columns = self._grid.rows, self._grid.columns
         options = {"HALF": self._half_escapes, "LANES": self._lanes, "num_warps": 1}
         if self._grid.layout is Layout.FLAT:
             launch(kernels.read_flat, (len(jobs),), *streams, status, columns, **options)
         elif self._grid.layout is Layout.TOKENS:
-            means = torch.empty(columns * len(self._frames), dtype=torch.int64, device=self._device)
+            means = torch.empty(columns * len(self._frames), dtype=torch.int64, device=device)
             launch(kernels.read_tokens, (len(jobs),), *streams, means, status, rows, columns, **options)
         else:
             one_sided, contexts = is_one_sided_kind(self._kind), tables.NUM_CONTEXTS[self._kind]
@@ -154,19 +138,17 @@ class Group:
             )
         return status
 
-    def _place(
-        self, facts: torch.Tensor, data: torch.Tensor, high: torch.Tensor, out: torch.Tensor
-    ) -> torch.Tensor | None:
-        size, num_frames = self._header.num_elements, len(facts)
+    def _place(self, facts: torch.Tensor, high: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
+        data, device, size, num_frames = self._there.data, high.device, self._header.num_elements, len(facts)
         blocks, begins, raw_status = blocks_of(size), facts, None
         if self._has_raw:
-            counts = torch.empty((num_frames, blocks), dtype=torch.int64, device=self._device)
+            counts = torch.empty((num_frames, blocks), dtype=torch.int64, device=device)
             launch(
                 kernels.count_nonzero, (blocks, num_frames), facts, high, counts, size, FIELDS=NUM_FACTS, BLOCK=BLOCK
             )
             ends = counts.cumsum(1)
             begins = ends - counts
-            raw_status = torch.empty(num_frames, dtype=torch.int32, device=self._device)
+            raw_status = torch.empty(num_frames, dtype=torch.int32, device=device)
             launch(kernels.check_raw, (num_frames,), facts, data, ends, raw_status, blocks, FIELDS=NUM_FACTS)
         launch(
             kernels.place_values,
@@ -185,10 +167,16 @@ class Group:
         codes = status.view(len(self._frames), -1).amax(1)
         if raw_status is not None:
             codes = torch.maximum(codes, raw_status)
-        for frame, code in zip(self._frames, codes.tolist(), strict=True):
+        for frame, code in zip(self._frames.tolist(), codes.tolist(), strict=True):
             if code:
-                return frame.index, InconsistentFrame(FAULTS[code])
+                return frame, InconsistentFrame(FAULTS[code])
         return None
+
+
+def units_of(steps: Ints) -> Ints:
+    """The bits of a 64th of each step, by the step's bits as bfloat16."""
+    unit = (steps << 16).astype(np.int32).view(np.float32) * np.float32(1 / SHIFT_UNIT)
+    return unit.view(np.int32).astype(np.int64)
 
 
 def unguarded(array: npt.NDArray[np.uint8]) -> torch.Tensor:

@@ -1,0 +1,130 @@
+"""What kernels have to know of frames before they read them: proved and prepared on the host, for all frames of a call together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serverlight.codec import contextual, layout, tables
+from serverlight.codec.backends.gpu_model import HAS_NUMBA, entries_of
+from serverlight.codec.backends.reference_coder import frequencies_for
+from serverlight.codec.coded import Coded, segments_of
+from serverlight.codec.tables import Ints
+from serverlight.codec.wire import Header, Reader
+from serverlight.errors import FrameError, InconsistentFrame
+
+__all__ = ["FAULTS", "KIND", "NUM_HEADS", "Fault", "Outline", "outline"]
+
+Fault = tuple[int, FrameError]
+"""The first frame that breaks a rule, and how."""
+
+FAULTS = {
+    1: "entropy coder: a segment has more or fewer words than it needs, or dirty states",
+    2: "escapes: a code runs past the end, is wider than 32 bits, or larger than any number of steps",
+    3: "escapes: bits are left over",
+    4: "raw bits: more or fewer than the numbers need, or dirty padding",
+}
+
+KIND, ONE_SIDED, LANES, STEP, START, RAW_BITS, HALF, STREAMS, ROW, SHIFTS, NUM_HEADS = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 19
+"""Places in what is known of a frame: kind, -1 if all is zero; whether one-sided; lanes; the step's bfloat16; index of the starting
+activity; raw bits; whether half escapes; where the streams begin in the section; its first row of the tables; and ten shifts."""
+
+MAX_ROWS = 2 * max(tables.NUM_CONTEXTS)
+"""No frame has more rows of tables."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outline:
+    """F = frames, S = segments that such frames have at most, R = rows of all their tables."""
+
+    heads: Ints
+    """Shape (F, 19), by the places above."""
+
+    lengths: Ints
+    """Numbers of words and of escape bytes: shape (F, S, 2)."""
+
+    entries: npt.NDArray[np.int32]
+    """What kernels know of each symbol, see :func:`entries_of`: shape (R, 256)."""
+
+    fault: Fault | None
+    """A frame that is broken; those before it are outlined."""
+
+
+def outline(sections: Sequence[memoryview], data: npt.NDArray[np.uint8], header: Header) -> Outline:
+    """Outlines frames with one header, none of which goes along a trellis; ``data`` has their sections one after the other."""
+    most_segments = max(1, header.num_elements // layout.SEGMENT_ELEMENTS)
+    heads = np.zeros((len(sections), NUM_HEADS), np.int64)
+    lengths = np.zeros((len(sections), most_segments, 2), np.int64)
+    entries = np.empty((MAX_ROWS * len(sections), 256), np.int32)
+    fill = _filled if HAS_NUMBA else _filled_plainly
+    num_sound, num_rows = fill(sections, data, header, heads, lengths, entries)
+    fault = (num_sound, _fault_of(sections[num_sound], header)) if num_sound < len(sections) else None
+    return Outline(heads=heads[:num_sound], lengths=lengths[:num_sound], entries=entries[:num_rows], fault=fault)
+
+
+def _filled(
+    sections: Sequence[memoryview],
+    data: npt.NDArray[np.uint8],
+    header: Header,
+    heads: Ints,
+    lengths: Ints,
+    entries: npt.NDArray[np.int32],
+) -> tuple[int, int]:
+    from serverlight.codec.backends.cpu import OUTLINE
+
+    ends = np.cumsum([len(section) for section in sections])
+    rows, columns = (1, 1, *header.shape)[-2:]
+    num_sound, num_rows = OUTLINE(data, ends, rows, columns, header.num_elements, heads, lengths, entries)
+    return num_sound, num_rows
+
+
+def _filled_plainly(
+    sections: Sequence[memoryview],
+    data: npt.NDArray[np.uint8],
+    header: Header,
+    heads: Ints,
+    lengths: Ints,
+    entries: npt.NDArray[np.int32],
+) -> tuple[int, int]:
+    """The same without Numba."""
+    row = 0
+    for frame, section in enumerate(sections):
+        try:
+            coded = _read(section, header)
+        except FrameError:
+            return frame, row
+        if coded is None:
+            heads[frame, KIND] = -1
+            continue
+        streams = coded.streams
+        if (streams.num_words < 2 * coded.lanes).any():
+            return frame, row
+        step = int(np.float32(coded.step).view(np.uint32)) >> 16
+        known = (coded.kind, coded.one_sided, coded.lanes, step, coded.activity, coded.raw_bits, coded.half_escapes)
+        at = len(section) - len(coded.raw) - len(streams.escapes) - 2 * len(streams.words)
+        heads[frame] = (*known, at, row, *coded.shifts)
+        lengths[frame, : len(streams.num_words)] = np.stack((streams.num_words, streams.num_escapes), axis=1)
+        grid, _ = segments_of(header.shape, coded.kind)
+        found = entries_of(frequencies_for(coded.levels, grid, coded.kind, coded.half_escapes))
+        entries[row : row + len(found)] = found
+        row += len(found)
+    return len(sections), row
+
+
+def _read(section: memoryview, header: Header) -> Coded | None:
+    reader = Reader(section)
+    coded = contextual.read(reader, header)
+    reader.finish()
+    return coded
+
+
+def _fault_of(section: memoryview, header: Header) -> FrameError:
+    """What is wrong with a frame that has no outline."""
+    try:
+        _read(section, header)
+    except FrameError as error:
+        return error
+    return InconsistentFrame(FAULTS[1])

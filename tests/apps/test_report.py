@@ -137,9 +137,15 @@ def words_of(process: pathlib.Path) -> str:
 @pytest.mark.skipif(
     not pathlib.Path("/proc/self/cmdline").exists(), reason="looks at processes in /proc, as Linux has it"
 )
-@pytest.mark.parametrize("is_timed", [True, False])
-def test_sigterm_ends_all_that_was_started(tmp_path: pathlib.Path, run: Any, is_timed: bool) -> None:
-    """SIGTERM, which the report alone gets, also ends its parts and what they have started, and nothing is kept of them."""
+@pytest.mark.parametrize(("is_timed", "is_in_background"), [(True, False), (False, False), (False, True)])
+def test_sigterm_ends_all_that_was_started(
+    tmp_path: pathlib.Path, run: Any, is_timed: bool, is_in_background: bool
+) -> None:
+    """SIGTERM, which the report alone gets, also ends its parts and what they have started, and nothing is kept of them.
+
+    So it does where Ctrl-C is ignored, as in a shell's job in the background.
+    """
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN if is_in_background else signal.default_int_handler)
     seconds = f"60.{os.getpid()}"  # to be told from others' by
 
     def parts(settings: Settings) -> list[Part]:
@@ -154,13 +160,17 @@ def test_sigterm_ends_all_that_was_started(tmp_path: pathlib.Path, run: Any, is_
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before, begun = signal.getsignal(signal.SIGTERM), time.monotonic()
     stopper = threading.Thread(target=stop_when_asleep, daemon=True)
     stopper.start()
     with pytest.raises(KeyboardInterrupt):
         run(Stage(name="reading", title="Sleeping", parts=parts, is_timed=is_timed))
     stopper.join()
     assert (sleepers(), signal.getsignal(signal.SIGTERM)) == (0, before)
+    assert signal.signal(signal.SIGINT, interrupt) is (
+        signal.SIG_IGN if is_in_background else signal.default_int_handler
+    )
+    assert time.monotonic() - begun < 50, "they were waited for"
     assert not list((tmp_path / "out").rglob("*.record.json"))
 
 

@@ -46,11 +46,14 @@ class Children:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._stop)
+        before = signal.signal(signal.SIGTERM, self._stop), signal.getsignal(signal.SIGINT)
+        if before[1] is signal.SIG_IGN:  # a shell's job in the background, whose children would ignore it as well
+            signal.signal(signal.SIGINT, lambda signum, frame: None)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before[0])
+            signal.signal(signal.SIGINT, before[1])
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopped.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import textwrap
 
@@ -12,10 +13,12 @@ from torch import nn
 from serverlight.errors import ConfigError
 from serverlight.models import LoadedModel
 from serverlight.partition import partition
-from serverlight.search import profile_model
+from serverlight.search import language_rehearsal, measure, profile_model, rehearsal
+from serverlight.search.codec_cost import measure_codec
 from serverlight.search.profile import Profile
 from serverlight.search.profile_cache import CACHE_VARIABLE, ProfileCache
 from serverlight.search.single_shot import candidate_cuts, measure_single_shot, peak_bytes
+from serverlight.search.steady import CoreWatch
 
 TINY = """
     import torch
@@ -25,6 +28,19 @@ TINY = """
         torch.manual_seed(0)
         return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)), torch.zeros(2, 1, 8, 8)
 """
+
+
+@pytest.fixture(autouse=True)
+def in_brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all measurements, but fewer of each, since nothing is said of times here."""
+    monkeypatch.setattr(measure, "CoreWatch", functools.partial(CoreWatch, patience_s=1.0))
+    monkeypatch.setattr(measure, "measure_codec", functools.partial(measure_codec, budget_s=0.5))
+    monkeypatch.setattr(measure, "OTHERS_S", 0.5)
+    for module in (rehearsal, language_rehearsal):
+        monkeypatch.setattr(module, "REST_S", 0.01)
+    monkeypatch.setattr(rehearsal, "ROUNDS", 6)
+    monkeypatch.setattr(language_rehearsal, "TEXTS", 2)
+    monkeypatch.setattr(language_rehearsal, "STEPS", 6)
 
 
 @pytest.fixture

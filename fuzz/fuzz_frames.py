@@ -17,6 +17,7 @@ import zlib
 from typing import Any
 
 import atheris
+import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 os.environ["NUMBA_BOUNDSCHECK"] = "1"
@@ -29,6 +30,9 @@ COMPILED = [f"{BACKENDS}.{path.stem}" for path in (ROOT / "src" / BACKENDS.repla
 COMPILED += ["serverlight.codec.parameters", "serverlight.codec.tables"]
 with atheris.instrument_imports(include=["serverlight"], exclude=COMPILED):
     from serverlight.codec import decode, inspect
+    from serverlight.codec.backends.gpu_outline import MAX_ROWS, outline
+    from serverlight.codec.contextual import is_along_trellis
+    from serverlight.codec.wire import Reader
     from serverlight.errors import FrameError, InconsistentFrame, UnknownBasis
 
 MAX_ELEMENTS = 1 << 14
@@ -47,6 +51,9 @@ def one_input(data: bytes) -> None:
         data = repaired(data)
     seen = outcome(inspect, data)
     decoded = outcome(decode, data, like="numpy")
+    outlined = outcome(fault_in_outline, data)
+    if outlined is not None and decoded is not UnknownBasis:
+        expect(outlined is decoded, f"what is told to kernels of a device came to {outlined}, decode to {decoded}")
     if decoded is UnknownBasis:
         expect(not isinstance(seen, type) and "basis" in seen.config, "a basis that the frame does not name is missing")
         return
@@ -131,6 +138,17 @@ def outcome(read: Any, data: bytes, **choices: Any) -> Any:
         return read(data, max_elements=MAX_ELEMENTS, **choices)
     except FrameError as error:
         return type(error)
+
+
+def fault_in_outline(data: bytes, max_elements: int) -> None:
+    """Raises what is wrong with a frame that a device is to read, as far as the host proves it."""
+    reader = Reader(data)
+    header, section = reader.header(max_elements), reader.rest("sections")
+    if header.profile == "serverlight" and not header.basis and not is_along_trellis(section):
+        known = outline([section], np.frombuffer(section, np.uint8), header)
+        expect(len(known.entries) <= MAX_ROWS, f"{len(known.entries)} rows of tables")
+        if known.fault is not None:
+            raise known.fault[1]
 
 
 def compare(decoded: Any, expected: Any) -> None:

@@ -16,7 +16,7 @@ from serverlight.codec.tables import Ints
 from serverlight.codec.wire import Header, Reader
 from serverlight.errors import FrameError, InconsistentFrame
 
-__all__ = ["FAULTS", "KIND", "NUM_HEADS", "Fault", "Outline", "outline"]
+__all__ = ["FAULTS", "MAX_ROWS", "Fault", "Outline", "outline"]
 
 Fault = tuple[int, FrameError]
 """The first frame that breaks a rule, and how."""

@@ -3,9 +3,9 @@
     make fuzz ARGS="-runs=10000000"      # any libFuzzer option; a corpus folder may be named too
 
 Every input is decoded by the fastest backend, its compiled loops built with bounds checks, so that a read or write beyond an array
-is an error and not luck. One small frame in sixteen is decoded by the reference as well, which must come to the same end. An
-input is taken as it is, or repaired (magic, version, profile and checksum made good), or only filled into the sections of a frame
-of profile ``serverlight``, so that its streams meet the entropy decoder.
+is an error and not luck. One small frame in sixteen is decoded by the reference as well, which must come to the same end; and what
+kernels of a device would be told of it is made, too. An input is taken as it is, or repaired (magic, version, profile and checksum
+made good), or only filled into the sections of a frame of profile ``serverlight``, so that its streams meet the entropy decoder.
 """
 
 from __future__ import annotations

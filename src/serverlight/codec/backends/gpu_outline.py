@@ -55,40 +55,37 @@ class Outline:
 
 def outline(sections: Sequence[memoryview], data: npt.NDArray[np.uint8], header: Header) -> Outline:
     """Outlines frames with one header, none of which goes along a trellis; ``data`` has their sections one after the other."""
-    most_segments = max(1, header.num_elements // layout.SEGMENT_ELEMENTS)
-    heads = np.zeros((len(sections), NUM_HEADS), np.int64)
-    lengths = np.zeros((len(sections), most_segments, 2), np.int64)
-    entries = np.empty((MAX_ROWS * len(sections), 256), np.int32)
-    fill = _filled if HAS_NUMBA else _filled_plainly
-    num_sound, num_rows = fill(sections, data, header, heads, lengths, entries)
-    fault = (num_sound, _fault_of(sections[num_sound], header)) if num_sound < len(sections) else None
-    return Outline(heads=heads[:num_sound], lengths=lengths[:num_sound], entries=entries[:num_rows], fault=fault)
+    room = Outline(
+        heads=np.zeros((len(sections), NUM_HEADS), np.int64),
+        lengths=np.zeros((len(sections), max(1, header.num_elements // layout.SEGMENT_ELEMENTS), 2), np.int64),
+        entries=np.empty((MAX_ROWS * len(sections), 256), np.int32),
+        fault=None,
+    )
+    if HAS_NUMBA:
+        num_sound, num_rows = _fill(room, sections, data, header)
+    else:
+        num_sound, num_rows = _fill_plainly(room, sections, header)
+    return Outline(
+        heads=room.heads[:num_sound],
+        lengths=room.lengths[:num_sound],
+        entries=room.entries[:num_rows],
+        fault=(num_sound, _fault_of(sections[num_sound], header)) if num_sound < len(sections) else None,
+    )
 
 
-def _filled(
-    sections: Sequence[memoryview],
-    data: npt.NDArray[np.uint8],
-    header: Header,
-    heads: Ints,
-    lengths: Ints,
-    entries: npt.NDArray[np.int32],
+def _fill(
+    room: Outline, sections: Sequence[memoryview], data: npt.NDArray[np.uint8], header: Header
 ) -> tuple[int, int]:
+    """Returns how many frames are sound before the first that is not, and how many rows their tables have."""
     from serverlight.codec.backends.cpu import OUTLINE
 
     ends = np.cumsum([len(section) for section in sections])
-    rows, columns = (1, 1, *header.shape)[-2:]
-    num_sound, num_rows = OUTLINE(data, ends, rows, columns, header.num_elements, heads, lengths, entries)
+    tensor = (*(1, 1, *header.shape)[-2:], header.num_elements)
+    num_sound, num_rows = OUTLINE(data, ends, *tensor, room.heads, room.lengths, room.entries)
     return num_sound, num_rows
 
 
-def _filled_plainly(
-    sections: Sequence[memoryview],
-    data: npt.NDArray[np.uint8],
-    header: Header,
-    heads: Ints,
-    lengths: Ints,
-    entries: npt.NDArray[np.int32],
-) -> tuple[int, int]:
+def _fill_plainly(room: Outline, sections: Sequence[memoryview], header: Header) -> tuple[int, int]:
     """The same without Numba."""
     row = 0
     for frame, section in enumerate(sections):
@@ -97,7 +94,7 @@ def _filled_plainly(
         except FrameError:
             return frame, row
         if coded is None:
-            heads[frame, KIND] = -1
+            room.heads[frame, KIND] = -1
             continue
         streams = coded.streams
         if (streams.num_words < 2 * coded.lanes).any():
@@ -105,11 +102,11 @@ def _filled_plainly(
         step = int(np.float32(coded.step).view(np.uint32)) >> 16
         known = (coded.kind, coded.one_sided, coded.lanes, step, coded.activity, coded.raw_bits, coded.half_escapes)
         at = len(section) - len(coded.raw) - len(streams.escapes) - 2 * len(streams.words)
-        heads[frame] = (*known, at, row, *coded.shifts)
-        lengths[frame, : len(streams.num_words)] = np.stack((streams.num_words, streams.num_escapes), axis=1)
+        room.heads[frame] = (*known, at, row, *coded.shifts)
+        room.lengths[frame, : len(streams.num_words)] = np.stack((streams.num_words, streams.num_escapes), axis=1)
         grid, _ = segments_of(header.shape, coded.kind)
         found = entries_of(frequencies_for(coded.levels, grid, coded.kind, coded.half_escapes))
-        entries[row : row + len(found)] = found
+        room.entries[row : row + len(found)] = found
         row += len(found)
     return len(sections), row
 

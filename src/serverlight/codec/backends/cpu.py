@@ -124,8 +124,10 @@ def _compiled(sources: int) -> tuple[Callable[..., Any], ...]:
     @entry_point
     def write(values, num_kept, num_positive, asymmetry, budget, trellis, spreads, layout, planes, rows, columns):  # type: ignore[no-untyped-def]
         _ = sources
-        weight, seen = np.float32(asymmetry), (layout, planes, rows, columns)
-        return write_section(values, num_kept, num_positive, weight, budget, trellis, spreads, *seen)
+        weight = np.float32(asymmetry)
+        return write_section(
+            values, num_kept, num_positive, weight, budget, trellis, spreads, layout, planes, rows, columns
+        )
 
     @entry_point
     def read(data, ends, rows, columns, largest, spreads, out):  # type: ignore[no-untyped-def]

@@ -162,7 +162,7 @@ def put_run(index, base, count, lines, pitch, table, states, words, at, escaped,
     return at, found
 
 
-@njit
+@inlined
 def put_planes(index, size, first, last, table, states, words, at, escaped):
     """Codes a segment of planes of ``size`` pairs each; returns where in ``words`` it starts, and the number of escaped pairs."""
     lanes, found = states.size, 0
@@ -187,7 +187,7 @@ def put_planes(index, size, first, last, table, states, words, at, escaped):
     return put_states(states, words, at), found
 
 
-@njit
+@inlined
 def put_lines(index, lines, columns, first, last, table, states, words, at, escaped):
     """The same for a segment of channels, or of a flat run, which is one line."""
     found, width, at_once = 0, last - first, 1

@@ -155,7 +155,7 @@ def step_of(threshold, budget):
     return max(np.uint32(bits).view(np.float32), np.float32(2.0**-126))
 
 
-@njit
+@inlined
 def quantise_tensor(values, least, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers):
     """Filters and quantises; returns the step, the number of raw bits, and whether half escapes pay.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec import activity, tables
-from serverlight.codec.backends.cpu_kernels import njit
+from serverlight.codec.backends.cpu_kernels import inlined, njit
 from serverlight.codec.backends.cpu_lanes import RAW, get_four_runs
 from serverlight.codec.backends.cpu_model import (
     DEFAULT_LEVELS,
@@ -212,7 +212,7 @@ def parse_section(data, rows, columns, size, spreads):
     return at, (fields[2], sides[2], fields[6]), (sides[0], sides[1]), stage, step, shifts, lengths, table
 
 
-@njit
+@inlined
 def read_section(data, rows, columns, largest, spreads, out):
     """Writes the values of a frame, and returns ``GOOD`` or what is wrong, in which case the values have no meaning.
 
@@ -263,9 +263,10 @@ def read_four(data, ends, first, columns, largest, spreads, out):
     """Reads four frames of flat runs at once; returns ``GOOD`` or -1 if they are of another kind, or any is broken."""
     size, begin = out.size // ends.size, ends[first - 1] if first else 0
     e0, e1, e2, e3 = ends[first], ends[first + 1], ends[first + 2], ends[first + 3]
+    row = np.int64(1)  # not a literal, for which functions would be compiled once more
     parts = data[begin:e0], data[e0:e1], data[e1:e2], data[e2:e3]
-    p0, p1 = parse_section(parts[0], 1, columns, size, spreads), parse_section(parts[1], 1, columns, size, spreads)
-    p2, p3 = parse_section(parts[2], 1, columns, size, spreads), parse_section(parts[3], 1, columns, size, spreads)
+    p0, p1 = parse_section(parts[0], row, columns, size, spreads), parse_section(parts[1], row, columns, size, spreads)
+    p2, p3 = parse_section(parts[2], row, columns, size, spreads), parse_section(parts[3], row, columns, size, spreads)
     if not (is_small(p0) and is_small(p1) and is_small(p2) and is_small(p3)):
         return -1
     parsed, count = (p0, p1, p2, p3), size // 2
@@ -293,23 +294,23 @@ def small_streams(data, parsed):
     return streams_of(data[at:], lengths, units, lanes, half, units)
 
 
-@njit
+@inlined
 def read_sections(data, ends, rows, columns, largest, spreads, out):
     """Reads the sections 6 of frames that end at ``ends`` of ``data``, or of the only one if there are none.
 
     Returns 0, or the first frame that is broken and what is wrong with it, as ``8 frame + status``.
     """
-    if ends.size == 0:
-        return read_section(data, rows, columns, largest, spreads, out)
-    size, frame, are_small = out.size // ends.size, 0, rows == 1
-    while frame < ends.size:
-        if are_small and frame + 4 <= ends.size:
+    num_frames = max(ends.size, 1)
+    size, frame, are_small = out.size // num_frames, np.int64(0), rows == 1 and ends.size > 0
+    while frame < num_frames:
+        if are_small and frame + 4 <= num_frames:
             are_small = read_four(data, ends, frame, columns, largest, spreads, out) == GOOD
             if are_small:
                 frame += 4
                 continue
-        values, begin = out[frame * size : (frame + 1) * size], ends[frame - 1] if frame else 0
-        status = read_section(data[begin : ends[frame]], rows, columns, largest, spreads, values)
+        begin, end = ends[frame - 1] if frame else 0, ends[frame] if ends.size else data.size
+        values = out[frame * size : (frame + 1) * size]
+        status = read_section(data[begin:end], rows, columns, largest, spreads, values)
         if status != GOOD:
             return 8 * frame + status
         frame += 1

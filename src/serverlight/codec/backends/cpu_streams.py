@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec import activity, tables
-from serverlight.codec.backends.cpu_kernels import njit
+from serverlight.codec.backends.cpu_kernels import inlined, njit
 from serverlight.codec.backends.cpu_lanes import BITS, END, HALF, LARGEST, LEAST, RAW
 from serverlight.codec.backends.cpu_plane_vectors import turn_group
 from serverlight.codec.backends.cpu_planes import (
@@ -106,7 +106,7 @@ def ends_in_zeros(data, num_bits):
     return num_bits & 7 == 0 or data[data.size - 1] >> (num_bits & 7) == 0
 
 
-@njit
+@inlined
 def read_streams(data, lengths, stage, half_escapes, rows, columns, units, lanes, table, shifts, unit, progress, out):
     """Reads all segments: planes become values in ``out``, other elements values too, or the bits of their high parts.
 
@@ -148,7 +148,7 @@ def read_streams(data, lengths, stage, half_escapes, rows, columns, units, lanes
 # -- tokens ------------------------------------------------------------------------------------------------------
 
 
-@njit
+@inlined
 def read_tokens(rows, columns, start, spreads, form, streams, table, facts, unit, out):
     """Reads channels, those of some segments at a time.
 
@@ -171,7 +171,7 @@ def read_tokens(rows, columns, start, spreads, form, streams, table, facts, unit
 # -- planes ------------------------------------------------------------------------------------------------------
 
 
-@njit
+@inlined
 def read_planes(stage, rows, columns, streams, table, shifts, unit, raw, out):
     """Reads planes, a block of each of up to four segments at a time, and makes values of them; stops where one is broken.
 
@@ -212,7 +212,7 @@ def read_planes(stage, rows, columns, streams, table, shifts, unit, raw, out):
             begins += counts
 
 
-@njit
+@inlined
 def read_block(stage, rows, columns, counts, streams, table, is_vector, mixed, block, places, numbers, found):
     """Reads the next planes of some segments, or of one, to ``mixed`` or to ``block``."""
     one_sided = stage[1]

@@ -11,7 +11,7 @@ from serverlight.codec import activity, tables, trellis
 from serverlight.codec.backends.cpu_coder import LEAST, put_lines, put_planes
 from serverlight.codec.backends.cpu_escapes import put_escapes
 from serverlight.codec.backends.cpu_filter import survey_and_rank
-from serverlight.codec.backends.cpu_kernels import njit
+from serverlight.codec.backends.cpu_kernels import inlined, njit
 from serverlight.codec.backends.cpu_model import (
     build_tables,
     count_decisions,
@@ -59,7 +59,7 @@ ACTIVITY, LEAST_ROWS, MOST_STEPS = activity.ACTIVITY, trellis.LEAST_ROWS, trelli
 # -- section 6 ---------------------------------------------------------------------------------------------------
 
 
-@njit
+@inlined
 def symbols_of(high, kind, layout, start, spreads, planes, rows, columns, index):
     """Row of the table and symbol of each pair of the tensor, as ``256 row + symbol``."""
     one_sided, num_contexts = kind == ONE_SIDED_PLANES, NUM_ROWS[kind]
@@ -93,7 +93,7 @@ def put_varint(out, at, value):
     return at + 1
 
 
-@njit
+@inlined
 def write_section(values, num_kept, num_positive, asymmetry, budget, is_along, spreads, layout, planes, rows, columns):
     """Section 6 of the frame of ``values``, as bytes; none at all if a value is not finite.
 
@@ -172,7 +172,7 @@ def num_segments_of(layout, planes, rows, columns):
     return max(1, min(size >> 16, units >> 3))
 
 
-@njit
+@inlined
 def code_section(high, source, kind, layout, is_signed, starts, form, shifts, planes, rows, columns, head, at, raw):
     """Codes the high parts, and puts all sections together; ``head[:at]`` is written, but for the number of lanes.
 

@@ -142,10 +142,15 @@ def test_golden_frames(folder: str) -> None:
 
 
 def test_batch_into_one_tensor() -> None:
-    """Frames of unlike kinds and settings are decoded together, each into its place."""
+    """Frames of unlike kinds and settings are decoded together, each into its place, wherever their words begin."""
     generator = torch.Generator().manual_seed(7)
-    tensors = [torch.randn(1, 24, generator=generator) for _ in range(3)] + [torch.zeros(1, 24)]
+    tensors = [torch.randn(1, 24, generator=generator) for _ in range(7)] + [torch.zeros(1, 24)]
     frames = [Codec(CodecConfig(**KNOBS[i % 3])).encode(x) for i, x in enumerate(tensors)]
+    sections = [frame[4:-4] for frame in frames]  # a header of rank 2, and the checksum
+    header = wire.Reader(frames[0]).header(1 << 10)
+    known = gpu_outline.outline(list(map(memoryview, sections)), np.frombuffer(b"".join(sections), np.uint8), header)
+    begins = np.cumsum([0, *map(len, sections[:-1])])
+    assert set((begins + known.heads[:, gpu_outline.STREAMS])[known.heads[:, 0] >= 0] % 2) == {0, 1}
     y = decode_batch(frames, device="cpu", backend="gpu")
     assert bits_of(y) == bits_of(torch.cat([decode(frame, backend="reference") for frame in frames]))
 

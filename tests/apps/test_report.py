@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -139,13 +140,14 @@ def words_of(process: pathlib.Path) -> str:
 )
 @pytest.mark.parametrize(("is_timed", "is_in_background"), [(True, False), (False, False), (False, True)])
 def test_sigterm_ends_all_that_was_started(
-    tmp_path: pathlib.Path, run: Any, is_timed: bool, is_in_background: bool
+    tmp_path: pathlib.Path, run: Any, request: pytest.FixtureRequest, is_timed: bool, is_in_background: bool
 ) -> None:
     """SIGTERM, which the report alone gets, also ends its parts and what they have started, and nothing is kept of them.
 
     So it does where Ctrl-C is ignored, as in a shell's job in the background.
     """
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN if is_in_background else signal.default_int_handler)
+    taken_by = signal.SIG_IGN if is_in_background else signal.default_int_handler
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, taken_by)))
     seconds = f"60.{os.getpid()}"  # to be told from others' by
 
     def parts(settings: Settings) -> list[Part]:
@@ -167,9 +169,7 @@ def test_sigterm_ends_all_that_was_started(
         run(Stage(name="reading", title="Sleeping", parts=parts, is_timed=is_timed))
     stopper.join()
     assert (sleepers(), signal.getsignal(signal.SIGTERM)) == (0, before)
-    assert signal.signal(signal.SIGINT, interrupt) is (
-        signal.SIG_IGN if is_in_background else signal.default_int_handler
-    )
+    assert signal.getsignal(signal.SIGINT) is taken_by
     assert time.monotonic() - begun < 50, "they were waited for"
     assert not list((tmp_path / "out").rglob("*.record.json"))
 

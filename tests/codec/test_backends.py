@@ -172,6 +172,7 @@ def test_a_device_gets_the_same_model(
     if gpu_model.has_tail(grid):
         histogram[tables.NUM_CONTEXTS[kind] :, ::16] = rng.geometric(0.1, 16)
     compiled = gpu_model.fit(histogram, grid, kind, half_escapes, short)
+    assert (gpu_model.frequencies_for(compiled.levels, grid, kind, half_escapes) == compiled.frequencies).all()
     monkeypatch.setattr(gpu_model, "HAS_NUMBA", False)
     plain = gpu_model.fit(histogram, grid, kind, half_escapes, short)
     assert (compiled.packed, compiled.payload_bits) == (plain.packed, plain.payload_bits)

@@ -69,6 +69,7 @@ ONLY_IN = {  # package -> the files that may import it
         "codec/backends/cpu_kernels.py",
         "codec/backends/cpu_filter_vectors.py",
         "codec/backends/cpu_plane_vectors.py",
+        "codec/backends/cpu_token_vectors.py",
         "codec/backends/cpu_vectors.py",
         "codec/rivals/compiled.py",
         "simulation/compiled.py",

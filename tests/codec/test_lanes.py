@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serverlight.codec import Codec, CodecConfig, decode, decode_batch
-from serverlight.codec.backends import cpu_coder, cpu_escapes, cpu_filter, cpu_lanes, cpu_model
+from serverlight.codec.backends import cpu_coder, cpu_escapes, cpu_filter, cpu_lanes, cpu_model, cpu_tokens
 from serverlight.codec.backends.cpu_kernels import njit
+from serverlight.codec.backends.cpu_symbols import SMALL_MEAN
 from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
 from serverlight.codec.tables import COST_OF_FREQUENCY, DEFAULT_LEVELS, FIRST, FLIP_NEXT, NEXT
 from serverlight.errors import FrameError
@@ -195,6 +196,29 @@ def test_planes_are_read_as_by_the_reference(shape: tuple[int, ...], spread: flo
     assert np.array_equal(decode(frame, like="numpy").view(np.int32), expected.view(np.int32))
 
 
+@pytest.mark.parametrize("width", [5, 32, 77])
+@pytest.mark.parametrize("is_even", [False, True])
+def test_channels_in_groups_become_what_those_alone_do(width: int, is_even: bool) -> None:
+    """Values, means and contexts of whatever symbols there are, after whatever was read before, with any shifts."""
+    rng = np.random.default_rng(width)
+    facts = cpu_tokens.facts_of(rng.integers(-127, 128, 10).astype(np.int16), is_even)
+    by_nibble, unit = cpu_tokens.tables_of(facts), np.float32(0.37)
+    for _ in range(200):
+        line = rng.integers(0, 256, width).astype(np.uint8)
+        means = rng.integers(0, rng.choice([2, 60, 700, 9000, SMALL_MEAN + 1]), width).astype(np.int16)
+        leads = (means * rng.uniform(-1, 1, width)).astype(np.int16)
+        borders = np.sort(rng.choice(means, 7)).astype(np.int16)
+        found = []
+        for read, known in (
+            (cpu_tokens.busy_values, (borders, facts, by_nibble, unit)),
+            (cpu_tokens.busy_loop, (borders, facts, unit)),
+        ):
+            own = means.copy(), leads.copy(), np.empty(width, np.uint8), np.empty((2, width), np.float32)
+            read(line, *known, *own[:3], own[3][0], own[3][1])
+            found.append([part.tobytes() for part in own])
+        assert found[0] == found[1]
+
+
 def tokens(num: int, sparsity: float) -> list[bytes]:
     """Frames of single tokens."""
     rng = np.random.default_rng(num)
@@ -226,6 +250,7 @@ def test_a_broken_token_is_named_among_four(broken: int) -> None:
 WITHOUT_VECTORS = """
 import hashlib, numpy as np
 from serverlight.codec import Codec, CodecConfig, decode
+from serverlight.codec.backends.cpu_symbols import SMALL_MEAN
 from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
 rng, digest = np.random.default_rng(0), hashlib.sha256()
 for shape, shift in (((512, 512), 0), ((1, 40, 56, 56), 0), ((1, 40, 56, 56), 2), ((1, 4096), 0)):

@@ -32,6 +32,8 @@ from serverlight.codec.backends.cpu_symbols import (
     token_contexts,
     token_learn,
 )
+from serverlight.codec.backends.cpu_token_vectors import CHANNELS, busy_group
+from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
 
 U = np.uint64
 LARGEST_NARROW = 1 << 24
@@ -66,13 +68,41 @@ def facts_of(shifts, is_even):
 
 
 @njit
-def busy_values(line, borders, facts, unit, busy, lean, contexts, upper, lower):
+def tables_of(facts):
+    """What groups look up, by a nibble, plus 16 where signs are turned around: values in 64ths of a step, and numbers."""
+    found, shift_of = np.empty((2, 32), np.int16), (facts[0], facts[1], facts[2], facts[3], facts[4])
+    for place in range(32):
+        _, number, value = value_of(np.int16(place & 15), np.int16(place >> 4), shift_of)
+        found[0, place], found[1, place] = value, number
+    return found
+
+
+@njit
+def busy_values(line, borders, facts, by_nibble, unit, busy, lean, contexts, upper, lower):
     """Values of a line's pairs, which are taken into the running means by an eighth; and the contexts of the next line's.
 
-    Means fit 16 bits; numbers that are sent apart are put right later, by :func:`put_right`.
+    Means fit 16 bits; numbers that are sent apart are put right later, by :func:`put_right`. ``by_nibble`` is what
+    :func:`tables_of` returns.
     """
-    b0, b1, b2, b3 = np.int16(borders[0]), np.int16(borders[1]), np.int16(borders[2]), np.int16(borders[3])
-    b4, b5, b6 = np.int16(borders[4]), np.int16(borders[5]), np.int16(borders[6])
+    done = line.size & ~(CHANNELS - 1) if HAS_VECTORS else 0
+    symbols, rows = U(line.ctypes.data), U(contexts.ctypes.data)
+    means, leads = U(busy.ctypes.data), U(lean.ctypes.data)
+    first, second = U(upper.ctypes.data), U(lower.ctypes.data)
+    tables, limits = U(by_nibble.ctypes.data), U(borders.ctypes.data)
+    for i in range(U(0), U(done), U(CHANNELS)):
+        pair, quad = U(2) * i, U(4) * i
+        busy_group(
+            symbols + i, means + pair, leads + pair, rows + i, tables, limits, unit, first + quad, second + quad
+        )  # fmt: skip
+    if done < line.size:
+        rest = line[done:], borders, facts, unit, busy[done:], lean[done:], contexts[done:], upper[done:], lower[done:]
+        busy_loop(*rest)
+
+
+@njit
+def busy_loop(line, borders, facts, unit, busy, lean, contexts, upper, lower):
+    """The same for any number of channels."""
+    b0, b1, b2, b3, b4, b5, b6 = borders[0], borders[1], borders[2], borders[3], borders[4], borders[5], borders[6]
     shift_of = facts[0], facts[1], facts[2], facts[3], facts[4]
     for channel in range(line.size):
         symbol, mean, lead = np.int16(line[channel]), busy[channel], lean[channel]
@@ -133,7 +163,7 @@ def get_tokens(rows, columns, start, spreads, num_contexts, streams, table, is_d
     old, numbers = np.empty((2, width), np.int32), np.empty((2, width), np.int64)
     room = np.empty((2, width), np.float32), np.empty(width, np.uint8), np.empty(width, np.uint8)
     borders = borders_of(start)
-    narrow_borders = np.minimum(borders, SMALL_MEAN + 1)
+    narrow_borders, by_nibble = np.minimum(borders, SMALL_MEAN + 1).astype(np.int16), tables_of(facts)
     token_contexts(busy, lean, borders, contexts, turned)
     segment_of = np.empty(width, np.uint16)
     for i in range(streams[1].shape[0]):
@@ -153,8 +183,8 @@ def get_tokens(rows, columns, start, spreads, num_contexts, streams, table, is_d
                 turned[channel] = small_lean[channel] < 0
             get_pairs(line, turned, found[:count], False, segment_of, streams, numbers)
             below = out[base + columns : base + columns + width]
-            busy_values(line[:width], narrow_borders, facts, unit, small_busy, small_lean, contexts, above, below)
-            means = small_busy, small_lean
+            means, known = (small_busy, small_lean), (narrow_borders, facts, by_nibble, unit)
+            busy_values(line[:width], *known, *means, contexts, above, below)
             put_right(found[:count], numbers, old, room, borders, facts, unit, *means, contexts, above, below)
             continue
         if is_direct and pair >= 3:

@@ -84,7 +84,7 @@ def test_every_kind_of_frame(layout: str, rectified: bool, knobs: dict[str, Any]
 @pytest.mark.parametrize("lanes", [2, 4, 8])
 @pytest.mark.parametrize("shape", [(1, 101), (5, 17), (1, 17, 3, 3)], ids=["flat", "tokens", "planes"])
 def test_lanes_and_segments(shape: tuple[int, ...], lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several lanes, more of them than units are left at an end, and two segments, with escapes in both."""
+    """Several lanes, more of them than units are left at an end, and two or three segments, with escapes in each."""
     monkeypatch.setattr(layout, "SEGMENT_ELEMENTS", 40)
     monkeypatch.setattr(gpu_outline, "HAS_NUMBA", False)  # what is compiled has segments of its own size
     for module in (coded, reference):

@@ -156,6 +156,11 @@ def segments(stage: Stage) -> list[tuple[int, int]]:
         units = (stage.num_elements + 1) // 2
     elif stage.kind in (TOKENS, TRELLIS):
         units = stage.columns
+    if stage.kind in (ONE_SIDED_PLANES, SIGNED_PLANES):
+        blocks = [(first, min(first + 8, units)) for first in range(0, units, 8)]
+        count = min((stage.num_elements + 65535) // 65536, len(blocks))
+        runs = [blocks[len(blocks) * i // count : len(blocks) * (i + 1) // count] for i in range(count)]
+        return [(run[0][0], run[-1][1]) for run in runs]
     count = max(1, min(stage.num_elements // 65536, units // 8))
     return [(units * i // count, units * (i + 1) // count) for i in range(count)]
 

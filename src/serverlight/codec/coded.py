@@ -277,6 +277,9 @@ def segments_of(shape: tuple[int, ...], kind: int) -> tuple[Grid, list[int]]:
 
 
 def lanes_for(payload_bits: int, num_segments: int) -> int:
-    """As many lanes as cost at most about one percent: four bytes each, beside the bytes that the symbols will take."""
-    segment_bytes = payload_bits // (8 * num_segments)
-    return 1 if segment_bytes < 400 else 2 if segment_bytes < 1000 else 4 if segment_bytes < 3000 else 8
+    """As many lanes as cost at most about one percent: four bytes each, beside the bytes that the symbols will take.
+
+    The last four, with which a segment is read twice as fast, may cost more in a tensor of several, which takes long.
+    """
+    segment_bytes, many = payload_bits // (8 * num_segments), 3000 if num_segments == 1 else 2000
+    return 1 if segment_bytes < 400 else (2 if segment_bytes < 1000 else (4 if segment_bytes < many else 8))

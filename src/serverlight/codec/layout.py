@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["Grid", "Layout", "grid_of", "natural_layout", "segment_bounds"]
+__all__ = ["Grid", "Layout", "first_unit", "grid_of", "natural_layout", "num_segments_of", "segment_bounds"]
 
 SEGMENT_ELEMENTS = 1 << 16
 """Aimed size of a segment: large enough that its lanes cost nothing, small enough that threads and GPU blocks find work."""
@@ -18,6 +18,10 @@ MAX_LANES = 8
 
 LEAST_SPREAD = 128
 """Contexts of tokens cost some bits a frame, which spreads earn from about so many elements on."""
+
+
+PLANES = 2
+"""The number of :attr:`Layout.PLANES`, for functions that are compiled too."""
 
 
 class Layout(IntEnum):
@@ -85,9 +89,22 @@ def grid_of(shape: tuple[int, ...], layout: Layout) -> Grid:
 def segment_bounds(grid: Grid) -> list[int]:
     """Where segments start and end, in units: ``len(result) - 1`` segments (section 6.3).
 
-    >>> segment_bounds(grid_of((1, 64, 56, 56), Layout.PLANES))
-    [0, 21, 42, 64]
+    >>> segment_bounds(grid_of((1, 64, 56, 56), Layout.PLANES)), segment_bounds(grid_of((512, 300), Layout.TOKENS))
+    ([0, 16, 32, 48, 64], [0, 150, 300])
     """
-    units = grid.units
-    segments = max(1, min(grid.num_elements // SEGMENT_ELEMENTS, units // MAX_LANES))
-    return [units * i // segments for i in range(segments + 1)]
+    count = num_segments_of(grid.layout, grid.units, grid.num_elements)
+    return [first_unit(grid.layout, grid.units, i, count) for i in range(count + 1)]
+
+
+def num_segments_of(layout: int, units: int, num_elements: int) -> int:
+    """How many segments there are."""
+    if layout == PLANES:
+        return max(1, min(-(-num_elements // SEGMENT_ELEMENTS), -(-units // MAX_LANES)))
+    return max(1, min(num_elements // SEGMENT_ELEMENTS, units // MAX_LANES))
+
+
+def first_unit(layout: int, units: int, segment: int, count: int) -> int:
+    """Where one of ``count`` segments starts: planes go by blocks of as many as there can be lanes, so that no lane is idle."""
+    if layout == PLANES:
+        return min(units, MAX_LANES * (-(-units // MAX_LANES) * segment // count))
+    return units * segment // count

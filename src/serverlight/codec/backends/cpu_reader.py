@@ -33,7 +33,7 @@ from serverlight.codec.backends.cpu_streams import (
     read_streams,
     streams_of,
 )
-from serverlight.codec.backends.cpu_symbols import SMALL_MEAN
+from serverlight.codec.backends.cpu_symbols import SMALL_MEAN, num_segments_of
 from serverlight.codec.backends.cpu_tokens import facts_of, place_flat, place_plain
 
 __all__ = [
@@ -177,7 +177,7 @@ def parse_front(data, rows, columns, size):
             rows, units = size // columns, columns
         else:
             rows, columns, units = 1, size, (size + 1) // 2
-        lengths = np.empty((max(1, min(size >> 16, units >> 3)), 2), np.int64)
+        lengths = np.empty((num_segments_of(layout_of(kind), units, size), 2), np.int64)
         is_lone = lengths.shape[0] == 1
         is_allowed = is_lone or not is_short or kind == TRELLIS
         at = get_lengths(data, at, fields[2], is_short and is_lone, lengths) if is_allowed else -1
@@ -290,8 +290,8 @@ def read_four(data, ends, first, columns, largest, spreads, out):
 @njit
 def small_streams(data, parsed):
     """The streams of a frame of a flat run, whose words are looked at for their end only when all pairs are read."""
-    at, (lanes, units, half), _, _, _, _, lengths, _ = parsed
-    return streams_of(data[at:], lengths, units, lanes, half, units)
+    at, (lanes, units, half), _, stage, _, _, lengths, _ = parsed
+    return streams_of(data[at:], lengths, layout_of(stage[0]), units, lanes, half, units)
 
 
 @inlined

@@ -20,6 +20,7 @@ from serverlight.codec.backends.cpu_planes import (
     place_planes,
 )
 from serverlight.codec.backends.cpu_reconstruct import layout_of
+from serverlight.codec.backends.cpu_symbols import first_unit
 from serverlight.codec.backends.cpu_tokens import facts_of, get_flat, get_tokens
 from serverlight.codec.backends.cpu_trellis import get_trellis
 from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
@@ -39,13 +40,13 @@ GOOD, MALFORMED, BAD_WORDS, BAD_ESCAPES, LEFT_ESCAPES, BAD_RAW = range(6)
 
 
 @njit
-def streams_of(data, lengths, units, lanes, half_escapes, longest):
+def streams_of(data, lengths, layout, units, lanes, half_escapes, longest):
     """The streams of all segments, as one tuple.
 
     Args:
         data: begins with the words.
         lengths: numbers of words and of escape bytes by segment.
-        units: how many channels, planes or pairs the segments share.
+        layout, units: what the segments share, channels, planes or pairs, and how many there are.
         lanes: lanes of a segment.
         half_escapes: whether the frame has them.
         longest: how many words may be taken before the end of them is looked for.
@@ -67,7 +68,8 @@ def streams_of(data, lengths, units, lanes, half_escapes, longest):
         0,
     )
     for i in range(count):
-        borders[i + 1], progress[i, BITS], end = units * (i + 1) // count, end, end + 8 * lengths[i, 1]
+        borders[i + 1], progress[i, BITS] = first_unit(layout, units, i + 1, count), end
+        end += 8 * lengths[i, 1]
         progress[i, END], progress[i, HALF] = end, half_escapes
         for lane in range(lanes):
             states[i, lane] = np.uint32(words[begin + 2 * lane]) << np.uint32(16) | words[begin + 2 * lane + 1]
@@ -127,7 +129,7 @@ def read_streams(data, lengths, stage, half_escapes, rows, columns, units, lanes
     is_along, num_contexts = kind == TRELLIS, DEFAULT_LEVELS[kind].shape[0]
     layout = layout_of(kind)
     longest = units if layout == TOKENS else (min(units, 8) * ((columns + 1) // 2) if layout == PLANES else 0)
-    streams = streams_of(data, lengths, units, lanes, half_escapes, longest)
+    streams = streams_of(data, lengths, layout, units, lanes, half_escapes, longest)
     if layout == TOKENS:
         form = is_along, is_direct, num_contexts
         read_tokens(

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from serverlight.codec import layout
 from serverlight.codec.activity import ACTIVITY, LARGEST_START, SLOW, SPREAD_BITS, THRESHOLDS
 from serverlight.codec.backends.cpu_kernels import inlined, njit
 
 U = np.uint64
+num_segments_of, first_unit = njit(layout.num_segments_of), njit(layout.first_unit)
 SMALL_MEAN = 32640
 """The largest mean that numbers up to 255 can lead to, but for the one to start with; it fits 16 bits."""
 

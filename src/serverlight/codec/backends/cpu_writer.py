@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from serverlight.codec import activity, tables, trellis
+from serverlight.codec import activity, coded, tables, trellis
 from serverlight.codec.backends.cpu_coder import LEAST, put_lines, put_planes
 from serverlight.codec.backends.cpu_escapes import put_escapes
 from serverlight.codec.backends.cpu_filter import survey_and_rank
@@ -36,19 +36,21 @@ from serverlight.codec.backends.cpu_reconstruct import (
 )
 from serverlight.codec.backends.cpu_symbols import (
     borders_of,
+    first_unit,
     flat_symbols,
     histogram_over,
     nearest_activity,
+    num_segments_of,
     plane_symbols,
     token_symbols,
 )
 from serverlight.codec.backends.cpu_trellis import trellis_symbols
 from serverlight.codec.backends.cpu_trellis_path import lead
-from serverlight.codec.coded import AUTO_DISTORTION
 
 U = np.uint64
 FLAT, TOKENS, PLANES = 0, 1, 2
 ONE_SIDED_PLANES = tables.ONE_SIDED_PLANES
+lanes_for = njit(coded.lanes_for)
 
 DEFAULT_LEVELS, NEXT, FLIP_NEXT = tables.DEFAULT_LEVELS, tables.NEXT, tables.FLIP_NEXT
 COST, COST_OF_FREQUENCY = tables.COST, tables.COST_OF_FREQUENCY
@@ -73,13 +75,6 @@ def symbols_of(high, kind, layout, start, spreads, planes, rows, columns, index)
         token_symbols(high, rows, columns, begin, spreads, borders_of(begin), num_contexts, index)
     else:
         flat_symbols(high, index)
-
-
-@njit
-def lanes_for(payload_bits, num_segments):
-    """What :func:`serverlight.codec.coded.lanes_for` returns."""
-    size = payload_bits // (8 * num_segments)
-    return 1 if size < 400 else (2 if size < 1000 else (4 if size < 3000 else 8))
 
 
 @njit
@@ -117,7 +112,7 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, is_along, s
     one_sided = kind == ONE_SIDED_PLANES
     numbers, shifts = np.empty(values.size, np.int16), np.zeros(10, np.int64)
     has_fixed_shifts = budget < 0 and layout != PLANES and is_signed
-    budget = AUTO_DISTORTION[kind] if budget < 0 else budget
+    budget = coded.AUTO_DISTORTION[kind] if budget < 0 else budget
     step, bits, half_escapes = quantise_tensor(
         values, least, num_kept, num_positive, num_nonzero, asymmetry, budget, kind, numbers
     )
@@ -139,7 +134,7 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, is_along, s
     else:
         run = columns if layout == TOKENS else 256
         measure_shifts(values, inverse, numbers, np.int32(bits), run, not is_signed, every, shifts, seen)
-    num_segments = num_segments_of(layout, planes, rows, columns)
+    num_segments = num_segments_of(layout, units_of(layout, planes, columns), values.size)
     is_short = (num_segments == 1 and bits == 0) or is_along
     has_shifts = not is_short or are_shifts_worthy(shifts, seen, every, kind, not is_signed)
     raw = np.empty(values.size * bits // 8 + 9, np.uint8)
@@ -164,12 +159,10 @@ def write_section(values, num_kept, num_positive, asymmetry, budget, is_along, s
     )
 
 
-@njit
-def num_segments_of(layout, planes, rows, columns):
-    """What section 6.3 cuts the tensor into."""
-    size = planes * rows * columns
-    units = planes if layout == PLANES else (columns if layout == TOKENS else (size + 1) // 2)
-    return max(1, min(size >> 16, units >> 3))
+@inlined
+def units_of(layout, planes, columns):
+    """What segments are cut along: planes, channels, or pairs of elements."""
+    return planes if layout == PLANES else (columns if layout == TOKENS else (columns + 1) // 2)
 
 
 @inlined
@@ -183,7 +176,7 @@ def code_section(high, source, kind, layout, is_signed, starts, form, shifts, pl
     one_sided, pair_rows = kind == ONE_SIDED_PLANES, NUM_ROWS[kind]
     lines = (rows + 1) // 2
     pairs_of_unit = rows * ((columns + 1) // 2) if layout == PLANES else (lines if layout == TOKENS else 1)
-    units = planes if layout == PLANES else (columns if layout == TOKENS else (columns + 1) // 2)
+    units = units_of(layout, planes, columns)
     has_tail = (rows if layout == TOKENS else columns) % 2 == 1
     index = np.empty(units * pairs_of_unit, np.uint16)
     symbols_of(high, kind, layout, starts[0], starts[1], planes, rows, columns, index)
@@ -212,7 +205,8 @@ def code_section(high, source, kind, layout, is_signed, starts, form, shifts, pl
     begin, states = U(words.size), np.empty(lanes, np.uint64)
     total = 0
     for segment in range(num_segments - 1, -1, -1):
-        first, last = units * segment // num_segments, units * (segment + 1) // num_segments
+        first = first_unit(layout, units, segment, num_segments)
+        last = first_unit(layout, units, segment + 1, num_segments)
         states[:] = LEAST
         end, rest = begin, escaped[total:]
         if layout == PLANES:

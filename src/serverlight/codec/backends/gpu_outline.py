@@ -57,7 +57,7 @@ def outline(sections: Sequence[memoryview], data: npt.NDArray[np.uint8], header:
     """Outlines frames with one header, none of which goes along a trellis; ``data`` has their sections one after the other."""
     room = Outline(
         heads=np.zeros((len(sections), NUM_HEADS), np.int64),
-        lengths=np.zeros((len(sections), max(1, header.num_elements // layout.SEGMENT_ELEMENTS), 2), np.int64),
+        lengths=np.zeros((len(sections), max(1, -(-header.num_elements // layout.SEGMENT_ELEMENTS)), 2), np.int64),
         entries=np.empty((MAX_ROWS * len(sections), 256), np.int32),
         fault=None,
     )

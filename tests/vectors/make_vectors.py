@@ -25,7 +25,7 @@ def cases() -> dict[str, Case]:
     rng = np.random.default_rng(20251111)
     # In this order: they share the generator.
     earlier = {**plain_cases(rng), **serverlight_cases(rng), **half_escape_cases(rng), **shifted_cases(rng)}
-    return earlier | trellis_cases(rng)
+    return earlier | trellis_cases(rng) | segment_cases(rng)
 
 
 def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:
@@ -150,6 +150,12 @@ def trellis_cases(rng: np.random.Generator) -> dict[str, Case]:
         "serverlight-trellis-two-segments": (normal(rng, 512, 256) * normal(rng, 256), along(sparsity=0.97)),
         "serverlight-trellis-of-planes": (smooth(rng, 1, 2, 6, 6), along(sparsity=0.6)),
     }
+
+
+def segment_cases(rng: np.random.Generator) -> dict[str, Case]:
+    """Planes in segments of eight, eight and four: what is cut by is not a plane, but a block of them."""
+    x = torch.round(4 * smooth(rng, 1, 20, 60, 132)) / 4
+    return {"serverlight-planes-three-segments": (x * (x > 2), serverlight(sparsity=0.98))}
 
 
 def as_float32(x: Any) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -27,7 +27,7 @@ os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "out" / "numba-checked")
 # Numba compiles these from their bytecode, which must stay as it was written.
 BACKENDS = "serverlight.codec.backends"
 COMPILED = [f"{BACKENDS}.{path.stem}" for path in (ROOT / "src" / BACKENDS.replace(".", "/")).glob("cpu*.py")]
-COMPILED += ["serverlight.codec.parameters", "serverlight.codec.tables"]
+COMPILED += [f"serverlight.codec.{name}" for name in ("layout", "parameters", "tables")]
 with atheris.instrument_imports(include=["serverlight"], exclude=COMPILED):
     from serverlight.codec import decode, inspect
     from serverlight.codec.backends.gpu_outline import MAX_ROWS, outline

@@ -137,6 +137,15 @@ def test_several_segments_are_written_alike(backend: str) -> None:
     agree(normal(1, 16, 91, 91).relu(), ours(sparsity=0.8), backend)
 
 
+@pytest.mark.parametrize("shape", [(1, 80, 64, 64), (1, 26, 91, 91), (512, 512), (257, 1024)], ids=str)
+def test_segments_in_turn_are_written_alike(backend: str, shape: tuple[int, ...]) -> None:
+    """Four segments, whose pairs with escapes lie beside each other, and a fifth; and four that are not alike."""
+    x = torch.from_numpy(np.random.default_rng(4).standard_t(4, shape).astype(np.float32))
+    x = x.relu() if shape[1] == 80 else x
+    agree(x, ours(sparsity=0.4), backend)
+    assert inspect(Codec(ours(sparsity=0.4), backend=backend).encode(x)).part_bytes["escapes"] > 500
+
+
 @pytest.mark.parametrize(
     "size", [8191, 8192, 8193, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, (1 << 16) - 1, (1 << 16) + 1]
 )

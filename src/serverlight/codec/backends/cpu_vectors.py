@@ -28,6 +28,7 @@ __all__ = [
     "WORDS",
     "Vectors",
     "get_group",
+    "put_group",
     "put_groups",
     "read_symbols",
 ]
@@ -209,6 +210,30 @@ def put_groups(
 
     number = numba.uint64
     return numba.types.UniTuple(number, 3)(*[number] * 9), generate
+
+
+@intrinsic
+def put_group(typing_context: Any, states: Any, index: Any, stride: Any, table: Any, end: Any, mark: Any) -> Any:
+    """Codes one group of eight symbols; arguments are those of :func:`put_groups`.
+
+    Returns:
+        The address of the first word, and a bit for each lane whose entry is marked.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        states, index, stride, table, end, mark = arguments
+        if not HAS_VECTORS:
+            return context.make_tuple(builder, signature.return_type, [end, NOTHING])
+        vectors = Vectors(builder)
+        entries = _entries(vectors, index, stride, table, LONG(LANES))
+        state, end = _put(vectors, vectors.load(states, WORDS, 4), entries, end, vectors.flags(LONG(255)))
+        vectors.store(state, states, 4)
+        marked = builder.icmp_unsigned(">=", entries[3], vectors.spread(mark))
+        marks = builder.zext(builder.bitcast(marked, BYTE), LONG)
+        return context.make_tuple(builder, signature.return_type, [end, marks])
+
+    number = numba.uint64
+    return numba.types.UniTuple(number, 2)(*[number] * 6), generate
 
 
 # -- reading -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from serverlight.codec import activity, coded, tables, trellis
-from serverlight.codec.backends.cpu_coder import LEAST, put_lines, put_planes
 from serverlight.codec.backends.cpu_escapes import put_escapes
 from serverlight.codec.backends.cpu_filter import survey_and_rank
 from serverlight.codec.backends.cpu_kernels import inlined, njit
@@ -34,9 +33,9 @@ from serverlight.codec.backends.cpu_reconstruct import (
     measure_shifts,
     set_default_shifts,
 )
+from serverlight.codec.backends.cpu_segments import put_segments
 from serverlight.codec.backends.cpu_symbols import (
     borders_of,
-    first_unit,
     flat_symbols,
     histogram_over,
     nearest_activity,
@@ -174,8 +173,7 @@ def code_section(high, source, kind, layout, is_signed, starts, form, shifts, pl
     """
     is_short, has_shifts, num_segments = form
     one_sided, pair_rows = kind == ONE_SIDED_PLANES, NUM_ROWS[kind]
-    lines = (rows + 1) // 2
-    pairs_of_unit = rows * ((columns + 1) // 2) if layout == PLANES else (lines if layout == TOKENS else 1)
+    pairs_of_unit = rows * ((columns + 1) // 2) if layout == PLANES else ((rows + 1) // 2 if layout == TOKENS else 1)
     units = units_of(layout, planes, columns)
     has_tail = (rows if layout == TOKENS else columns) % 2 == 1
     index = np.empty(units * pairs_of_unit, np.uint16)
@@ -199,23 +197,9 @@ def code_section(high, source, kind, layout, is_signed, starts, form, shifts, pl
         if has_shifts and is_shift_sent(place, kind, not is_signed):
             head[at] = np.uint8(shifts[place] & 255)
             at += 1
-    words = np.empty(index.size + 2 * lanes * num_segments + 1, np.uint16)
     escaped, escapes = np.empty(num_escaped, np.int64), np.zeros(18 * num_escaped + num_segments + 8, np.uint8)
-    lengths = np.empty((num_segments, 2), np.int64)
-    begin, states = U(words.size), np.empty(lanes, np.uint64)
-    total = 0
-    for segment in range(num_segments - 1, -1, -1):
-        first = first_unit(layout, units, segment, num_segments)
-        last = first_unit(layout, units, segment + 1, num_segments)
-        states[:] = LEAST
-        end, rest = begin, escaped[total:]
-        if layout == PLANES:
-            begin, found = put_planes(index, pairs_of_unit, first, last, table, states, words, end, rest)
-        else:
-            num_lines, width = (lines, columns) if layout == TOKENS else (1, 0)
-            begin, found = put_lines(index, num_lines, width, first, last, table, states, words, end, rest)
-        total += found
-        lengths[segment, 0], lengths[segment, 1] = end - begin, found
+    lengths, total = np.empty((num_segments, 2), np.int64), num_escaped
+    words, ends = put_segments(index, layout, units, columns, pairs_of_unit, lanes, table, escaped, lengths)
     num_escape_bytes = 0
     for segment in range(num_segments):
         found = lengths[segment, 1]
@@ -238,21 +222,23 @@ def code_section(high, source, kind, layout, is_signed, starts, form, shifts, pl
         )
         lengths[segment, 1] = after - num_escape_bytes
         num_escape_bytes = after
-    return joined(head[:at], lengths, is_short and num_segments == 1, words[begin:], escapes[:num_escape_bytes], raw)
+    return joined(head[:at], lengths, is_short and num_segments == 1, words, ends, escapes[:num_escape_bytes], raw)
 
 
 @njit
-def joined(head, lengths, has_one_length, words, escapes, raw):
-    """All sections in one array of bytes."""
-    out = np.empty(head.size + 10 * lengths.shape[0] + 2 * words.size + escapes.size + raw.size, np.uint8)
-    at = head.size
+def joined(head, lengths, has_one_length, words, ends, escapes, raw):
+    """All sections in one array of bytes; ``ends`` tells where in ``words`` each segment's end."""
+    num_words, at = lengths[:, 0].sum(), head.size
+    out = np.empty(head.size + 10 * lengths.shape[0] + 2 * num_words + escapes.size + raw.size, np.uint8)
     out[:at] = head
     for segment in range(lengths.shape[0]):
         if not has_one_length:
             at = put_varint(out, at, lengths[segment, 0])
         at = put_varint(out, at, lengths[segment, 1])
-    out[at : at + 2 * words.size] = words.view(np.uint8)
-    at += 2 * words.size
+    for segment in range(lengths.shape[0]):
+        size, end = 2 * lengths[segment, 0], ends[segment]
+        out[at : at + size] = words[end - lengths[segment, 0] : end].view(np.uint8)
+        at += size
     out[at : at + escapes.size] = escapes
     at += escapes.size
     out[at : at + raw.size] = raw

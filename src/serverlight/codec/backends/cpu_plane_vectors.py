@@ -246,9 +246,7 @@ def _value_group_of(one_sided: bool, is_small: bool = False) -> Any:
             around = builder.select(builder.icmp_signed(">", around, const(4)), const(4), around)
             magnitude = builder.select(builder.icmp_signed(">", magnitude, const(3)), const(3), magnitude)
             place = builder.add(builder.mul(magnitude, const(6)), builder.add(around, const(1)))
-            kind = ir.FunctionType(shorts, [shorts, shorts])
-            permute = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.hi.512", (), kind)
-            lift = builder.call(permute, [vectors.load(lifts, shorts, 2), place])
+            lift = vectors.look_up(lifts, place)
             if turned is not None:
                 lift = builder.select(turned, builder.neg(lift), lift)
             if is_small:
@@ -257,9 +255,7 @@ def _value_group_of(one_sided: bool, is_small: bool = False) -> Any:
                 whole = builder.shl(builder.sext(here, words), ir.Constant(words, [6] * RUN))
                 steps = builder.add(whole, builder.sext(lift, words))
             exact = builder.sitofp(steps, ir.VectorType(ir.FloatType(), RUN))
-            single = builder.insert_element(ir.Constant(exact.type, ir.Undefined), unit, WORD(0))
-            units = builder.shuffle_vector(single, single, ir.Constant(words, [0] * RUN))
-            vectors.store(builder.fmul(exact, units), out, 4)
+            vectors.store(builder.fmul(exact, vectors.spread(unit, exact.type)), out, 4)
             return NOTHING
 
         number = numba.uint64

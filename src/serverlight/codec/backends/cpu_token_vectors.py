@@ -67,10 +67,10 @@ def busy_group(
             (builder.and_(symbols, _const(15)), lower),
         ):
             places = builder.or_(nibbles, turned)
-            steps = _looked_up(vectors, tables, places)
-            number = _looked_up(vectors, builder.add(tables, LONG(2 * CHANNELS)), places)
+            steps = vectors.look_up(tables, places)
+            number = vectors.look_up(builder.add(tables, LONG(2 * CHANNELS)), places)
             exact = builder.sitofp(builder.sext(steps, WORDS), ir.VectorType(ir.FloatType(), CHANNELS))
-            vectors.store(builder.fmul(exact, _spread(builder, unit)), into, 4)
+            vectors.store(builder.fmul(exact, vectors.spread(unit, exact.type)), into, 4)
             magnitudes, numbers = builder.add(magnitudes, _magnitude(builder, number)), builder.add(numbers, number)
         mean, lead = _moved(builder, mean, magnitudes), _moved(builder, lead, numbers)
         vectors.store(mean, means, 2)
@@ -81,19 +81,6 @@ def busy_group(
 
     number = numba.uint64
     return number(number, number, number, number, number, number, numba.float32, number, number), generate
-
-
-def _looked_up(vectors: Vectors, table: Any, places: Any) -> Any:
-    """Numbers of a table of 32."""
-    kind = ir.FunctionType(SHORTS, [SHORTS, SHORTS])
-    permute = vectors.builder.module.declare_intrinsic("llvm.x86.avx512.permvar.hi.512", (), kind)
-    return vectors.builder.call(permute, [vectors.load(table, SHORTS, 2), places])
-
-
-def _spread(builder: Any, number: Any) -> Any:
-    """A number in each place."""
-    single = builder.insert_element(ir.Constant(ir.VectorType(number.type, CHANNELS), ir.Undefined), number, WORD(0))
-    return builder.shuffle_vector(single, single, ir.Constant(WORDS, [0] * CHANNELS))
 
 
 def _magnitude(builder: Any, number: Any) -> Any:
@@ -110,8 +97,8 @@ def _rows(vectors: Vectors, mean: Any, lead: Any, borders: Any) -> Any:
     """Contexts: twice the number of borders that a mean reaches, plus one where ``is_leaning`` of ``cpu_symbols.py`` says so."""
     builder, rows = vectors.builder, _const(0)
     for i in range(7):
-        border = _spread(builder, vectors.load(builder.add(borders, LONG(2 * i)), HALF, 2))
-        reached = builder.icmp_signed(">=", mean, border)
+        border = vectors.load(builder.add(borders, LONG(2 * i)), HALF, 2)
+        reached = builder.icmp_signed(">=", mean, vectors.spread(border, SHORTS))
         rows = builder.select(reached, builder.add(rows, _const(2)), rows)
     eighths = builder.mul(builder.and_(mean, _const(7)), _const(3))
     eighths = builder.lshr(builder.add(eighths, _const(7)), _const(3))

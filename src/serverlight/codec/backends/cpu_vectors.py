@@ -68,11 +68,10 @@ class Vectors:
         return ir.Constant(kind, [number] * LANES)
 
     def spread(self, number: Any, kind: Any = WORDS) -> Any:
-        """The lower bits of a number in each place."""
-        single = self.builder.insert_element(
-            ir.Constant(kind, ir.Undefined), self.builder.trunc(number, kind.element), WORD(0)
-        )
-        return self.builder.shuffle_vector(single, single, self.all(0))
+        """A number in each place, or its lower bits where places have fewer."""
+        single = number if number.type == kind.element else self.builder.trunc(number, kind.element)
+        first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), single, WORD(0))
+        return self.shuffle(first, first, [0] * kind.count)
 
     def load(self, address: Any, kind: Any, align: int) -> Any:
         """What lies at an address."""
@@ -85,6 +84,12 @@ class Vectors:
     def shuffle(self, first: Any, second: Any, places: Sequence[int]) -> Any:
         """Numbers of two vectors, by their places in both."""
         return self.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(WORD, len(places)), list(places)))
+
+    def look_up(self, table: Any, places: Any) -> Any:
+        """Numbers of 16 bits of a table of 32, which lies at an address."""
+        kind = ir.FunctionType(places.type, [places.type] * 2)
+        permute = self.builder.module.declare_intrinsic("llvm.x86.avx512.permvar.hi.512", (), kind)
+        return self.builder.call(permute, [self.load(table, places.type, 2), places])
 
     def call(self, name: str, *arguments: Any) -> Any:
         """An instruction of the processor that has no other name, from and to 32-bit numbers."""

@@ -56,7 +56,7 @@ def put_segments(index, layout, units, columns, pairs_of_unit, lanes, table, esc
             begin, more = put_one_segment(
                 index, layout, columns, pairs_of_unit, lanes, table, run, words, escaped[found:]
             )
-            lengths[segment, 0], lengths[segment, 1] = ends[segment] - begin, more
+            lengths[segment, 0], lengths[segment, 1] = ends[segment] - np.int64(begin), more
             found += more
     return words, ends
 
@@ -96,7 +96,7 @@ def put_four_segments(index, layout, columns, pairs_of_unit, table, starts, ends
         found = put_four_lines(index, starts[:WAYS].copy(), one, eight, groups, size, columns, *known, found)
     for way in range(WAYS):
         begin = put_states(states[way].astype(np.uint64), words, at[way])
-        lengths[way, 0] = ends[way] - begin
+        lengths[way, 0] = ends[way] - np.int64(begin)
     lengths[:, 1] = sort_by_way(escaped[:found])
     return found
 

@@ -1,6 +1,7 @@
 """Coverage-guided fuzzing of the frame reader: whatever the bytes, it decodes or raises a FrameError, within its limits.
 
     make fuzz ARGS="-runs=10000000"      # any libFuzzer option; a corpus folder may be named too
+    make fuzz FUZZ_SEGMENT_ELEMENTS=64   # with segments so small that frames of some hundred elements have several
 
 Every input is decoded by the fastest backend, its compiled loops built with bounds checks, so that a read or write beyond an array
 is an error and not luck. One small frame in sixteen is decoded by the reference as well, which must come to the same end; and what
@@ -21,19 +22,23 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 os.environ["NUMBA_BOUNDSCHECK"] = "1"
-# Numba's cache does not tell checked from unchecked code: a folder of its own.
-os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "out" / "numba-checked")
+SEGMENT_ELEMENTS = int(os.environ.get("FUZZ_SEGMENT_ELEMENTS", "0"))
+# Numba's cache does not tell checked from unchecked code, nor constants from others: a folder of its own.
+os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "out" / f"numba-checked-{SEGMENT_ELEMENTS}")
 
 # Numba compiles these from their bytecode, which must stay as it was written.
 BACKENDS = "serverlight.codec.backends"
 COMPILED = [f"{BACKENDS}.{path.stem}" for path in (ROOT / "src" / BACKENDS.replace(".", "/")).glob("cpu*.py")]
 COMPILED += [f"serverlight.codec.{name}" for name in ("layout", "parameters", "tables")]
 with atheris.instrument_imports(include=["serverlight"], exclude=COMPILED):
-    from serverlight.codec import decode, inspect
+    from serverlight.codec import Codec, CodecConfig, decode, inspect, layout
+    from serverlight.codec.backends import reference
     from serverlight.codec.backends.gpu_outline import MAX_ROWS, outline
     from serverlight.codec.contextual import is_along_trellis
     from serverlight.codec.wire import Reader
     from serverlight.errors import FrameError, InconsistentFrame, UnknownBasis
+
+layout.SEGMENT_ELEMENTS = SEGMENT_ELEMENTS or layout.SEGMENT_ELEMENTS  # before anything is compiled
 
 MAX_ELEMENTS = 1 << 14
 COMPARED_ELEMENTS = 1 << 8
@@ -168,10 +173,25 @@ def expect(holds: bool, otherwise: str) -> None:
         raise AssertionError(otherwise)
 
 
+def write_segmented(folder: pathlib.Path) -> None:
+    """Small tensors of every layout in several segments, with one lane and with eight, as no writer would choose."""
+    rng = np.random.default_rng(0)
+    for lanes in (1, 8):
+        reference.lanes_for = lambda *_, lanes=lanes: lanes
+        for shape in ((1, 24, 3, 3), (1, 32, 2, 4), (1, 20, 4, 3), (8, 32), (7, 36), (1, 255)):
+            x = rng.standard_t(3, shape).astype(np.float32)
+            for name, feature in (("signed", x), ("one-sided", np.abs(x)), ("trellis", x)):
+                config = CodecConfig(sparsity=0.4, trellis=name == "trellis")
+                frame = Codec(config, backend="reference").encode(feature)
+                (folder / f"{name}-{'x'.join(map(str, shape))}-{lanes}").write_bytes(frame)
+
+
 def main() -> None:
-    """Runs libFuzzer with the golden frames as seeds."""
-    seeds = pathlib.Path(__file__).parent / "seeds"
+    """Runs libFuzzer with the golden frames as seeds, or with frames of several segments."""
+    seeds = pathlib.Path(__file__).parent / ("seeds-segments" if SEGMENT_ELEMENTS else "seeds")
     seeds.mkdir(exist_ok=True)
+    if SEGMENT_ELEMENTS:
+        write_segmented(seeds)
     for frame in (ROOT / "tests" / "vectors").rglob("frame.bin"):
         (seeds / "-".join(frame.parts[-3:-1])).write_bytes(frame.read_bytes())
     atheris.Setup([sys.argv[0], "-max_len=4096", *MEMORY, *sys.argv[1:], str(seeds)], one_input)

@@ -250,7 +250,6 @@ def test_a_broken_token_is_named_among_four(broken: int) -> None:
 WITHOUT_VECTORS = """
 import hashlib, numpy as np
 from serverlight.codec import Codec, CodecConfig, decode
-from serverlight.codec.backends.cpu_symbols import SMALL_MEAN
 from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
 rng, digest = np.random.default_rng(0), hashlib.sha256()
 for shape, shift in (((512, 512), 0), ((1, 40, 56, 56), 0), ((1, 40, 56, 56), 2), ((1, 4096), 0)):

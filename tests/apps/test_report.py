@@ -25,7 +25,7 @@ if TESTS not in sys.path:
     sys.path.append(TESTS)
 
 from made_up import plain_table, text_profile, vision_profile  # noqa: E402
-from serverlight.apps.report import keys, runner  # noqa: E402
+from serverlight.apps.report import children, keys, runner  # noqa: E402
 from serverlight.apps.report.blocks import Table  # noqa: E402
 from serverlight.apps.report.children import Children  # noqa: E402
 from serverlight.apps.report.compose import compose, write  # noqa: E402
@@ -138,20 +138,40 @@ def words_of(process: pathlib.Path) -> str:
 @pytest.mark.skipif(
     not pathlib.Path("/proc/self/cmdline").exists(), reason="looks at processes in /proc, as Linux has it"
 )
-@pytest.mark.parametrize(("is_timed", "is_in_background"), [(True, False), (False, False), (False, True)])
-def test_sigterm_ends_all_that_was_started(
-    tmp_path: pathlib.Path, run: Any, request: pytest.FixtureRequest, is_timed: bool, is_in_background: bool
+@pytest.mark.parametrize(
+    ("is_timed", "is_in_background", "number", "starts"),
+    [
+        (True, False, signal.SIGTERM, "call"),
+        (False, False, signal.SIGTERM, "call"),
+        (False, True, signal.SIGTERM, "call"),
+        (True, False, signal.SIGINT, "call"),
+        (False, False, signal.SIGINT, "Popen"),  # nobody waits for what was started, and it holds the part's pipe
+        (False, False, signal.SIGTERM, "obstinate"),
+    ],
+)
+def test_signal_ends_all_that_was_started(
+    tmp_path: pathlib.Path,
+    run: Any,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    is_timed: bool,
+    is_in_background: bool,
+    number: int,
+    starts: str,
 ) -> None:
-    """SIGTERM, which the report alone gets, also ends its parts and what they have started, and nothing is kept of them.
+    """A signal that the report alone gets also ends its parts and what they have started, and nothing is kept of them.
 
     So it does where Ctrl-C is ignored, as in a shell's job in the background.
     """
     taken_by = signal.SIG_IGN if is_in_background else signal.default_int_handler
     request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, taken_by)))
+    monkeypatch.setattr(children, "GRACE_S", 0.5 if starts == "obstinate" else children.GRACE_S)
     seconds = f"60.{os.getpid()}"  # to be told from others' by
+    words = ["sh", "-c", f"trap '' INT; sleep {seconds}; :"] if starts == "obstinate" else ["sleep", seconds]
 
     def parts(settings: Settings) -> list[Part]:
-        work = Function(module="subprocess", name="call", arguments={"args": ["sleep", seconds]})
+        name = "Popen" if starts == "Popen" else "call"
+        work = Function(module="subprocess", name=name, arguments={"args": words})
         return [Part(name=name, work=work, minutes=1) for name in ("a", "b", "c")]
 
     def sleepers() -> int:
@@ -160,7 +180,7 @@ def test_sigterm_ends_all_that_was_started(
     def stop_when_asleep() -> None:
         while not sleepers():
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     before, begun = signal.getsignal(signal.SIGTERM), time.monotonic()
     stopper = threading.Thread(target=stop_when_asleep, daemon=True)

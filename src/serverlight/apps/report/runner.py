@@ -71,7 +71,7 @@ def run_stages(
         progress.end(entry, record)
         return record
 
-    with children.ended_by_sigterm():
+    with children.ended_with_us():
         for is_timed, row in itertools.groupby(stages, lambda stage: stage.is_timed):
             entries = look(row, settings, shelf, chosen)
             waiting = [entry for entry in entries if entry.record is None]

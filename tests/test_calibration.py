@@ -32,6 +32,25 @@ def test_chosen_setting_keeps_the_target(halves: Any) -> None:
         assert trial.loss_interval[0] <= trial.loss <= trial.loss_interval[1]
 
 
+def test_best_of_several_bases(halves: Any) -> None:
+    """Each base is searched as it would be alone, and the cheapest setting of all is chosen."""
+    bases = [CodecConfig(profile="slicer", distortion=0.02), CodecConfig(checksum=False), CodecConfig()]
+    alone = [calibrate(*halves, max_loss="balanced", base=base) for base in bases]
+    together = calibrate(*halves, max_loss="balanced", base=bases)
+    assert together.trials == tuple(trial for result in alone for trial in result.trials)
+    assert together.chosen == alone[1].chosen  # four bytes a frame less than the last
+
+
+def test_a_trellis_can_win() -> None:
+    """Of tokens it takes fewer bits at the same target."""
+    mix = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)) / 8
+    samples = [torch.randn(1, 48, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    bases = [CodecConfig(), CodecConfig(trellis=True)]
+    found = calibrate(lambda x: (x,), lambda x: x @ mix, samples, base=bases)
+    assert found.config.trellis
+    assert found.chosen.bits_per_element < calibrate(lambda x: (x,), lambda x: x @ mix, samples).chosen.bits_per_element
+
+
 def test_presets_are_ordered(halves: Any) -> None:
     """`small` takes fewer bits than `balanced`, and that fewer than `fidelity`."""
     bits = [
@@ -71,7 +90,9 @@ def test_bad_targets_are_named(halves: Any, field: str, arguments: dict[str, Any
         calibrate(*halves, **arguments)
 
 
-def test_no_samples_is_an_error(halves: Any) -> None:
-    """There is nothing to measure on."""
+def test_nothing_to_measure(halves: Any) -> None:
+    """No samples, or no settings to measure on them."""
+    with pytest.raises(ConfigError, match="base"):
+        calibrate(*halves, base=[])
     with pytest.raises(ConfigError, match="samples"):
         calibrate(halves[0], halves[1], [])

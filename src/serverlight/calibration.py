@@ -64,9 +64,9 @@ def calibrate(
     *,
     max_loss: float | str = "balanced",
     metric: Metric = "kl",
-    base: CodecConfig | None = None,
+    base: CodecConfig | Sequence[CodecConfig] | None = None,
 ) -> Calibration:
-    """The sparsest setting whose mean loss on the samples stays within ``max_loss``.
+    """The setting with the fewest bits whose mean loss on the samples stays within ``max_loss``.
 
     The sparsity is searched by bisection, since more of it never means better quality; all other fields are those of ``base``.
     Each sample is its own frame, as it would be on the way from a device.
@@ -77,19 +77,22 @@ def calibrate(
         samples: inputs of the head, one message each; a few dozen will do, and a few hundred make the interval narrow.
         max_loss: the most that may be lost: a name of :data:`PRESETS`, or a number in the unit of the metric.
         metric: ``kl``: mean KL divergence from the uncut outputs, in nats; ``disagreement``: share of top-1 answers that change.
-        base: the settings that are kept.
+        base: the settings that are kept; of several, each is searched, and the best of all is chosen. Give
+            ``[CodecConfig(), CodecConfig(trellis=True)]`` where a device has time for a trellis.
 
     Raises:
-        ConfigError: a bad target, or no samples.
+        ConfigError: a bad target, no samples, or no base.
     """
     target = _target(max_loss, metric)
-    base = base if base is not None else CodecConfig()
+    bases = [base or CodecConfig()] if base is None or isinstance(base, CodecConfig) else [*base]
+    if not bases:
+        raise ConfigError("base", "is empty; give at least one CodecConfig, or leave it out")
     with torch.inference_mode():
         features = [tuple(head(sample)) for sample in samples]
         if not features:
             raise ConfigError("samples", "need at least one sample")
         measured = _Measured(features=features, tail=tail, metric=metric)
-        trials = list(_bisect(lambda s: measured.trial(dataclasses.replace(base, sparsity=s)), target))
+        trials = [trial for kept in bases for trial in _bisect(measured, kept, target)]
     within = [trial for trial in trials if trial.loss <= target]
     chosen = min(within, key=lambda t: t.bits_per_element) if within else min(trials, key=lambda t: t.loss)
     return Calibration(config=chosen.config, chosen=chosen, trials=tuple(trials))
@@ -111,7 +114,10 @@ def _target(max_loss: float | str, metric: Metric) -> float:
     return float(max_loss)
 
 
-def _bisect(trial_at: Callable[[float], Trial], target: float) -> Iterable[Trial]:
+def _bisect(measured: _Measured, base: CodecConfig, target: float) -> Iterable[Trial]:
+    def trial_at(sparsity: float) -> Trial:
+        return measured.trial(dataclasses.replace(base, sparsity=sparsity))
+
     low, high = 0.0, 0.99
     yield (finest := trial_at(low))
     if finest.loss > target:

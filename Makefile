@@ -19,8 +19,9 @@ demo: setup
 	$(BIN)/serverlight demo $(ARGS)
 	$(if $(ARGS),,$(BIN)/serverlight demo demo-lm)
 
+# Many tests wait for processes of their own; a worker takes half a gigabyte.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout=3600 $(ARGS)

@@ -27,13 +27,13 @@ SEGMENT_ELEMENTS = int(os.environ.get("FUZZ_SEGMENT_ELEMENTS", "0"))
 os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "out" / f"numba-checked-{SEGMENT_ELEMENTS}")
 
 # Numba compiles these from their bytecode, which must stay as it was written.
-BACKENDS = "serverlight.codec.backends"
-COMPILED = [f"{BACKENDS}.{path.stem}" for path in (ROOT / "src" / BACKENDS.replace(".", "/")).glob("cpu*.py")]
+LOOPS = "serverlight.codec.backends.cpu"
+COMPILED = [f"{LOOPS}.{path.stem}" for path in (ROOT / "src" / LOOPS.replace(".", "/")).glob("*.py")]
 COMPILED += [f"serverlight.codec.{name}" for name in ("layout", "parameters", "tables")]
 with atheris.instrument_imports(include=["serverlight"], exclude=COMPILED):
     from serverlight.codec import Codec, CodecConfig, decode, inspect, layout
-    from serverlight.codec.backends import reference
-    from serverlight.codec.backends.gpu_outline import MAX_ROWS, outline
+    from serverlight.codec.backends.gpu.outline import MAX_ROWS, outline
+    from serverlight.codec.backends.reference import kernels as reference
     from serverlight.codec.contextual import is_along_trellis
     from serverlight.codec.wire import Reader
     from serverlight.errors import FrameError, InconsistentFrame, UnknownBasis

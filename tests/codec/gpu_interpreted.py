@@ -17,8 +17,12 @@ import triton.language
 from triton.runtime import interpreter
 
 from serverlight.codec import Codec, CodecConfig, coded, decode, decode_batch, layout, wire
-from serverlight.codec.backends import for_device, gpu, gpu_kernels, gpu_outline, load, reference
-from serverlight.codec.backends.gpu import TritonKernels
+from serverlight.codec.backends import for_device, load
+from serverlight.codec.backends.gpu import kernels as gpu
+from serverlight.codec.backends.gpu import outline as gpu_outline
+from serverlight.codec.backends.gpu import triton_reader
+from serverlight.codec.backends.gpu.kernels import TritonKernels
+from serverlight.codec.backends.reference import kernels as reference
 from serverlight.errors import ConfigError, FrameError, NonFiniteTensor
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -41,7 +45,7 @@ def language_patched_once() -> None:
     """Triton's interpreter patches its language anew for every call of a function, which takes most of its time."""
     if not hasattr(interpreter, "_patch_lang"):  # its own affair; without this, tests are only slower
         return
-    kernel: Any = gpu_kernels.get
+    kernel: Any = triton_reader.get
     interpreter._patch_lang(kernel.fn)
     interpreter._patch_lang(triton.language.sum.fn)
     interpreter._patch_lang = lambda _: types.SimpleNamespace(restore=lambda: None)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from serverlight.codec import Codec, CodecConfig, coded, decode, inspect, layout, tables
-from serverlight.codec.backends import gpu_model
+from serverlight.codec.backends.gpu import model as gpu_model
 
 
 def need(package: str) -> pytest.MarkDecorator:

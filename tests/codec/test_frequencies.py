@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from serverlight.codec import tables
-from serverlight.codec.backends.cpu_model import frequencies_of
+from serverlight.codec.backends.cpu.model import frequencies_of
 
 SCALE, ESCAPE = 4096, 255
 

@@ -18,14 +18,14 @@ pytestmark = pytest.mark.skipif(
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
-from serverlight.codec.backends import gpu_coder_kernels, gpu_filter_kernels, gpu_kernels
+from serverlight.codec.backends.gpu import triton_coder, triton_filter, triton_reader
 
 LAUNCHED = {
-    gpu_kernels: ["fill_slots", "read_flat", "read_tokens", "read_planes", "count_nonzero", "check_raw", "place_values"],
-    gpu_filter_kernels: [
+    triton_reader: ["fill_slots", "read_flat", "read_tokens", "read_planes", "count_nonzero", "check_raw", "place_values"],
+    triton_filter: [
         "count_digits", "take_digits", "find_least", "count_ties", "quantise", "count_large", "split_raw", "tally",
     ],
-    gpu_coder_kernels: [
+    triton_coder: [
         "flat_symbols", "token_symbols", "plane_symbols", "count_symbols", "write_words", "copy_words", "write_escapes",
     ],
 }

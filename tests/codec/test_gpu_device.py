@@ -130,7 +130,7 @@ def test_what_is_refused() -> None:
 def test_small_tensors_go_by_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """And come out where they are wanted."""
     pytest.importorskip("numba")
-    from serverlight.codec.backends import gpu
+    from serverlight.codec.backends.gpu import kernels as gpu
 
     monkeypatch.setattr(for_device("auto", "cuda"), "few_elements", gpu.FEW_ELEMENTS)
     monkeypatch.setattr(gpu, "read_frames", None)

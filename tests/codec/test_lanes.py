@@ -15,10 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serverlight.codec import Codec, CodecConfig, decode, decode_batch
-from serverlight.codec.backends import cpu_coder, cpu_escapes, cpu_filter, cpu_lanes, cpu_model, cpu_tokens
-from serverlight.codec.backends.cpu_kernels import njit
-from serverlight.codec.backends.cpu_symbols import SMALL_MEAN
-from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
+from serverlight.codec.backends.cpu import coder as cpu_coder
+from serverlight.codec.backends.cpu import escapes as cpu_escapes
+from serverlight.codec.backends.cpu import filter as cpu_filter
+from serverlight.codec.backends.cpu import lanes as cpu_lanes
+from serverlight.codec.backends.cpu import model as cpu_model
+from serverlight.codec.backends.cpu import tokens as cpu_tokens
+from serverlight.codec.backends.cpu.compiled import njit
+from serverlight.codec.backends.cpu.symbols import SMALL_MEAN
+from serverlight.codec.backends.cpu.vectors import HAS_VECTORS
 from serverlight.codec.tables import COST_OF_FREQUENCY, DEFAULT_LEVELS, FIRST, FLIP_NEXT, NEXT
 from serverlight.errors import FrameError
 
@@ -250,7 +255,7 @@ def test_a_broken_token_is_named_among_four(broken: int) -> None:
 WITHOUT_VECTORS = """
 import hashlib, numpy as np
 from serverlight.codec import Codec, CodecConfig, decode
-from serverlight.codec.backends.cpu_vectors import HAS_VECTORS
+from serverlight.codec.backends.cpu.vectors import HAS_VECTORS
 rng, digest = np.random.default_rng(0), hashlib.sha256()
 for shape, shift in (((512, 512), 0), ((1, 40, 56, 56), 0), ((1, 40, 56, 56), 2), ((1, 4096), 0)):
     x = (rng.standard_t(5, shape) + shift).astype(np.float32)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serverlight.codec import Codec, CodecConfig, contextual, wire
-from serverlight.codec.backends import gpu_outline
-from serverlight.codec.backends.gpu_outline import Outline, outline
+from serverlight.codec.backends.gpu import outline as gpu_outline
+from serverlight.codec.backends.gpu.outline import Outline, outline
 
 pytest.importorskip("numba")
 

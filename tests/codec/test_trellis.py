@@ -18,7 +18,7 @@ from independent_reader.model import TRELLIS
 from independent_reader.writer import write_sections
 from serverlight.codec import Codec, CodecConfig, decode, inspect, trellis
 from serverlight.codec.activity import NO_SPREADS
-from serverlight.codec.backends.reference_trellis import Survivors
+from serverlight.codec.backends.reference.trellis import Survivors
 from serverlight.codec.basis import calibrate_basis
 from serverlight.errors import ConfigError
 

@@ -114,7 +114,7 @@ def _torch_rounds_alike() -> bool:
 def _bits_of(values: Float32, dtype: str) -> npt.NDArray[np.uint16]:
     """What :func:`halves_of` gives, by a compiled loop where there is one."""
     if dtype == "bfloat16" and backends.is_installed("numba"):
-        from serverlight.codec.backends.cpu_bfloat16 import narrowed
+        from serverlight.codec.backends.cpu.bfloat16 import narrowed
 
         return narrowed(values)
     return halves_of(values, dtype)

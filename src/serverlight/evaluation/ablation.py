@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from serverlight.codec import Codec, CodecConfig, contextual, decode, inspect, tables
 from serverlight.codec.activity import NO_SPREADS, nearest_activity
-from serverlight.codec.backends.reference_quantiser import choose_raw_bits, split_raw
+from serverlight.codec.backends.reference.quantiser import choose_raw_bits, split_raw
 from serverlight.codec.coded import AUTO_DISTORTION, is_short, kind_of, segments_of
 from serverlight.codec.layout import grid_of, natural_layout
 from serverlight.codec.rivals.plain_slicer import PlainSlicer
@@ -135,7 +135,7 @@ def at_another_length(features: Sequence[Feature], sparsity: float, length: Call
 
 def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: bool = True) -> float:
     """Bits of parameters and symbols under the probability model; a pair without a symbol counts as the escape symbol."""
-    from serverlight.codec.backends import cpu_model, cpu_symbols, cpu_writer  # they bring Numba
+    from serverlight.codec.backends.cpu import model, symbols, writer  # they bring Numba
 
     layout = natural_layout(x.shape)
     grid, one_sided = grid_of(x.shape, layout), bool((x >= 0).all())
@@ -152,23 +152,23 @@ def model_bits(x: Feature, numbers: Ints, *, corrected: bool = True, paired: boo
     index = np.empty(grid.units * per_unit, np.uint16)
     shape = (grid.planes, grid.rows, grid.columns)
     narrow = np.clip(high, -32767, 32767).astype(np.int16)
-    cpu_writer.symbols_of(narrow, kind, int(layout), start, NO_SPREADS, *shape, index)
-    histogram = cpu_symbols.histogram_over(index, 2 * num_contexts)
+    writer.symbols_of(narrow, kind, int(layout), start, NO_SPREADS, *shape, index)
+    histogram = symbols.histogram_over(index, 2 * num_contexts)
     firsts, following, flips = tables.FIRST[kind], tables.NEXT[kind], tables.FLIP_NEXT[kind]
     if not paired:
         following = np.repeat(np.arange(num_contexts)[:, None], 3, axis=1)
         flips = np.ones_like(following)
     defaults = tables.DEFAULT_LEVELS[kind]
-    counts = cpu_model.count_decisions(histogram, firsts, following, flips, one_sided_kind)
-    offsets, present, corrections = cpu_model.fit_levels(counts, defaults, one_sided_kind, tables.COST)
+    counts = model.count_decisions(histogram, firsts, following, flips, one_sided_kind)
+    offsets, present, corrections = model.fit_levels(counts, defaults, one_sided_kind, tables.COST)
     if not corrected:
         present, corrections = np.zeros_like(present), np.zeros_like(corrections)
-    levels = cpu_model.levels_of(defaults, offsets, corrections)
-    frequencies = cpu_model.build_tables(levels, firsts, following, flips, one_sided_kind, True, half_escapes)
+    levels = model.levels_of(defaults, offsets, corrections)
+    frequencies = model.build_tables(levels, firsts, following, flips, one_sided_kind, True, half_escapes)
     room = np.empty(2 * num_contexts * 1024, np.uint32)
-    bits, _ = cpu_model.encoder_tables(frequencies, histogram, tables.COST_OF_FREQUENCY, room)
+    bits, _ = model.encoder_tables(frequencies, histogram, tables.COST_OF_FREQUENCY, room)
     short = is_short(len(segments_of(x.shape, kind)[1]) - 1, raw_bits, kind)
-    packed = cpu_model.pack_model(offsets, present, corrections, one_sided_kind, short, np.zeros(400, np.uint8))
+    packed = model.pack_model(offsets, present, corrections, one_sided_kind, short, np.zeros(400, np.uint8))
     return float(bits + 8 * packed)
 
 

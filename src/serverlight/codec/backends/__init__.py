@@ -112,9 +112,9 @@ class DeviceKernels(Kernels, Protocol):
 
 
 BACKENDS = {  # name -> (where it lives, the package it needs)
-    "cpu": ("serverlight.codec.backends.cpu:NumbaKernels", "numba"),
-    "gpu": ("serverlight.codec.backends.gpu:TritonKernels", "triton"),
-    "reference": ("serverlight.codec.backends.reference:ReferenceKernels", None),
+    "cpu": ("serverlight.codec.backends.cpu.kernels:NumbaKernels", "numba"),
+    "gpu": ("serverlight.codec.backends.gpu.kernels:TritonKernels", "triton"),
+    "reference": ("serverlight.codec.backends.reference.kernels:ReferenceKernels", None),
 }
 
 

@@ -1,0 +1,1 @@
+"""Kernels of profile ``serverlight``, on a graphics processor, through Triton; ``kernels.py`` is the backend."""

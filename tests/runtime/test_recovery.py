@@ -44,10 +44,10 @@ def expected(plan: Plan, head: LoadedDecoder, tail: LoadedDecoder) -> tuple[int,
 def test_damaged_frames_are_sent_again(
     head: Any, tail: Any, plan: Plan, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One message in ten arrives with a bit altered, prompts in chunks too; the text is as it would have been."""
+    """One message in five arrives with a bit altered, prompts in chunks too; the text is as it would have been."""
     told: list[Strike] = []
     monkeypatch.setattr("serverlight.runtime.injection._log_strike", told.append)
-    with Server(tail, [CUT], faults=FaultPlan.parse(["corrupt:0.1"], seed=6)) as server:
+    with Server(tail, [CUT], faults=FaultPlan.parse(["corrupt:0.2"], seed=1)) as server:
         client = DecoderClient([server.address], plan=plan, head=head)
         made = [client.generate(PROMPT, max_new_tokens=40, chunk_tokens=2) for _ in range(3)]
         assert {generation.token_ids for generation in made} == {expected}

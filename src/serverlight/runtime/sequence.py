@@ -45,8 +45,9 @@ _RECOVERABLE = (ConnectTimeout, DeadlineExceeded, PeerUnavailable, ServerBusy)
 _REPLAY_FRAMES = 32
 """Frames in one step of a replay: few enough for the limit on messages, even where each is a chunk of a prompt."""
 
-_MAX_DAMAGED = 3
-"""So often in a row a server may find a frame damaged; then it is no accident of the way."""
+_MAX_DAMAGED = 6
+"""So often in a row servers may find a frame damaged, which takes some seconds; then it is no accident of the way. Where one
+message in ten arrives damaged, that happens to one in ten million."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 
@@ -197,7 +198,7 @@ class RemoteSequence:
                 return act()
             except (*_RECOVERABLE, FrameError) as error:
                 self._drop()
-                num_damaged += isinstance(error, FrameError)  # it was whole when it left
+                num_damaged = num_damaged + 1 if isinstance(error, FrameError) else 0  # it was whole when it left
                 if num_damaged > _MAX_DAMAGED:
                     raise
                 if isinstance(error, ServerBusy):

@@ -91,9 +91,10 @@ def run(*command: str, interpreted: bool) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_interpreted_kernels_do_what_the_reference_does() -> None:
-    """Bytes and bits of all kinds of frames; in a process of its own, since Triton decides at its import how kernels run."""
-    done = run("-m", "pytest", "-q", "-m", "not slow", str(HERE / "gpu_interpreted.py"), interpreted=True)
+@pytest.mark.parametrize("part", ["golden", "every_kind", "not golden and not every_kind"])
+def test_interpreted_kernels_do_what_the_reference_does(part: str) -> None:
+    """Bytes and bits of all kinds of frames; in processes of their own, since Triton decides at its import how kernels run."""
+    done = run("-m", "pytest", "-q", "-m", "not slow", "-k", part, str(HERE / "gpu_interpreted.py"), interpreted=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 

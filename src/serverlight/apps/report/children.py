@@ -56,9 +56,8 @@ class Children:
             return
         threading.Thread(target=self._end, name="serverlight-report-end", daemon=True).start()
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        if (
-            before[signal.SIGINT] is signal.SIG_IGN
-        ):  # a shell's job in the background, whose children would ignore it as well
+        # What is ignored, as in a shell's job in the background, children would ignore as well.
+        if before[signal.SIGINT] is signal.SIG_IGN:
             signal.signal(signal.SIGINT, lambda number, frame: None)
         try:
             yield
@@ -81,6 +80,6 @@ class Children:
 
 
 def _signal(child: subprocess.Popen[str], number: int) -> None:
-    """Tells a whole group; a child whose end nobody has waited for still has its number."""
-    with contextlib.suppress(ProcessLookupError):
+    """Tells a whole group; a child whose end nobody has waited for still has its number, though macOS lets nobody signal it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, number)

@@ -91,7 +91,9 @@ def run(*command: str, interpreted: bool) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("part", ["golden", "every_kind", "not golden and not every_kind"])
+@pytest.mark.parametrize(
+    "part", ["golden and planes", "golden and not planes", "every_kind", "not golden and not every_kind"]
+)
 def test_interpreted_kernels_do_what_the_reference_does(part: str) -> None:
     """Bytes and bits of all kinds of frames; in processes of their own, since Triton decides at its import how kernels run."""
     done = run("-m", "pytest", "-q", "-m", "not slow", "-k", part, str(HERE / "gpu_interpreted.py"), interpreted=True)

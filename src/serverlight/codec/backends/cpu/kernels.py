@@ -108,14 +108,19 @@ def _seen_as(shape: tuple[int, ...], has_spreads: bool) -> tuple[int, int, int, 
 # -- compilation -----------------------------------------------------------------------------------------------
 
 
+def source_files() -> list[pathlib.Path]:
+    """The files whose functions and constants are compiled: this package's, and those that it takes from."""
+    here = pathlib.Path(__file__).parent
+    folders = (here, here.parent / "reference", *here.parents[:2])
+    return [file for folder in folders for file in sorted(folder.glob("*.py"))]
+
+
 def _sources() -> int:
     """A checksum over the source text of all that is compiled.
 
     Numba notes when the file of a cached function changes, but not when those of the functions that it calls do.
     """
-    here = pathlib.Path(__file__).parent
-    files = [*sorted(set(here.glob("*.py")) - set(here.glob("gpu*.py"))), *sorted(here.parent.glob("*.py"))]
-    return functools.reduce(lambda checksum, file: zlib.crc32(file.read_bytes(), checksum), files, 0)
+    return functools.reduce(lambda checksum, file: zlib.crc32(file.read_bytes(), checksum), source_files(), 0)
 
 
 def _compiled(sources: int) -> tuple[Callable[..., Any], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
@@ -78,7 +79,8 @@ def from_float32(values: Float32, shape: tuple[int, ...], dtype: str, like: Like
     if like not in ("torch", "numpy"):
         raise ConfigError("like", f"must be 'torch' or 'numpy', got {like!r}")
     if like == "torch":
-        return _torch_from_float32(values, dtype).view(shape)
+        x = _torch_from_float32(values, dtype)
+        return x if len(shape) == 1 else x.view(shape)
     if dtype == "float32":
         return values.reshape(shape)
     halves = _bits_of(values, dtype).reshape(shape)
@@ -113,11 +115,17 @@ def _torch_rounds_alike() -> bool:
 
 def _bits_of(values: Float32, dtype: str) -> npt.NDArray[np.uint16]:
     """What :func:`halves_of` gives, by a compiled loop where there is one."""
-    if dtype == "bfloat16" and backends.is_installed("numba"):
-        from serverlight.codec.backends.cpu.bfloat16 import narrowed
+    return _narrowed()(values) if dtype == "bfloat16" else halves_of(values, dtype)
 
-        return narrowed(values)
-    return halves_of(values, dtype)
+
+@functools.cache
+def _narrowed() -> Callable[[Float32], npt.NDArray[np.uint16]]:
+    """Looked up once: an import that has nothing to do takes as long as a token's rounding."""
+    if not backends.is_installed("numba"):
+        return functools.partial(halves_of, dtype="bfloat16")
+    from serverlight.codec.backends.cpu.bfloat16 import narrowed
+
+    return narrowed
 
 
 def halves_of(values: Float32, dtype: str) -> npt.NDArray[np.uint16]:

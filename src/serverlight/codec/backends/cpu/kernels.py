@@ -78,9 +78,11 @@ class NumbaKernels(SlicerKernels):
         self, sections: Sequence[memoryview], header: Header, out: Float32
     ) -> tuple[int, FrameError] | None:
         """The same for many frames, in one call."""
-        data, rows, columns = np.frombuffer(b"".join(sections), np.uint8), *(1, 1, *header.shape)[-2:]
-        ends = np.fromiter(itertools.accumulate(map(len, sections)), np.int64, len(sections))
-        status = READ(data, ends, rows, columns, LARGEST[header.dtype], NO_SPREADS, out)
+        data, ends, (rows, columns) = sections[0].toreadonly(), NO_ENDS, (1, 1, *header.shape)[-2:]
+        if len(sections) > 1:
+            data = memoryview(b"".join(sections))
+            ends = np.fromiter(itertools.accumulate(map(len, sections)), np.int64, len(sections))
+        status = READ(np.frombuffer(data, np.uint8), ends, rows, columns, LARGEST[header.dtype], NO_SPREADS, out)
         return None if status == GOOD else (status >> 3, _fault_of(sections[status >> 3], header, status & 7))
 
 

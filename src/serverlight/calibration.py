@@ -77,20 +77,21 @@ def calibrate(
         samples: inputs of the head, one message each; a few dozen will do, and a few hundred make the interval narrow.
         max_loss: the most that may be lost: a name of :data:`PRESETS`, or a number in the unit of the metric.
         metric: ``kl``: mean KL divergence from the uncut outputs, in nats; ``disagreement``: share of top-1 answers that change.
-        base: the settings that are kept; of several, each is searched, and the best of all is chosen. Give
-            ``[CodecConfig(), CodecConfig(trellis=True)]`` where a device has time for a trellis.
+        base: the settings that are kept; of several, each is searched, and the best of all is chosen. Without it the defaults are
+            tried, and where that makes a difference a trellis too; give ``CodecConfig()`` if a device has no time for one.
 
     Raises:
         ConfigError: a bad target, no samples, or no base.
     """
     target = _target(max_loss, metric)
-    bases = [base or CodecConfig()] if base is None or isinstance(base, CodecConfig) else [*base]
-    if not bases:
+    given = [base] if isinstance(base, CodecConfig) else base
+    if given is not None and not given:
         raise ConfigError("base", "is empty; give at least one CodecConfig, or leave it out")
     with torch.inference_mode():
         features = [tuple(head(sample)) for sample in samples]
         if not features:
             raise ConfigError("samples", "need at least one sample")
+        bases = _bases_for(features) if given is None else given
         measured = _Measured(features=features, tail=tail, metric=metric)
         trials = [trial for kept in bases for trial in _bisect(measured, kept, target)]
     within = [trial for trial in trials if trial.loss <= target]
@@ -112,6 +113,14 @@ def _target(max_loss: float | str, metric: Metric) -> float:
     if not max_loss > 0:
         raise ConfigError("max_loss", f"must be positive, got {max_loss!r}")
     return float(max_loss)
+
+
+def _bases_for(features: Iterable[tuple[torch.Tensor, ...]]) -> list[CodecConfig]:
+    """The defaults, and a trellis if any frame is another with one."""
+    plain, along = CodecConfig(), CodecConfig(trellis=True)
+    codec, other = Codec(plain), Codec(along)
+    tensors = (x for sample in features for x in sample if x.is_floating_point())
+    return [plain, along] if any(codec.encode(x) != other.encode(x) for x in tensors) else [plain]
 
 
 def _bisect(measured: _Measured, base: CodecConfig, target: float) -> Iterable[Trial]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from serverlight.codec import tables, trellis
+from serverlight.codec import tables
 from serverlight.codec.backends.cpu.compiled import njit
 from serverlight.codec.backends.cpu.lanes import LARGEST, get_line
 from serverlight.codec.backends.cpu.pair_escapes import find_escapes, get_pairs
@@ -23,7 +23,7 @@ from serverlight.codec.backends.cpu.symbols import (
 from serverlight.codec.backends.cpu.tokens import numbers_of
 
 TRELLIS = tables.TRELLIS
-NUM_ROWS, MOVES = tables.NUM_ROWS[TRELLIS], trellis.MOVES
+NUM_ROWS = tables.NUM_ROWS[TRELLIS]
 
 
 # -- symbols -----------------------------------------------------------------------------------------------------
@@ -50,9 +50,11 @@ def trellis_symbols(numbers, rows, columns, begin, spreads, index):
 
 @njit
 def move(numbers, states):
-    """Takes each channel's state on by the parity of its number."""
+    """Takes each channel's state on by the parity of its number: the list of section 6.9 as sums of bits, which become vectors."""
+    one = np.uint8(1)
     for channel in range(states.size):
-        states[channel] = MOVES[states[channel], numbers[channel] & 1]
+        state, parity = states[channel], np.uint8(numbers[channel]) & one
+        states[channel] = np.uint8(np.uint8(np.uint8(state & one) ^ parity) << one) | np.uint8(state >> one)
 
 
 # -- the reader --------------------------------------------------------------------------------------------------
@@ -102,6 +104,6 @@ def get_trellis(rows, columns, start, spreads, streams, table, out):
 def place_steps(numbers, states, out):
     """The multiples of the step that numbers stand for; takes the states on."""
     for channel in range(out.size):
-        number, quantiser = numbers[channel], np.int32(states[channel] >> 1)
-        out[channel] = np.int32(2) * number - quantiser * np.int32(np.int32(number > 0) - np.int32(number < 0))
+        number, sign = numbers[channel], np.int32(np.int32(numbers[channel] > 0) - np.int32(numbers[channel] < 0))
+        out[channel] = np.int32(np.int32(number << np.int32(1)) - np.int32(np.int32(states[channel] >> 1) * sign))
     move(numbers, states)

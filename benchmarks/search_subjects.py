@@ -24,7 +24,7 @@ from serverlight.models import load_model
 from serverlight.models.images import encode_jpeg
 from serverlight.partition import partition
 from serverlight.plan import TOKEN_IDS, Plan
-from serverlight.runtime.client import connect
+from serverlight.runtime.connecting import connect
 from serverlight.runtime.decoder_client import DecoderClient
 from serverlight.search.calibrate import calibrate_table
 from serverlight.search.constraints import Workload

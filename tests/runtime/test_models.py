@@ -22,7 +22,8 @@ from serverlight.partition import Partition, partition
 from serverlight.plan import Plan
 from serverlight.runtime.assemble import make_engine
 from serverlight.runtime.catalogue import Catalogue, Engine, Offer
-from serverlight.runtime.client import Client, connect
+from serverlight.runtime.client import Client
+from serverlight.runtime.connecting import connect
 from serverlight.runtime.core import ServerCore
 from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.grpc_transport import GrpcTransport

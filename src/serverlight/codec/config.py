@@ -54,8 +54,8 @@ class CodecConfig:
 
     trellis: bool = False
     """Whether ``serverlight`` leads signed tokens along a trellis: two to six percent fewer bits at equal quality, five to fifteen
-    times as long to encode. The filter's share is not held then: each path has the numbers that are worth their bits. Tensors that it is
-    not for (feature maps, single tokens, one-sided or extreme ones) are written without."""
+    times as long to encode. The filter's share is not held then: each path has the numbers that are worth their bits. Tensors that
+    it is not for (feature maps, single tokens, one-sided or extreme ones) are written without."""
 
     checksum: bool = True
     """Whether a CRC-32 of four bytes ends the frame."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from serverlight.runtime.adapt import Rules
     from serverlight.runtime.adaptive_client import AdaptiveClient
-    from serverlight.runtime.client import Client, InferResult, connect
+    from serverlight.runtime.client import Client, InferResult
+    from serverlight.runtime.connecting import connect
     from serverlight.runtime.credentials import Credentials
     from serverlight.runtime.security import Security
     from serverlight.runtime.server import Server
@@ -26,7 +27,7 @@ _HOMES = {  # public name -> the module it lives in
     "Security": "security",
     "Server": "server",
     "ServerConfig": "server_config",
-    "connect": "client",
+    "connect": "connecting",
 }
 
 __all__ = [

@@ -18,7 +18,7 @@ from serverlight.partition import Partition, partition
 from serverlight.partition.inputs import as_call
 from serverlight.plan import Plan
 from serverlight.runtime.adapt import Adapter, Change, Observation, Rules
-from serverlight.runtime.client import DEFAULT_DEADLINE_MS, Client, InferResult, connect
+from serverlight.runtime.client import DEFAULT_DEADLINE_MS, Client, InferResult, dial
 from serverlight.runtime.credentials import Credentials
 from serverlight.runtime.messages import Timing
 
@@ -52,7 +52,7 @@ class AdaptiveClient:
     A stream is opened when the first request at its cut is sent, and kept.
 
     Args:
-        address: as for :func:`~serverlight.runtime.client.connect`; the server should serve all cuts of the frontier.
+        address: as for :func:`~serverlight.runtime.connecting.connect`; the server should serve all cuts of the frontier.
         model: the model that its plans name, or the partition if it has been made already.
         frontier: the choices, as a search makes them.
         rules: the deadline that requests should keep, and other caps. A request that misses it is answered nonetheless.
@@ -165,7 +165,7 @@ class AdaptiveClient:
 
     def _client_at(self, plan: Plan) -> Client:
         if plan.cut not in self._clients:
-            self._clients[plan.cut] = connect(
+            self._clients[plan.cut] = dial(
                 self._address,
                 plan=plan,
                 model=self._parts,

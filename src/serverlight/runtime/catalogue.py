@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from serverlight.codec.config import CodecConfig
 from serverlight.errors import ConfigError, ModelLoading, PlanMismatch, RemoteError, ServerBusy
 from serverlight.plan import Plan, model_key
 
 if TYPE_CHECKING:
-    from serverlight.runtime.core import Runner
+    from serverlight.runtime.messages import OpenSession
+    from serverlight.runtime.scheduler import Answer, Job
+    from serverlight.runtime.sessions import Session
 
-__all__ = ["Catalogue", "Engine", "Offer"]
+__all__ = ["Catalogue", "Engine", "Offer", "Runner"]
 
 _COME_BACK_MS = 500
 """When to ask again for a model that is being loaded."""
@@ -24,6 +26,22 @@ _FULL_RETRY_MS = 2_000
 
 _FAILED_S = 30.0
 """How long a model that could not be loaded is not tried again."""
+
+
+class Runner(Protocol):
+    """What the compute thread calls; :class:`serverlight.runtime.worker.Worker` is one."""
+
+    def prepare(self, job: Job) -> None:
+        """Is called while nothing else is to do, for a job that waits for others to join it; does not raise."""
+
+    def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
+        """Runs requests together and gives out each one's answer as soon as it is there; an error is the request's own.
+
+        ``is_shared`` says that other clients have work, too: then nothing should keep the thread for long.
+        """
+
+    def open_session(self, plan: Plan, opened: OpenSession) -> Session:
+        """Begins a sequence; raises :class:`ProtocolError` where the model is no language model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

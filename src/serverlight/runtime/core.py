@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from serverlight.errors import (
     DeadlineExceeded,
@@ -39,7 +39,7 @@ from serverlight.runtime.server_config import ServerConfig
 from serverlight.runtime.sessions import Session, SessionTable
 from serverlight.runtime.window import Window
 
-__all__ = ["Runner", "ServerConfig", "ServerCore"]
+__all__ = ["ServerConfig", "ServerCore"]
 
 _IDLE_CHECK_S, _LOOK_S = 1.0, 1e-3
 
@@ -47,22 +47,6 @@ _NO_MEMORY_RETRY_MS = 100
 """When to come back with a request that there was no memory for."""
 
 _log = logging.getLogger(__name__)
-
-
-class Runner(Protocol):
-    """What the compute thread calls; :class:`serverlight.runtime.worker.Worker` is one."""
-
-    def prepare(self, job: Job) -> None:
-        """Is called while nothing else is to do, for a job that waits for others to join it; does not raise."""
-
-    def run(self, jobs: Sequence[Job], *, is_shared: bool) -> Iterator[tuple[Job, Answer]]:
-        """Runs requests together and gives out each one's answer as soon as it is there; an error is the request's own.
-
-        ``is_shared`` says that other clients have work, too: then nothing should keep the thread for long.
-        """
-
-    def open_session(self, plan: Plan, opened: OpenSession) -> Session:
-        """Begins a sequence; raises :class:`ProtocolError` where the model is no language model."""
 
 
 class ServerCore:

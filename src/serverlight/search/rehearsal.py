@@ -24,7 +24,7 @@ from serverlight.partition import Partition
 from serverlight.partition.inputs import as_call
 from serverlight.partition.sides import Head
 from serverlight.plan import Plan
-from serverlight.runtime.client import connect
+from serverlight.runtime.connecting import connect
 from serverlight.runtime.messages import Timing
 from serverlight.search.depth import between
 from serverlight.search.fitting import SIZE_TERMS, Point, fit_curve

@@ -104,6 +104,7 @@ def test_halves_of_any_value(bits: Any, negative: bool, dtype: str, is_fast: boo
     with (
         mock.patch.object(tensors, "_torch_rounds_alike", return_value=is_fast),
         mock.patch.object(backends, "is_installed", return_value=is_fast),
+        mock.patch.object(tensors, "_narrowed", tensors._narrowed.__wrapped__),
     ):
         rounded = tensors.from_float32(values, values.shape, dtype, "torch")
     halves = rounded.view(torch.int16).numpy().view(np.uint16)

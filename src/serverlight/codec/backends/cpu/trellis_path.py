@@ -207,9 +207,8 @@ def _step(quantiser, is_second):
             key = np.int32(np.int32(min(nearest, np.int32(9)) << np.int32(1)) | np.int32(target < 0))
             room[U(INDICES) + channel] = np.int32(room[here + U(one)] ^ key)
             room[U(INDICES + WIDTH) + channel] = np.int32(room[here + U(twin)] ^ key)
-        for channel in range(
-            U(2 * WIDTH)
-        ):  # apart from the others, since no loop that looks something up becomes vectors
+        # Apart from the other loops, since none that looks something up becomes vectors.
+        for channel in range(U(2 * WIDTH)):
             price = prices[U(base) + U(room[U(INDICES) + channel])]
             found[channel], found[U(2 * WIDTH) + channel] = np.int32(price), np.int32(price >> 32)
         b0, b1, b2, b3, b4, b5, b6 = borders[0], borders[1], borders[2], borders[3], borders[4], borders[5], borders[6]
@@ -255,11 +254,8 @@ SECOND_FROM_EVEN, SECOND_FROM_ODD = _step(0, is_second=True), _step(1, is_second
 @inlined
 def learned(busy, lean, first, second, shift):
     """The running means after a pair, see :func:`serverlight.codec.backends.cpu.symbols.token_learn`."""
-    most, six, shift = (
-        np.int32(255),
-        np.int32(6),
-        np.int32(shift & np.int32(31)),
-    )  # one that could be larger takes 64 bits
+    most, six = np.int32(255), np.int32(6)
+    shift = np.int32(shift & np.int32(31))  # one that could be larger takes numbers of 64 bits
     a, b = max(min(first, most), np.int32(-most)), max(min(second, most), np.int32(-most))
     size, balance = np.int32(np.int32(abs(a)) + np.int32(abs(b))), np.int32(a + b)
     busy = np.int32(busy + np.int32(np.int32(np.int32(size << six) - busy) >> shift))

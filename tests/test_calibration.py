@@ -10,6 +10,7 @@ from torch import nn
 
 from serverlight.calibration import PRESETS, calibrate
 from serverlight.codec import CodecConfig
+from serverlight.codec.config import LONG_STEPS
 from serverlight.errors import ConfigError
 
 
@@ -42,7 +43,7 @@ def test_best_of_several_bases(halves: Any) -> None:
 
 
 def test_a_trellis_is_tried_where_it_can_win(halves: Any) -> None:
-    """Of tokens it takes fewer bits at the same target; feature maps have none, and nothing is measured twice for them."""
+    """Of tokens it takes fewer bits at the same target; feature maps have none."""
     mix = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)) / 8
     samples = [torch.randn(1, 48, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
     tokens = (lambda x: (x,), lambda x: x @ mix, samples)
@@ -50,6 +51,18 @@ def test_a_trellis_is_tried_where_it_can_win(halves: Any) -> None:
     assert found.config.trellis
     assert found.chosen.bits_per_element < calibrate(*tokens, base=CodecConfig()).chosen.bits_per_element
     assert not any(trial.config.trellis for trial in calibrate(*halves).trials)
+
+
+def test_longer_steps_are_tried_for_feature_maps() -> None:
+    """What only averages over a map hardly minds coarse numbers; then they take fewer bits at the same target."""
+    mix = torch.randn(32, 10, generator=torch.Generator().manual_seed(1))
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(8)]
+    samples = [(torch.randn(1, 32, 12, 12, generator=one) - 0.5).relu() for one in seeds]
+    maps = (lambda x: (x,), lambda x: 4 * x.mean((2, 3)) @ mix, samples)
+    found, plain = calibrate(*maps), calibrate(*maps, base=CodecConfig())
+    assert found.config.distortion in LONG_STEPS
+    assert found.chosen.bits_per_element < plain.chosen.bits_per_element
+    assert {trial.config.distortion for trial in found.trials} == {None, *LONG_STEPS}
 
 
 def test_presets_are_ordered(halves: Any) -> None:

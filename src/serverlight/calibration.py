@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from serverlight.codec import Codec, CodecConfig, decode
+from serverlight.codec.config import LONG_STEPS
+from serverlight.codec.layout import Layout, natural_layout
 from serverlight.errors import ConfigError
 
 __all__ = ["PRESETS", "Calibration", "Trial", "calibrate", "log_probabilities"]
@@ -78,7 +80,8 @@ def calibrate(
         max_loss: the most that may be lost: a name of :data:`PRESETS`, or a number in the unit of the metric.
         metric: ``kl``: mean KL divergence from the uncut outputs, in nats; ``disagreement``: share of top-1 answers that change.
         base: the settings that are kept; of several, each is searched, and the best of all is chosen. Without it the defaults are
-            tried, and where that makes a difference a trellis too; give ``CodecConfig()`` if a device has no time for one.
+            tried, longer steps for feature maps, and a trellis where that makes another frame; give ``CodecConfig()`` for the
+            defaults alone, if a device has no time for a trellis.
 
     Raises:
         ConfigError: a bad target, no samples, or no base.
@@ -116,11 +119,14 @@ def _target(max_loss: float | str, metric: Metric) -> float:
 
 
 def _bases_for(features: Iterable[tuple[torch.Tensor, ...]]) -> list[CodecConfig]:
-    """The defaults, and a trellis if any frame is another with one."""
+    """The defaults; longer steps for feature maps; and a trellis if any frame is another with one."""
     plain, along = CodecConfig(), CodecConfig(trellis=True)
+    tensors = [x for sample in features for x in sample if x.is_floating_point()]
+    has_maps = any(natural_layout(tuple(x.shape)) is Layout.PLANES for x in tensors)
     codec, other = Codec(plain), Codec(along)
-    tensors = (x for sample in features for x in sample if x.is_floating_point())
-    return [plain, along] if any(codec.encode(x) != other.encode(x) for x in tensors) else [plain]
+    differs = any(codec.encode(x) != other.encode(x) for x in tensors)
+    longer = [CodecConfig(distortion=step) for step in LONG_STEPS] if has_maps else []
+    return [plain, *longer, *([along] if differs else [])]
 
 
 def _bisect(measured: _Measured, base: CodecConfig, target: float) -> Iterable[Trial]:

@@ -13,13 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serverlight.codec.config import LONG_STEPS
 from serverlight.codec.rivals import Family, family
 from serverlight.codec.rivals.integers import Integer
 from serverlight.codec.rivals.uniform import Uniform
 from serverlight.errors import ConfigError
 from serverlight.evaluation.bounds import rel_mse
 from serverlight.evaluation.checks import rate_checks
-from serverlight.evaluation.codec_bench import TaskReport, bench_task
+from serverlight.evaluation.codec_bench import TaskReport, _for_task, bench_task
 from serverlight.evaluation.contenders import Contender, OwnCodec, StraightforwardTorch, contenders
 from serverlight.evaluation.rates import Probe, ProbeSize, RateRow, Scale, bits_at_kl
 from serverlight.evaluation.search import Walk, _find_border
@@ -361,6 +362,17 @@ def test_a_trellis_is_measured_on_tokens_only() -> None:
     task._features = [x.reshape(1, 6, 8, 8) for x in task._features]
     maps = bench_task(task, families[:2], reference="serverlight", rounds=0)
     assert "serverlight-trellis" not in {comparison.codec for comparison in maps.comparisons}
+
+
+def test_longer_steps_are_measured_on_feature_maps_only() -> None:
+    """There they are a row of their own, whose cheapest setting is no dearer than that of the default step, which is among them."""
+    families = [family(name) for name in ("serverlight", "serverlight-steps")]
+    assert [one.name for one in _for_task(families, ToyTask(4))] == ["serverlight"]
+    task = ToyTask(8)
+    task._features = [np.abs(x.reshape(1, 6, 8, 8)) for x in task._features]
+    assert [one.name for one in _for_task(families, task)] == ["serverlight", "serverlight-steps"]
+    assert families[1].at({"sparsity": 20, "distortion": 0}).config == families[0].at({"sparsity": 20}).config
+    assert families[1].at({"sparsity": 20, "distortion": 3}).config["distortion"] == LONG_STEPS[-1]
 
 
 def test_report_of_the_demo() -> None:

@@ -19,6 +19,10 @@ POSITIONS = ("auto", "bitmap", "csr", "rice")
 ASYMMETRY_MODES = ("score", "budget")
 MAX_GROUPS = 256
 
+LONG_STEPS = (0.45, 0.6, 0.8)
+"""Distortions worth trying for feature maps beside the default, whose step has the least squared error for its bits. What averages
+over a map, as the last layers of many networks do, hardly minds coarse numbers, but misses what the filter drops."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecConfig:

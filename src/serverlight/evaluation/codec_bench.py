@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from serverlight.codec import calibrate_basis
-from serverlight.codec.layout import Layout, natural_layout
+from serverlight.codec.layout import natural_layout
 from serverlight.codec.rivals import Family
 from serverlight.evaluation.bounds import RateDistortion
 from serverlight.evaluation.rates import (
@@ -189,10 +189,10 @@ def bench_task(
 
 def _for_task(families: Sequence[Family], task: CodecTask) -> list[Family]:
     """The codecs that suit the task, those with a basis with one for it."""
-    if any(family.for_tokens for family in families) and natural_layout(task.features()[0].shape) is not Layout.TOKENS:
-        families = [family for family in families if not family.for_tokens]
+    layout = natural_layout(task.features()[0].shape)
+    families = [family for family in families if family.only_for in (None, layout)]
     if not any(family.takes_basis for family in families):
-        return list(families)
+        return families
     if (samples := task.calibration) is None:
         return [family for family in families if not family.takes_basis]
     basis = calibrate_basis(samples.features, gradients=samples.gradients)

@@ -162,5 +162,5 @@ def _families(text: str, uplink: bool) -> Sequence[Family]:
     return [
         found
         for found in families()
-        if not (uplink and (found.takes_basis or found.for_tokens or found.name in LONGER_FORMS))
+        if not (uplink and (found.takes_basis or found.only_for is not None or found.name in LONGER_FORMS))
     ]

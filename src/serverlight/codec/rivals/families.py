@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from serverlight.codec.basis import Basis
-from serverlight.codec.config import PROFILES, CodecConfig
+from serverlight.codec.config import LONG_STEPS, PROFILES, CodecConfig
+from serverlight.codec.layout import Layout
 from serverlight.codec.rivals import zstd
 from serverlight.codec.rivals.blocks import Q80, BlockwiseInt8
 from serverlight.codec.rivals.halves import Halves, ShuffledHalves
@@ -66,8 +67,8 @@ class Family:
     takes_basis: bool = False
     """Whether it needs a calibrated basis, which :meth:`with_basis` gives it."""
 
-    for_tokens: bool = False
-    """Whether it differs from another one for tokens only, so that feature maps need not be measured."""
+    only_for: Layout | None = None
+    """What features it differs from another one for, if not for all; others need not be measured."""
 
     def at(self, point: Mapping[str, int]) -> Rival:
         """The codec at a point of the grid: an index for each axis."""
@@ -119,14 +120,20 @@ def _profiles() -> list[Family]:
             name="serverlight-trellis",
             make=_profile("serverlight", trellis=True),
             axes={"sparsity": FINE_SPARSITIES},
-            for_tokens=True,
+            only_for=Layout.TOKENS,
         ),
         Family(
             name="serverlight-trellis-basis",
             make=_profile("serverlight", trellis=True),
             axes={"sparsity": FINE_SPARSITIES},
             takes_basis=True,
-            for_tokens=True,
+            only_for=Layout.TOKENS,
+        ),
+        Family(
+            name="serverlight-steps",
+            make=_profile("serverlight"),
+            axes={"sparsity": FINE_SPARSITIES, "distortion": (None, *LONG_STEPS)},
+            only_for=Layout.PLANES,
         ),
     ]
 

@@ -16,8 +16,8 @@ SPARSITIES = {
 }
 """Convolutional features after a ReLU bear far more of it than hidden states."""
 
-STEPS = (None, 0.15)
-"""Distortions of profile ``serverlight``: the optimum, and a step of less than half of it."""
+STEPS = {"single-shot": (None, 0.15, 0.6), "language-model": (None, 0.15)}
+"""Distortions of profile ``serverlight``: the optimum, a step of less than half of it, and for feature maps one of nearly twice."""
 
 ASYMMETRIES = (1.0, 0.7)
 
@@ -44,7 +44,7 @@ def candidate_configs(kind: Kind = "single-shot") -> tuple[CodecConfig, ...]:
 
 
 def _serverlight(kind: Kind) -> Iterator[CodecConfig]:
-    for sparsity, distortion, asymmetry in itertools.product(SPARSITIES[kind], STEPS, ASYMMETRIES):
+    for sparsity, distortion, asymmetry in itertools.product(SPARSITIES[kind], STEPS[kind], ASYMMETRIES):
         if distortion is None or asymmetry == 1:
             yield CodecConfig(sparsity=sparsity, distortion=distortion, asymmetry=asymmetry)
 

@@ -38,7 +38,7 @@ SCALARS = {
 FLOATS = {"asymmetry", "inverse"}
 CONSTANTS = {
     "LANES": 8, "BLOCK": 1024, "FIELDS": 16, "KIND": 3, "DTYPE": 0, "HAS_RAW": True, "HALF": True, "ONE_SIDED": False,
-    "SHIFT": 24, "SURVEY": True, "SYMMETRIC": True, "TURNS": 15, "COUNT_ONLY": False,
+    "SHIFT": 24, "SURVEY": True, "SYMMETRIC": True, "TURNS": 15, "COUNT_ONLY": False, "GROUPS": 2,
 }
 SPECIAL = {
     ("count_symbols", "bins"): "*i32", ("count_symbols", "entries"): "i32", ("copy_words", "into"): "*i16",
@@ -59,7 +59,8 @@ def type_of(kernel, name):
     return "*fp32" if name in ("x", "out") else "*i32"
 
 VARIANTS = {"LANES": (1, 2, 4), "KIND": (0, 1, 2), "DTYPE": (1, 2), "HAS_RAW": (False,), "HALF": (False,),
-            "ONE_SIDED": (True,), "SURVEY": (False,), "SYMMETRIC": (False,), "COUNT_ONLY": (True,)}
+            "ONE_SIDED": (True,), "SURVEY": (False,), "SYMMETRIC": (False,), "COUNT_ONLY": (True,),
+            "GROUPS": (0, 1, 3, 4)}
 POINTERS = {"x": ("*fp32", "*fp16", "*i16"), "out": ("*fp32", "*fp16", "*i16")}
 
 def compile(kernel, name, constants):

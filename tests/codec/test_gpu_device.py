@@ -84,6 +84,15 @@ def test_a_large_tensor() -> None:
     check_reading(frame)
 
 
+@pytest.mark.parametrize("columns", [8, 16, 23, 30])
+def test_few_groups_of_channels(columns: int) -> None:
+    """Up to four groups of eight lanes."""
+    x = feature((2600, columns), columns)
+    frame = Codec(CodecConfig(sparsity=0.5), backend="cpu").encode(x)
+    assert Codec(CodecConfig(sparsity=0.5)).encode(x.cuda()) == frame
+    check_reading(frame)
+
+
 def test_many_frames_of_unlike_settings() -> None:
     """Each into its place of one tensor."""
     tensors = [feature((1, 4096), seed) for seed in range(63)] + [torch.zeros(1, 4096)]

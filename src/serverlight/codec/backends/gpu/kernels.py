@@ -15,7 +15,7 @@ import torch
 
 from serverlight.codec import backends, contextual
 from serverlight.codec.backends import Float32
-from serverlight.codec.backends.gpu.launch import INTERPRETED, to_host
+from serverlight.codec.backends.gpu.launch import INTERPRETED, values_on_host
 from serverlight.codec.backends.gpu.model import HAS_NUMBA
 from serverlight.codec.backends.gpu.reader import read_frames
 from serverlight.codec.backends.gpu.writer import coded_tensor
@@ -60,7 +60,7 @@ class TritonKernels(SlicerKernels):
         from, are met on the host.
         """
         if config.asymmetry_mode != "score" or config.trellis or self._is_for_host(values.numel()):
-            return [backends.load("auto").encode_contextual(to_host(values).float().numpy(), shape, config)]
+            return [backends.load("auto").encode_contextual(values_on_host(values), shape, config)]
         writer = Writer()
         with torch.cuda.device_of(values):  # type: ignore[no-untyped-call]
             contextual.write(writer, coded_tensor(values, shape, config))

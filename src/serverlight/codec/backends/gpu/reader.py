@@ -26,6 +26,9 @@ __all__ = ["read_frames"]
 NUM_FIELDS, NUM_FACTS = 17, 16
 """Numbers that kernels have of a segment, and of a frame."""
 
+MOST_GROUPS = 4
+"""Of channels, whose means stay in registers."""
+
 
 def read_frames(sections: Sequence[memoryview], header: Header, out: torch.Tensor) -> Fault | None:
     """See :meth:`serverlight.codec.backends.gpu.TritonKernels.decode_on_device`."""
@@ -126,6 +129,8 @@ class Group:
             launch(kernels.read_flat, (len(jobs),), *streams, status, columns, **options)
         elif self._grid.layout is Layout.TOKENS:
             means = torch.empty(columns * len(self._frames), dtype=torch.int64, device=device)
+            groups = -(-int(np.diff(self._bounds).max()) // self._lanes)
+            options["GROUPS"] = groups if groups <= MOST_GROUPS else 0
             launch(kernels.read_tokens, (len(jobs),), *streams, means, status, rows, columns, **options)
         else:
             one_sided, contexts = is_one_sided_kind(self._kind), tables.NUM_CONTEXTS[self._kind]

@@ -208,10 +208,55 @@ def token_learn(busy, lean, a, b, pair):
 
 
 @triton.jit
-def read_tokens(
-    jobs, data, halves, entries, slots, high, means, status, rows, columns, HALF: tl.constexpr, LANES: tl.constexpr
+def read_token_pairs(
+    stream,
+    sources,
+    borders,
+    known,
+    place,
+    columns,
+    active,
+    single,
+    pair,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """Reads a segment of channels; ``means`` has room for a number a channel of each frame, which is both running means."""
+    """One pair of tokens in each lane's channel; returns the stream as it goes on, and what the channels are known by then."""
+    states, at, ahead, bits = stream
+    entries, slots, words, size, escapes, num_bits = sources
+    b0, b1, b2, b3, b4, b5, b6 = borders
+    busy, lean = (known >> 32).to(tl.int32), known.to(tl.int32)
+    context, flip = token_context(busy, lean, b0, b1, b2, b3, b4, b5, b6)
+    row = context + 16 * single
+    states, symbol, at, ahead, large = get(states, row, active, entries, slots, words, size, at, ahead, LANES)
+    a, b, bits = numbers_of(symbol, flip, active, single, large, escapes, num_bits, bits, False, HALF, LANES)
+    tl.store(place, a, mask=active)
+    tl.store(place + columns, b, mask=active & (single == 0))
+    busy, lean = token_learn(busy, lean, a, b, pair)
+    return states, at, ahead, bits, busy.to(tl.int64) << 32 | lean.to(tl.uint32, bitcast=True).to(tl.int64)
+
+
+@triton.jit
+def read_tokens(
+    jobs,
+    data,
+    halves,
+    entries,
+    slots,
+    high,
+    means,
+    status,
+    rows,
+    columns,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Reads a segment of channels, a group of as many as there are lanes at a time.
+
+    ``means`` has room for a number a channel of each frame, which is both running means. Those of up to four groups, ``GROUPS`` of
+    them, stay in registers instead, in the order in which they are needed next; 0 stands for more.
+    """
     job, lane = tl.program_id(0), tl.arange(0, LANES)
     facts = jobs + job * NUM_FIELDS
     entries, slots = entries + 256 * tl.load(facts), slots + 4096 * tl.load(facts)
@@ -225,33 +270,45 @@ def read_tokens(
     b5, b6 = tl.load(facts + 15).to(tl.int32), tl.load(facts + 16).to(tl.int32)
     at, bits = tl.full((), 2 * LANES, tl.int32), tl.full((), 0, tl.int64)
     states, ahead = start_states(words, size, lane), words_ahead(words, size, at, LANES)
+    sources, borders = (entries, slots, words, size, escapes, 8 * num_bytes), (b0, b1, b2, b3, b4, b5, b6)
     unknown = start.to(tl.int64) << 32
-    known, is_same = tl.full((LANES,), 0, tl.int64) + unknown, last - first <= LANES
+    known = tl.full((LANES,), 0, tl.int64) + unknown
+    known_1, known_2, known_3 = known, known, known
     for pair in range(0, (rows + 1) // 2):
-        tl.debug_barrier()  # the means that one thread has written another may read
         single = 0 * lane + (2 * pair + 1 >= rows).to(tl.int32)
-        for begin in range(first, last, LANES):
-            channel = begin + lane
-            active = channel < last
-            # What the next channels are known by comes while these wait for their symbols; none of these are among them, or all.
-            is_last = begin + LANES >= last
-            following = tl.where(is_last, first, begin + LANES) + lane
-            has_past = (following < last) & (0 * lane + pair + is_last.to(tl.int32) > 0)
-            busy, lean = (known >> 32).to(tl.int32), known.to(tl.int32)
-            known = tl.load(means + following, mask=has_past, other=unknown)
-            context, flip = token_context(busy, lean, b0, b1, b2, b3, b4, b5, b6)
-            row = context + 16 * single
-            states, symbol, at, ahead, large = get(states, row, active, entries, slots, words, size, at, ahead, LANES)
-            a, b, bits = numbers_of(
-                symbol, flip, active, single, large, escapes, 8 * num_bytes, bits, False, HALF, LANES
-            )
-            place = high + 2 * pair * columns + channel
-            tl.store(place, a, mask=active)
-            tl.store(place + columns, b, mask=active & (single == 0))
-            busy, lean = token_learn(busy, lean, a, b, pair)
-            learned = busy.to(tl.int64) << 32 | lean.to(tl.uint32, bitcast=True).to(tl.int64)
-            tl.store(means + channel, learned, mask=active)
-            known = tl.where(is_same, learned, known)
+        line = high + 2 * pair * columns
+        if GROUPS > 0:
+            for group in tl.static_range(GROUPS):
+                channel = first + group * LANES + lane
+                active = channel < last
+                stream = (states, at, ahead, bits)
+                states, at, ahead, bits, learned = read_token_pairs(
+                    stream, sources, borders, known, line + channel, columns, active, single, pair, HALF, LANES
+                )
+                if GROUPS == 1:
+                    known = learned
+                elif GROUPS == 2:
+                    known, known_1 = known_1, learned
+                elif GROUPS == 3:
+                    known, known_1, known_2 = known_1, known_2, learned
+                else:
+                    known, known_1, known_2, known_3 = known_1, known_2, known_3, learned
+        else:
+            tl.debug_barrier()  # the means that one thread has written another may read
+            for begin in range(first, last, LANES):
+                channel = begin + lane
+                active = channel < last
+                # What the next channels are known by comes while these wait for their symbols.
+                is_last = begin + LANES >= last
+                following = tl.where(is_last, first, begin + LANES) + lane
+                has_past = (following < last) & (0 * lane + pair + is_last.to(tl.int32) > 0)
+                following_known = tl.load(means + following, mask=has_past, other=unknown)
+                stream = (states, at, ahead, bits)
+                states, at, ahead, bits, learned = read_token_pairs(
+                    stream, sources, borders, known, line + channel, columns, active, single, pair, HALF, LANES
+                )
+                tl.store(means + channel, learned, mask=active)
+                known = following_known
     settle(status, job, states, at, size, escapes, num_bytes, bits)
 
 

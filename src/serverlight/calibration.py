@@ -7,6 +7,7 @@ in the wrong place harms more than a large one elsewhere.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,8 +81,8 @@ def calibrate(
         max_loss: the most that may be lost: a name of :data:`PRESETS`, or a number in the unit of the metric.
         metric: ``kl``: mean KL divergence from the uncut outputs, in nats; ``disagreement``: share of top-1 answers that change.
         base: the settings that are kept; of several, each is searched, and the best of all is chosen. Without it the defaults are
-            tried, longer steps for feature maps, and a trellis where that makes another frame; give ``CodecConfig()`` for the
-            defaults alone, if a device has no time for a trellis.
+            tried, longer steps for feature maps, and a cosine transform and a trellis where these make other frames; give
+            ``CodecConfig()`` for the defaults alone, if a device has no time for more.
 
     Raises:
         ConfigError: a bad target, no samples, or no base.
@@ -119,14 +120,22 @@ def _target(max_loss: float | str, metric: Metric) -> float:
 
 
 def _bases_for(features: Iterable[tuple[torch.Tensor, ...]]) -> list[CodecConfig]:
-    """The defaults; longer steps for feature maps; and a trellis if any frame is another with one."""
-    plain, along = CodecConfig(), CodecConfig(trellis=True)
+    """The defaults; longer steps for feature maps; and what else makes another frame of any tensor."""
     tensors = [x for sample in features for x in sample if x.is_floating_point()]
     has_maps = any(natural_layout(tuple(x.shape)) is Layout.PLANES for x in tensors)
-    codec, other = Codec(plain), Codec(along)
-    differs = any(codec.encode(x) != other.encode(x) for x in tensors)
-    longer = [CodecConfig(distortion=step) for step in LONG_STEPS] if has_maps else []
-    return [plain, *longer, *([along] if differs else [])]
+    bases = [CodecConfig(), *(CodecConfig(distortion=step) for step in LONG_STEPS if has_maps)]
+    seen = {_frames(bases[0], tensors)}
+    for transform, trellis in itertools.product(("none", "cosine"), (False, True)):
+        config = CodecConfig(transform=transform, trellis=trellis)
+        if (frames := _frames(config, tensors)) not in seen:
+            seen.add(frames)
+            bases.append(config)
+    return bases
+
+
+def _frames(config: CodecConfig, tensors: Iterable[torch.Tensor]) -> tuple[bytes, ...]:
+    codec = Codec(config)
+    return tuple(codec.encode(x) for x in tensors)
 
 
 def _bisect(measured: _Measured, base: CodecConfig, target: float) -> Iterable[Trial]:

@@ -120,7 +120,7 @@ def test_magic_version_profile() -> None:
     rejects(UnsupportedProfile, slicer(profile=200))
 
 
-@pytest.mark.parametrize("flags", [3, 15, 32, 64, 128, 32 | 16])
+@pytest.mark.parametrize("flags", [3, 15, 32, 64, 128, 32 | 16, 32 | 64])
 def test_reserved_dtypes_and_flags(flags: int) -> None:
     rejects(UnsupportedFeature, slicer(flags=flags))
 

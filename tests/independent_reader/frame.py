@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 
 from independent_reader.parts import Bytes, to_dtype
-from independent_reader.serverlight import Basis, read_serverlight
+from independent_reader.serverlight import Basis, Waves, read_serverlight
 from independent_reader.slicer import read_slicer
 
 
@@ -22,7 +22,7 @@ class Decoded:
 
 
 def read_frame(frame: bytes, basis: Basis | None = None) -> Decoded:
-    """The tensor of one frame; section 6.8 for one that names the basis."""
+    """The tensor of one frame; section 6.8 for one that names the basis, 6.10 for planes of waves."""
     source = Bytes(frame)
     short = frame[0] >> 4 == 10
     if short:
@@ -36,7 +36,15 @@ def read_frame(frame: bytes, basis: Basis | None = None) -> Decoded:
     if flags & 16:
         assert zlib.crc32(frame[:-4]) == int.from_bytes(frame[-4:], "little")
         source.data = frame[:-4]
-    if flags & 32:
+    assert flags & 96 != 96
+    if flags & 64:
+        assert profile == 2
+        height, width = shape[-2:]
+        assert 1 <= height <= 256
+        assert 1 <= width <= 256
+        seen = [math.prod(shape[:-2]), height * width]
+        values = read_serverlight(source, dtype, seen, math.prod(shape), Waves(height, width))
+    elif flags & 32:
         assert profile == 2
         assert basis is not None
         assert source.take(4 if short else 8) == basis.digest[: 4 if short else 8]

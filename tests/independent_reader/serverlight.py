@@ -82,8 +82,43 @@ class Basis:
         return values
 
 
+@dataclass
+class Waves:
+    """Section 6.10: planes of H by W."""
+
+    height: int
+    width: int
+    spreads: list[int] = field(default_factory=list)
+
+    def values(self, counts: list[float], step: float, limit: float) -> list[float]:
+        down, along, values = waves(self.height), waves(self.width), []
+        for start in range(0, len(counts), self.height * self.width):
+            plane = [[int(counts[start + j * self.width + i]) for i in range(self.width)] for j in range(self.height)]
+            rows = [[(total + 2048) >> 12 for total in sums(row, along)] for row in plane]
+            columns = [sums([row[x] for row in rows], down) for x in range(self.width)]
+            for y in range(self.height):
+                for x in range(self.width):
+                    value = float(columns[x][y]) * (step * 2.0**-26)
+                    values.append(single(max(-limit, min(limit, value))))
+        return values
+
+
+def waves(side: int) -> list[list[int]]:
+    """What frequency ``i`` adds to place ``x``, at ``[i][x]``."""
+    angle = math.pi / (2 * side)
+    return [
+        [round(65536 * math.sqrt((2 if i else 1) / side) * math.cos(angle * (2 * x + 1) * i)) for x in range(side)]
+        for i in range(side)
+    ]
+
+
+def sums(counts: list[int], table: list[list[int]]) -> list[int]:
+    """At each place."""
+    return [sum(u * row[x] for u, row in zip(counts, table, strict=True) if u) for x in range(len(counts))]
+
+
 def read_serverlight(
-    source: Bytes, dtype: str, shape: list[int], num_elements: int, basis: Basis | None = None
+    source: Bytes, dtype: str, shape: list[int], num_elements: int, basis: Basis | Waves | None = None
 ) -> list[float]:
     """Values in binary32, in C order."""
     mode, limit = source.byte(), LARGEST[dtype]

@@ -171,8 +171,31 @@ def save(folder: pathlib.Path, name: str, x: torch.Tensor) -> None:
         np.savez_compressed(folder / f"{name}.npz", as_float32(x))
 
 
+def cosine_cases() -> dict[str, Case]:
+    """Planes as waves: of every dtype, of one row of frequencies only, along a trellis, with raw bits, a single plane."""
+    rng, waves = np.random.default_rng(20261128), functools.partial(CodecConfig, transform="cosine")
+    return {
+        "maps": (smooth(rng, 2, 6, 7, 9), waves(sparsity=0.6)),
+        "map": (smooth(rng, 1, 1, 8, 12).half(), waves(sparsity=0.5)),
+        "trellis": (smooth(rng, 1, 9, 6, 6).bfloat16(), waves(sparsity=0.7, trellis=True)),
+        "raw-bits": (smooth(rng, 1, 4, 5, 3) * 1e4, waves(sparsity=0.2, distortion=1e-4)),
+        "large": (smooth(rng, 1, 5, 64, 72), waves(sparsity=0.97, checksum=False)),
+    }
+
+
+def write_cosine() -> None:
+    """Only to be read: what writers make of waves may differ in its last bits from machine to machine."""
+    folder = HERE.parent / "cosine"
+    folder.mkdir(exist_ok=True)
+    for name, (x, config) in cosine_cases().items():
+        frame = Codec(config, backend="reference").encode(x)
+        (folder / f"{name}.bin").write_bytes(frame)
+        np.save(folder / f"{name}.npy", as_float32(decode(frame, backend="reference")), allow_pickle=False)
+
+
 def main() -> None:
     """Writes one folder a case; the reference is the backend that defines the format."""
+    write_cosine()
     for name, (x, config) in cases().items():
         folder = HERE / name
         folder.mkdir(parents=True, exist_ok=True)

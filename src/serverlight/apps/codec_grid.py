@@ -34,6 +34,9 @@ class CodecGrid:
         str, typer.Option(metavar="LIST", help="What that weighs: the `score` of each, or the `budget` of all.")
     ] = "score"
     trellis: Annotated[bool, typer.Option("--trellis", help="Lead tokens along a trellis (serverlight).")] = False
+    transform: Annotated[
+        str, typer.Option(metavar="LIST", help="Of feature maps: `cosine` waves or `none` (serverlight).")
+    ] = "none"
 
     def over(self, cuts: list[str], *, sparsity: str) -> list[tuple[str, CodecConfig]]:
         """Every setting at each cut, with that ``sparsity`` where none was asked for; raises :class:`ConfigError`."""
@@ -46,6 +49,7 @@ class CodecGrid:
             parse_list("distortion", self.distortion, _number_or_auto),
             parse_list("asymmetry", self.asymmetry, float),
             parse_list("asymmetry_mode", self.asymmetry_mode, str),
+            parse_list("transform", self.transform, str),
         )
         configs = [
             CodecConfig(
@@ -56,8 +60,9 @@ class CodecGrid:
                 asymmetry=a,
                 asymmetry_mode=mode,
                 trellis=self.trellis and p == "serverlight",
+                transform=transform if p == "serverlight" else "none",
             )
-            for p, s, m, d, a, mode in grid
+            for p, s, m, d, a, mode, transform in grid
         ]
         return list(itertools.product(cuts, configs))
 
@@ -76,4 +81,5 @@ def settings_text(config: CodecConfig) -> str:
     if config.asymmetry_mode == "budget":
         asymmetry = f" lambda={config.asymmetry:g} of budget"
     trellis = " trellis" if config.trellis else ""
-    return f"s={config.sparsity:g}{asymmetry}{groups}{distortion}{trellis}"
+    transform = f" {config.transform}" if config.transform != "none" else ""
+    return f"s={config.sparsity:g}{asymmetry}{groups}{distortion}{transform}{trellis}"

@@ -45,6 +45,9 @@ class CutOptions:
         bool | None,
         typer.Option("--trellis/--no-trellis", help="Lead tokens along a trellis: fewer bits, slower to encode."),
     ] = None
+    transform: Annotated[
+        str | None, typer.Option(help="Of feature maps: `cosine` codes the waves of each plane, `none` its elements.")
+    ] = None
     basis: Annotated[str | None, typer.Option(metavar="FILE", help="The basis that features are sent in.")] = None
     token_ids: Annotated[
         bool, typer.Option("--token-ids", help="Of a language model at layers.0: send token ids, and no features.")
@@ -69,6 +72,7 @@ class CutOptions:
             "asymmetry": self.asymmetry,
             "asymmetry_mode": self.asymmetry_mode,
             "trellis": self.trellis,
+            "transform": self.transform,
         }
         given: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
         is_open = is_auto(self.cut, self.plan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Iterable, Sequence
@@ -12,26 +11,24 @@ from typing import Any
 import numpy as np
 
 from serverlight.codec import backends, contextual, slicer
-from serverlight.codec.activity import NO_SPREADS
 from serverlight.codec.backends import Float32
-from serverlight.codec.basis import Basis, named
+from serverlight.codec.basis import Basis
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.device import decode_to_device, encode_on_device, kernels_for
-from serverlight.codec.layout import Layout, natural_layout
 from serverlight.codec.tables import TRELLIS
 from serverlight.codec.tensors import (
     Like,
     Tensor,
     check_finite,
     device_type_of,
-    from_double,
     from_float32,
     to_float32,
     values_of,
     write_to,
 )
+from serverlight.codec.turned import coded_as, read_turned, seen_as
 from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer, behind_header, header_bytes, sealed
-from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnknownBasis, UnsupportedTensor
+from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnsupportedTensor
 
 __all__ = ["Codec", "FrameInfo", "decode", "decode_batch", "decode_into", "inspect", "warm_up"]
 
@@ -51,6 +48,8 @@ class Codec:
         self.config = config if config is not None else CodecConfig()
         if basis is not None and self.config.profile != "serverlight":
             raise ConfigError("basis", f"profile {self.config.profile} takes none; choose profile serverlight")
+        if basis is not None and self.config.transform != "none":
+            raise ConfigError("transform", "is 'cosine', and there is a basis; features are in one or the other")
         self.basis = basis
         self._kernels, self._backend = backends.load(backend), backend
 
@@ -68,18 +67,16 @@ class Codec:
             NonFiniteTensor: a value is NaN or infinite.
         """
         config = self.config
-        if config.profile == "serverlight" and self.basis is None:
+        if config.profile == "serverlight" and self.basis is None and config.transform == "none":
             kernels = backends.for_device(self._backend, device_type_of(x))
             if kernels is not None and not isinstance(x, np.ndarray | np.generic):
                 return encode_on_device(x, config, kernels)
         values, shape, dtype = to_float32(x)
-        digest, spreads = b"", NO_SPREADS
-        if self.basis is not None:
-            digest, spreads, values = self.basis.digest, self.basis.spreads, _turned(values, shape, self.basis)
-        head = header_bytes(config.profile, dtype, shape, config.checksum, digest)
+        head = header_bytes(config.profile, dtype, shape, config.checksum)
         if config.profile == "serverlight":
-            section = self._kernels.encode_contextual(values, shape, config, spreads)
-            return sealed(head, section, checksum=config.checksum)
+            if self.basis is not None or config.transform != "none":
+                return self._encode_turned(values, shape, dtype)
+            return sealed(head, self._kernels.encode_contextual(values, shape, config), checksum=config.checksum)
         check_finite(values)
         if config.profile == "fp16":
             return sealed(head, _to_halves(values), checksum=config.checksum)
@@ -89,14 +86,13 @@ class Codec:
         slicer.write(writer, self._kernels.encode_slicer(values, config), header, config.positions)
         return writer.finish(checksum=config.checksum)
 
-
-def _turned(values: Float32, shape: tuple[int, ...], basis: Basis) -> Float32:
-    check_finite(values)
-    if natural_layout(shape) is Layout.PLANES:
-        raise UnsupportedTensor(
-            f"a tensor of shape {shape} is taken for feature maps, which have no basis; encode without"
-        )
-    return basis.coefficients(values, shape)
+    def _encode_turned(self, values: Float32, shape: tuple[int, ...], dtype: str) -> bytes:
+        """The same of coefficients, where the tensor has any."""
+        config = self.config
+        seen = seen_as(values, shape, config, self.basis)
+        head = header_bytes(config.profile, dtype, shape, config.checksum, seen.digest, seen.cosine)
+        section = self._kernels.encode_contextual(seen.values, seen.shape, config, seen.spreads)
+        return sealed(head, section, checksum=config.checksum)
 
 
 def decode(
@@ -140,7 +136,7 @@ def _kernels_there(device: Any, headers: Iterable[Header], like: Like, backend: 
     if like != "torch":
         raise ConfigError("like", f"must be 'torch' where a device is given, got {like!r}")
     kernels = kernels_for(backend, device)
-    is_for_them = all(header.profile == "serverlight" and not header.basis for header in headers)
+    is_for_them = all(header.profile == "serverlight" and not header.is_turned for header in headers)
     return kernels if is_for_them else None
 
 
@@ -240,7 +236,7 @@ def _sections_alike(frames: Sequence[Frame], max_elements: int) -> tuple[Header,
         header = reader.header(max_elements // len(frames))
     except FrameError:
         return None
-    if header.profile != "serverlight" or header.basis or not header.shape:
+    if header.profile != "serverlight" or header.is_turned or not header.shape:
         return None
     start = bytes(first[: reader.part_bytes["header"]])
     sections = [behind_header(frame, start, header.checksum) for frame in frames]
@@ -275,8 +271,8 @@ def _check_alike(header: Header, first: Header) -> None:
 
 
 def _read_values(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, basis: Basis | None) -> None:
-    if header.basis:
-        _read_turned(reader, header, kernels, out, basis)
+    if header.is_turned:
+        read_turned(reader, header, kernels, out, basis)
     elif header.profile == "serverlight":
         kernels.decode_contextual(reader.rest("sections"), header, out)
     elif header.profile == "fp16":
@@ -293,7 +289,7 @@ def _read_batch(
     readers: Sequence[tuple[Reader, Header]], kernels: backends.Kernels, out: Float32, basis: Basis | None
 ) -> tuple[int, FrameError] | None:
     """Reads frames of one shape and dtype; returns the first that breaks a rule, and how."""
-    if all(header.profile == "serverlight" and not header.basis for _, header in readers):
+    if all(header.profile == "serverlight" and not header.is_turned for _, header in readers):
         sections = [reader.rest("sections") for reader, _ in readers]
         return kernels.decode_contextuals(sections, readers[0][1], out)
     for index, ((reader, header), values) in enumerate(zip(readers, out.reshape(len(readers), -1), strict=True)):
@@ -302,21 +298,6 @@ def _read_batch(
         except FrameError as error:
             return index, error
     return None
-
-
-def _read_turned(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, given: Basis | None) -> None:
-    """Section 6.8: what the backend decodes are whole 64ths of the step, not rounded to the frame's dtype yet."""
-    sections = reader.rest("sections")
-    try:
-        basis = named(given, header.basis, header.shape)
-    except UnknownBasis:  # what is wrong with the frame itself comes first, as it does in `inspect`
-        proof = Reader(sections)
-        contextual.read(proof, header)
-        proof.finish()
-        raise
-    step, section = contextual.with_unit_step(sections, header)
-    kernels.decode_contextual(section, dataclasses.replace(header, dtype="float32"), out, basis.spreads)
-    out[:] = from_double(basis.values(out, step), header.dtype)
 
 
 @functools.cache
@@ -371,7 +352,8 @@ def inspect(frame: Frame, *, max_elements: int = DEFAULT_MAX_ELEMENTS) -> FrameI
     if header.profile == "fp16":
         _from_halves(reader, header.num_elements)
     elif header.profile == "serverlight":
-        coded = contextual.read(reader, header)
+        config["transform"] = "cosine" if header.cosine else "none"
+        coded = contextual.read(reader, coded_as(header))
         config["step"] = coded.step if coded else 0.0
         config["trellis"] = coded is not None and coded.kind == TRELLIS
     else:

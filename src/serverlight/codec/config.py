@@ -17,6 +17,7 @@ __all__ = ["CodecConfig"]
 PROFILES = ("serverlight", "slicer", "fp16")
 POSITIONS = ("auto", "bitmap", "csr", "rice")
 ASYMMETRY_MODES = ("score", "budget")
+TRANSFORMS = ("none", "cosine")
 MAX_GROUPS = 256
 
 LONG_STEPS = (0.45, 0.6, 0.8)
@@ -62,6 +63,11 @@ class CodecConfig:
     times as long to encode. The filter's share is not held then: each path has the numbers that are worth their bits. Tensors that
     it is not for (feature maps, single tokens, one-sided or extreme ones) are written without."""
 
+    transform: str = "none"
+    """What ``serverlight`` codes of feature maps: ``none`` the elements; ``cosine`` the waves that each plane is made of, which are
+    what the filter keeps or drops then. On the linear bottlenecks of MobileNetV2 that takes 3 to 40 percent fewer bits at equal
+    quality. Tensors that it is not for (rectified maps, tokens) are written without."""
+
     checksum: bool = True
     """Whether a CRC-32 of four bytes ends the frame."""
 
@@ -89,6 +95,16 @@ class CodecConfig:
         if self.trellis and (self.asymmetry != 1.0 or self.asymmetry_mode != "score"):
             raise ConfigError(
                 "trellis", "weighs all elements alike; choose an asymmetry of 1 in mode 'score', or leave it out"
+            )
+        if self.transform not in TRANSFORMS:
+            raise ConfigError("transform", f"must be one of {', '.join(TRANSFORMS)}, got {self.transform!r}")
+        if self.transform != "none" and self.profile != "serverlight":
+            raise ConfigError(
+                "transform", f"profile {self.profile} has none; choose profile serverlight, or leave it out"
+            )
+        if self.transform != "none" and (self.asymmetry != 1.0 or self.asymmetry_mode != "score"):
+            raise ConfigError(
+                "transform", "has waves of both signs alike; choose an asymmetry of 1 in mode 'score', or leave it out"
             )
         if not isinstance(self.checksum, bool):
             raise ConfigError("checksum", f"must be true or false, got {self.checksum!r}")

@@ -75,7 +75,7 @@ def read(reader: Reader, header: Header) -> Coded | None:
         return None
     kind, is_short = _kind_of(mode), mode & 7 >= SHORT_KINDS
     one_sided = bool(mode & ONE_SIDED_FLAG) and kind != tables.TRELLIS
-    _check_kind_under_basis(kind, header)
+    _check_kind_of_coefficients(kind, header)
     if header.num_elements == 0:
         raise InconsistentFrame("an empty tensor is coded as zeros")
     if layout_of_kind(kind) is Layout.PLANES and one_sided != is_one_sided_kind(kind):
@@ -111,12 +111,12 @@ def read(reader: Reader, header: Header) -> Coded | None:
 
 
 def with_unit_step(section: memoryview, header: Header) -> tuple[float, memoryview]:
-    """The step of a frame under a basis, and its sections with a step of 64, so that its values are whole 64ths of a step."""
+    """The step of a frame of coefficients, and its sections with a step of 64, so that its values are whole 64ths of a step."""
     reader = Reader(section)
     mode = reader.byte("header")
     if mode == ALL_ZERO:
         return 0.0, section
-    _check_kind_under_basis(_kind_of(mode), header)
+    _check_kind_of_coefficients(_kind_of(mode), header)
     step = _read_step(reader)
     return step, memoryview(b"".join((section[:1], UNIT_STEP, section[3:])))
 
@@ -138,9 +138,9 @@ def _kind_of(mode: int) -> int:
     return kind_of(Layout(number - SHORT_KINDS), bool(mode & ONE_SIDED_FLAG))
 
 
-def _check_kind_under_basis(kind: int, header: Header) -> None:
-    if header.basis and kind in (tables.ONE_SIDED_PLANES, tables.SIGNED_PLANES):
-        raise InconsistentFrame("contexts of planes under a basis, whose channels are last")
+def _check_kind_of_coefficients(kind: int, header: Header) -> None:
+    if header.is_turned and kind in (tables.ONE_SIDED_PLANES, tables.SIGNED_PLANES):
+        raise InconsistentFrame("contexts of planes for coefficients, which are no planes")
 
 
 def _read_step(reader: Reader) -> float:

@@ -51,7 +51,7 @@ SHORT_MAGIC = 0xA0
 """The first byte of a short header, whose lower half is the rank."""
 MAX_HEADER_BYTES = 6 + 5 * MAX_RANK
 MAX_VARINT = 2**32 - 1
-CHECKSUM_FLAG, BASIS_FLAG = 1 << 4, 1 << 5
+CHECKSUM_FLAG, BASIS_FLAG, COSINE_FLAG = 1 << 4, 1 << 5, 1 << 6
 CHECKSUM_BYTES, BASIS_BYTES, SHORT_BASIS_BYTES = 4, 8, 4
 DEFAULT_MAX_ELEMENTS = 1 << 28
 RESIDUE = 0x2144DF1C
@@ -80,6 +80,14 @@ class Header:
     basis: bytes = b""
     """Digest of the basis that the values are in (section 6.8), or the start of it; empty for none."""
 
+    cosine: bool = False
+    """Whether they are cosine coefficients of planes (section 6.10)."""
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the sections hold coefficients, of which the values are made."""
+        return bool(self.basis) or self.cosine
+
     @property
     def num_elements(self) -> int:
         """``n``, as a Python integer that cannot overflow."""
@@ -87,9 +95,11 @@ class Header:
 
 
 @functools.lru_cache(maxsize=256)
-def header_bytes(profile: str, dtype: str, shape: tuple[int, ...], checksum: bool, basis: bytes = b"") -> bytes:
+def header_bytes(
+    profile: str, dtype: str, shape: tuple[int, ...], checksum: bool, basis: bytes = b"", cosine: bool = False
+) -> bytes:
     """Section 2 of a frame, in its short form."""
-    flags = (CHECKSUM_FLAG if checksum else 0) | (BASIS_FLAG if basis else 0)
+    flags = (CHECKSUM_FLAG if checksum else 0) | (BASIS_FLAG if basis else 0) | (COSINE_FLAG if cosine else 0)
     front = bytes((SHORT_MAGIC | len(shape), DTYPES.index(dtype) | PROFILE_IDS[profile] << 2 | flags))
     return front + b"".join(map(varint_bytes, shape)) + basis[:SHORT_BASIS_BYTES]
 
@@ -267,10 +277,15 @@ class Reader:
         if profile not in PROFILE_NAMES:
             raise UnsupportedProfile(f"profile {profile}; this reader knows {PROFILE_NAMES}: update serverlight")
         dtype = flags & 0x0F
-        if dtype >= len(DTYPES) or flags & ~(0x0F | CHECKSUM_FLAG | BASIS_FLAG):
+        if dtype >= len(DTYPES) or flags & ~(0x0F | CHECKSUM_FLAG | BASIS_FLAG | COSINE_FLAG):
             raise UnsupportedFeature(f"dtype and flags byte 0x{flags:02x} has reserved bits or an unknown dtype")
-        if flags & BASIS_FLAG and PROFILE_NAMES[profile] != "serverlight":
-            raise UnsupportedFeature(f"a basis under profile {PROFILE_NAMES[profile]}; only serverlight has one")
+        turned = flags & (BASIS_FLAG | COSINE_FLAG)
+        if turned and PROFILE_NAMES[profile] != "serverlight":
+            raise UnsupportedFeature(
+                f"a basis or a cosine transform under profile {PROFILE_NAMES[profile]}; only serverlight has one"
+            )
+        if turned == BASIS_FLAG | COSINE_FLAG:
+            raise UnsupportedFeature("a basis and a cosine transform; a frame has one of them at most")
         if rank > MAX_RANK:
             raise UnsupportedFeature(f"rank {rank}; a frame has at most {MAX_RANK} dimensions")
         shape = tuple(self.varint("header") for _ in range(rank))
@@ -281,6 +296,7 @@ class Reader:
             shape=shape,
             checksum=bool(flags & CHECKSUM_FLAG),
             basis=bytes(self.take(digest_bytes, "header")) if flags & BASIS_FLAG else b"",
+            cosine=bool(flags & COSINE_FLAG),
         )
 
     def _short_front(self) -> tuple[int, int, int]:

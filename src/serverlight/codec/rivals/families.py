@@ -135,13 +135,19 @@ def _profiles() -> list[Family]:
             axes={"sparsity": FINE_SPARSITIES, "distortion": (None, *LONG_STEPS)},
             only_for=Layout.PLANES,
         ),
+        Family(
+            name="serverlight-cosine",
+            make=_profile("serverlight", transform="cosine"),
+            axes={"sparsity": FINE_SPARSITIES, "trellis": (False, True)},
+            only_for=Layout.PLANES,
+        ),
     ]
 
 
-def _profile(profile: str, *, trellis: bool = False) -> Callable[..., Rival]:
+def _profile(profile: str, **fixed: Any) -> Callable[..., Rival]:
     def make(*, basis: Basis | None = None, **settings: Any) -> Rival:
         # Rivals have no checksum either.
-        return Profile(CodecConfig(profile=profile, trellis=trellis, checksum=False, **settings), basis=basis)
+        return Profile(CodecConfig(profile=profile, checksum=False, **fixed, **settings), basis=basis)
 
     return make
 

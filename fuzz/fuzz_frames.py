@@ -42,7 +42,7 @@ layout.SEGMENT_ELEMENTS = SEGMENT_ELEMENTS or layout.SEGMENT_ELEMENTS  # before 
 
 MAX_ELEMENTS = 1 << 14
 COMPARED_ELEMENTS = 1 << 8
-CHECKSUM_FLAG = 0x10
+CHECKSUM_FLAG, COSINE_FLAG = 0x10, 0x40
 MEMORY = ("-malloc_limit_mb=2048", "-rss_limit_mb=8192")
 """No single allocation above the first; the second leaves room for some 300 bytes an execution that atheris keeps of instrumented
 code (without its instrumentation the same loop holds its memory)."""
@@ -82,7 +82,7 @@ def one_input(data: bytes) -> None:
 def repaired(data: bytes) -> bytes:
     """The same with a front that every reader accepts, and the checksum that it says it has."""
     if data[0] & 0x80:
-        data = bytes((0xA0 | data[0] & 7, data[1] & 0x1F)) + data[2:]
+        data = bytes((0xA0 | data[0] & 7, data[1] & 0x5F)) + data[2:]
         has_checksum = data[1] & CHECKSUM_FLAG
     else:
         data = b"SL\x01" + bytes((data[3] & 3,)) + data[4:]
@@ -96,13 +96,14 @@ def filled(data: bytes) -> bytes:
     one_sided = 8 if kind == 2 else 0 if kind == 3 else one_sided
     sides = (data[1] % 9 + 1, data[2] % 9 + 1, data[3] % 17 + 1)
     mode = (4 + min(kind, 2) if is_short else kind) | one_sided | data[0] & 0xB0 | flag
+    waves = COSINE_FLAG * (kind < 2 and data[7] & 6 == 6)
     if kind == 1 and is_short and data[7] & 1:  # along a trellis
         mode, one_sided = mode | 15, 0
     activity = bytes((data[6] % 160,)) * (kind == 1)
     num_shifts = 10 if kind == 2 else 9 if kind == 3 else 4 if one_sided else 3
     body, num_escapes = data[24:], data[23] & 15
     if is_short:
-        front = bytes((0xA3, 8 | data[1] % 3, *sides, mode, data[4], data[5] % 127 + 1)) + activity
+        front = bytes((0xA3, 8 | data[1] % 3 | waves, *sides, mode, data[4], data[5] % 127 + 1)) + activity
         return (
             front
             + short_model(data[8:13], kind)
@@ -110,7 +111,7 @@ def filled(data: bytes) -> bytes:
             + bytes((num_escapes,))
             + body
         )
-    front = bytes((*b"SL\x01\x02", data[1] % 3, 3, *sides, mode, data[4], data[5] % 127 + 1)) + activity
+    front = bytes((*b"SL\x01\x02", data[1] % 3 | waves, 3, *sides, mode, data[4], data[5] % 127 + 1)) + activity
     raw_bits = bytes((data[7] % 26 + 1,)) * (flag > 0)
     num_raw = data[22] & 31 if flag else 0
     num_words = max(len(body) - num_escapes - num_raw, 0) // 2
@@ -150,7 +151,7 @@ def fault_in_outline(data: bytes, max_elements: int) -> bool:
     """Raises what is wrong with a frame that a device is to read, as far as the host proves it; returns whether it is one."""
     reader = Reader(data)
     header, section = reader.header(max_elements), reader.rest("sections")
-    if header.profile != "serverlight" or header.basis or is_along_trellis(section):
+    if header.profile != "serverlight" or header.is_turned or is_along_trellis(section):
         return False
     known = outline([section], np.frombuffer(section, np.uint8), header)
     expect(len(known.entries) <= MAX_ROWS, f"{len(known.entries)} rows of tables")
@@ -180,8 +181,10 @@ def write_segmented(folder: pathlib.Path) -> None:
         reference.lanes_for = lambda *_, lanes=lanes: lanes
         for shape in ((1, 24, 3, 3), (1, 32, 2, 4), (1, 20, 4, 3), (8, 32), (7, 36), (1, 255)):
             x = rng.standard_t(3, shape).astype(np.float32)
-            for name, feature in (("signed", x), ("one-sided", np.abs(x)), ("trellis", x)):
-                config = CodecConfig(sparsity=0.4, trellis=name == "trellis")
+            for name, feature in (("signed", x), ("one-sided", np.abs(x)), ("trellis", x), ("cosine", x)):
+                config = CodecConfig(
+                    sparsity=0.4, trellis=name == "trellis", transform="cosine" if name == "cosine" else "none"
+                )
                 frame = Codec(config, backend="reference").encode(feature)
                 (folder / f"{name}-{'x'.join(map(str, shape))}-{lanes}").write_bytes(frame)
 
@@ -194,6 +197,8 @@ def main() -> None:
         write_segmented(seeds)
     for frame in (ROOT / "tests" / "vectors").rglob("frame.bin"):
         (seeds / "-".join(frame.parts[-3:-1])).write_bytes(frame.read_bytes())
+    for frame in (ROOT / "tests" / "vectors" / "cosine").glob("*.bin"):
+        (seeds / f"cosine-{frame.stem}").write_bytes(frame.read_bytes())
     atheris.Setup([sys.argv[0], "-max_len=4096", *MEMORY, *sys.argv[1:], str(seeds)], one_input)
     atheris.Fuzz()
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serverlight.codec import inspect
 from serverlight.codec.config import LONG_STEPS
 from serverlight.codec.rivals import Family, family
 from serverlight.codec.rivals.integers import Integer
@@ -362,6 +363,29 @@ def test_a_trellis_is_measured_on_tokens_only() -> None:
     task._features = [x.reshape(1, 6, 8, 8) for x in task._features]
     maps = bench_task(task, families[:2], reference="serverlight", rounds=0)
     assert "serverlight-trellis" not in {comparison.codec for comparison in maps.comparisons}
+
+
+def test_the_best_form_is_checked() -> None:
+    """Of each task that of its forms which needs the fewest bits at equal divergence."""
+    families = [family(name) for name in ("serverlight", "serverlight-trellis", "slicer-rans")]
+    report = bench_task(ToyTask(), families, reference="serverlight", rounds=1)
+    found = {check.name: check.value for check in rate_checks([report], 1.0)}
+    forms = [
+        f"{form}: bits over those of slicer-rans at equal KL, worst task (toy)"
+        for form in ("serverlight", "serverlight-trellis")
+    ]
+    best = "serverlight in the best of its forms: bits over those of slicer-rans at equal KL, worst task (toy)"
+    assert found[best] == min(found[form] for form in forms)
+
+
+def test_waves_are_measured_on_feature_maps_only() -> None:
+    """Where maps have negative elements they are a row of their own, with a trellis and without."""
+    families = [family(name) for name in ("serverlight", "serverlight-cosine")]
+    assert [one.name for one in _for_task(families, ToyTask(4))] == ["serverlight"]
+    rival = families[1].make(sparsity=0.5, trellis=True)
+    x = np.random.default_rng(0).standard_normal((1, 6, 8, 8)).astype(np.float32)
+    assert inspect(rival.encode(x)).config["transform"] == "cosine"
+    assert rival.decode(rival.encode(x)).shape == x.shape
 
 
 def test_longer_steps_are_measured_on_feature_maps_only() -> None:

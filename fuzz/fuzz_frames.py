@@ -42,7 +42,7 @@ layout.SEGMENT_ELEMENTS = SEGMENT_ELEMENTS or layout.SEGMENT_ELEMENTS  # before 
 
 MAX_ELEMENTS = 1 << 14
 COMPARED_ELEMENTS = 1 << 8
-CHECKSUM_FLAG, COSINE_FLAG = 0x10, 0x40
+CHECKSUM_FLAG, BASIS_FLAG, COSINE_FLAG, CORRECTED_FLAGS = 0x10, 0x20, 0x40, 0x60
 MEMORY = ("-malloc_limit_mb=2048", "-rss_limit_mb=8192")
 """No single allocation above the first; the second leaves room for some 300 bytes an execution that atheris keeps of instrumented
 code (without its instrumentation the same loop holds its memory)."""
@@ -82,7 +82,8 @@ def one_input(data: bytes) -> None:
 def repaired(data: bytes) -> bytes:
     """The same with a front that every reader accepts, and the checksum that it says it has."""
     if data[0] & 0x80:
-        data = bytes((0xA0 | data[0] & 7, data[1] & 0x5F)) + data[2:]
+        known = data[1] & (0x1F if data[1] & CORRECTED_FLAGS == BASIS_FLAG else 0x7F)
+        data = bytes((0xA0 | data[0] & 7, known)) + data[2:]
         has_checksum = data[1] & CHECKSUM_FLAG
     else:
         data = b"SL\x01" + bytes((data[3] & 3,)) + data[4:]
@@ -96,14 +97,18 @@ def filled(data: bytes) -> bytes:
     one_sided = 8 if kind == 2 else 0 if kind == 3 else one_sided
     sides = (data[1] % 9 + 1, data[2] % 9 + 1, data[3] % 17 + 1)
     mode = (4 + min(kind, 2) if is_short else kind) | one_sided | data[0] & 0xB0 | flag
-    waves = COSINE_FLAG * (kind < 2 and data[7] & 6 == 6)
+    form = COSINE_FLAG if kind < 2 and data[7] & 6 == 6 else 0
+    block = b""
+    if kind >= 2 and data[7] & 6 == 6:
+        form, block = CORRECTED_FLAGS, corrections(data, sides[0])
     if kind == 1 and is_short and data[7] & 1:  # along a trellis
         mode, one_sided = mode | 15, 0
     activity = bytes((data[6] % 160,)) * (kind == 1)
     num_shifts = 10 if kind == 2 else 9 if kind == 3 else 4 if one_sided else 3
     body, num_escapes = data[24:], data[23] & 15
     if is_short:
-        front = bytes((0xA3, 8 | data[1] % 3 | waves, *sides, mode, data[4], data[5] % 127 + 1)) + activity
+        front = bytes((0xA3, 8 | data[1] % 3 | form, *sides)) + block
+        front += bytes((mode, data[4], data[5] % 127 + 1)) + activity
         return (
             front
             + short_model(data[8:13], kind)
@@ -111,7 +116,8 @@ def filled(data: bytes) -> bytes:
             + bytes((num_escapes,))
             + body
         )
-    front = bytes((*b"SL\x01\x02", data[1] % 3 | waves, 3, *sides, mode, data[4], data[5] % 127 + 1)) + activity
+    front = bytes((*b"SL\x01\x02", data[1] % 3 | form, 3, *sides)) + block
+    front += bytes((mode, data[4], data[5] % 127 + 1)) + activity
     raw_bits = bytes((data[7] % 26 + 1,)) * (flag > 0)
     num_raw = data[22] & 31 if flag else 0
     num_words = max(len(body) - num_escapes - num_raw, 0) // 2
@@ -119,6 +125,22 @@ def filled(data: bytes) -> bytes:
     lengths = bytes((num_words & 127 | 128, num_words >> 7)) if num_words > 127 else bytes((num_words,))
     model = long_model(data[8:13], kind)
     return front + raw_bits + model + data[13 : 13 + num_shifts] + lengths + bytes((num_escapes,)) + body
+
+
+def corrections(data: bytes, planes: int) -> bytes:
+    """Quotients of zero and one, and remainders, of each plane (section 6.11)."""
+    parameter, unary, num_bits = data[14] & 15, 0, 0
+    for plane in range(planes):
+        quotient = data[15] >> (plane & 7) & 1
+        unary |= 1 << (num_bits + quotient)
+        num_bits += quotient + 1
+    remainders = int.from_bytes(data[16:24], "little") & (1 << parameter * planes) - 1
+    length = (parameter * planes + 7) // 8
+    return (
+        bytes((parameter, num_bits))
+        + unary.to_bytes((num_bits + 7) // 8, "little")
+        + remainders.to_bytes(length, "little")
+    )
 
 
 def long_model(data: bytes, kind: int) -> bytes:
@@ -181,9 +203,18 @@ def write_segmented(folder: pathlib.Path) -> None:
         reference.lanes_for = lambda *_, lanes=lanes: lanes
         for shape in ((1, 24, 3, 3), (1, 32, 2, 4), (1, 20, 4, 3), (8, 32), (7, 36), (1, 255)):
             x = rng.standard_t(3, shape).astype(np.float32)
-            for name, feature in (("signed", x), ("one-sided", np.abs(x)), ("trellis", x), ("cosine", x)):
+            for name, feature in (
+                ("signed", x),
+                ("one-sided", np.abs(x)),
+                ("trellis", x),
+                ("cosine", x),
+                ("corrected", x),
+            ):
                 config = CodecConfig(
-                    sparsity=0.4, trellis=name == "trellis", transform="cosine" if name == "cosine" else "none"
+                    sparsity=0.4,
+                    trellis=name == "trellis",
+                    transform="cosine" if name == "cosine" else "none",
+                    bias_correction=name == "corrected",
                 )
                 frame = Codec(config, backend="reference").encode(feature)
                 (folder / f"{name}-{'x'.join(map(str, shape))}-{lanes}").write_bytes(frame)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from serverlight.codec import Codec, CodecConfig, decode
-from serverlight.codec.config import LONG_STEPS
+from serverlight.codec.config import CORRECTED_STEPS, LONG_STEPS
 from serverlight.codec.layout import Layout, natural_layout
 from serverlight.errors import ConfigError
 
@@ -81,8 +81,8 @@ def calibrate(
         max_loss: the most that may be lost: a name of :data:`PRESETS`, or a number in the unit of the metric.
         metric: ``kl``: mean KL divergence from the uncut outputs, in nats; ``disagreement``: share of top-1 answers that change.
         base: the settings that are kept; of several, each is searched, and the best of all is chosen. Without it the defaults are
-            tried, longer steps for feature maps, and a cosine transform and a trellis where these make other frames; give
-            ``CodecConfig()`` for the defaults alone, if a device has no time for more.
+            tried, longer steps for feature maps, and a bias correction, a cosine transform and a trellis where these make other
+            frames; give ``CodecConfig()`` for the defaults alone, if a device has no time for more.
 
     Raises:
         ConfigError: a bad target, no samples, or no base.
@@ -123,14 +123,16 @@ def _bases_for(features: Iterable[tuple[torch.Tensor, ...]]) -> list[CodecConfig
     """The defaults; longer steps for feature maps; and what else makes another frame of any tensor."""
     tensors = [x for sample in features for x in sample if x.is_floating_point()]
     has_maps = any(natural_layout(tuple(x.shape)) is Layout.PLANES for x in tensors)
-    bases = [CodecConfig(), *(CodecConfig(distortion=step) for step in LONG_STEPS if has_maps)]
-    seen = {_frames(bases[0], tensors)}
-    for transform, trellis in itertools.product(("none", "cosine"), (False, True)):
-        config = CodecConfig(transform=transform, trellis=trellis)
-        if (frames := _frames(config, tensors)) not in seen:
-            seen.add(frames)
-            bases.append(config)
-    return bases
+    candidates = [CodecConfig()]
+    if has_maps:
+        candidates += [CodecConfig(distortion=step) for step in LONG_STEPS]
+        candidates += [CodecConfig(distortion=step, bias_correction=True) for step in CORRECTED_STEPS]
+    forms = itertools.product(("none", "cosine"), (False, True))
+    candidates += [CodecConfig(transform=transform, trellis=trellis) for transform, trellis in forms]
+    by_frames: dict[tuple[bytes, ...], CodecConfig] = {}
+    for config in candidates:
+        by_frames.setdefault(_frames(config, tensors), config)
+    return list(by_frames.values())
 
 
 def _frames(config: CodecConfig, tensors: Iterable[torch.Tensor]) -> tuple[bytes, ...]:

@@ -105,7 +105,7 @@ def test_uplink_leaves_out_longer_forms() -> None:
     names = {found.name for found in _families("all", True)}
     assert {found.name for found in _families("all", False)} - names == {
         "slicer", "slicer-bitmap", "slicer-csr", "serverlight-basis", "serverlight-trellis", "serverlight-trellis-basis",
-        "serverlight-steps", "serverlight-cosine",
+        "serverlight-steps", "serverlight-cosine", "serverlight-corrected",
     }  # fmt: skip
     assert list(_task_names("all", None, True)) == list(UPLINK_TASKS)
     assert [found.name for found in _families("slicer-csr", True)] == ["slicer-csr"]

@@ -271,7 +271,6 @@ def test_hostile_frames() -> None:
     refuses(UnsupportedFeature, frame[:6] + b"\x17" + sections[1:])
     refuses(InconsistentFrame, frame[:7] + b"\0\0" + frame[9:])
     refuses(InconsistentFrame, frame[:7] + b"\x80\x7f" + frame[9:])
-    refuses(UnsupportedFeature, frame[:1] + bytes((frame[1] | 32,)) + frame[2:6] + bytes(4) + sections)
     for profile in (0, 1):
         refuses(UnsupportedFeature, frame[:1] + bytes((frame[1] & ~0x0C | profile << 2,)) + frame[2:])
     refuses(TrailingBytes, frame[:6] + b"\x07\0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import pytest
@@ -75,11 +76,15 @@ def test_rank_above_8(rank: int) -> None:
 
 
 def test_reserved_settings() -> None:
-    for flags in (3, 128, 192, 128 | 16, 32 | 64):
+    for flags in (3, 128, 192, 128 | 16):
         rejects(UnsupportedFeature, header(settings=PROFILE_SERVERLIGHT | flags) + ZEROS)
+    for flags in (64, 96, 64 | 16):  # waves and corrections are of planes, and a tensor of rank 1 has none
+        frame = header(settings=PROFILE_SERVERLIGHT | flags) + ZEROS
+        rejects(InconsistentFrame, frame + zlib.crc32(frame).to_bytes(4, "little") if flags & 16 else frame)
     rejects(UnsupportedProfile, header(settings=3 << 2) + ZEROS)
     for profile in (0, 1):
-        rejects(UnsupportedFeature, header(settings=profile << 2 | 32) + bytes(4) + ZEROS)
+        for form in (32, 64, 96):
+            rejects(UnsupportedFeature, header(settings=profile << 2 | form) + bytes(4) + ZEROS)
     rejects(UnknownBasis, header(settings=PROFILE_SERVERLIGHT | 32) + bytes(4) + ZEROS, unseen=True)
 
 

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 
 from independent_reader.parts import Bytes, to_dtype
-from independent_reader.serverlight import Basis, Waves, read_serverlight
+from independent_reader.serverlight import Basis, Corrected, Waves, read_corrections, read_serverlight
 from independent_reader.slicer import read_slicer
 
 
@@ -36,8 +36,14 @@ def read_frame(frame: bytes, basis: Basis | None = None) -> Decoded:
     if flags & 16:
         assert zlib.crc32(frame[:-4]) == int.from_bytes(frame[-4:], "little")
         source.data = frame[:-4]
-    assert flags & 96 != 96
-    if flags & 64:
+    if flags & 96 == 96:
+        assert profile == 2
+        size = math.prod(shape[-2:])
+        assert len(shape) > 1
+        assert size >= 16
+        form = Corrected(read_corrections(source, math.prod(shape[:-2])), size)
+        values = read_serverlight(source, dtype, shape, math.prod(shape), form)
+    elif flags & 64:
         assert profile == 2
         height, width = shape[-2:]
         assert 1 <= height <= 256

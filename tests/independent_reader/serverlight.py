@@ -103,6 +103,40 @@ class Waves:
         return values
 
 
+@dataclass
+class Corrected:
+    """Section 6.11: what is added to each plane of ``size`` elements, in 16ths of the step."""
+
+    corrections: list[int]
+    size: int
+    one_sided: bool = False
+    spreads: list[int] = field(default_factory=list)
+
+    def values(self, counts: list[float], step: float, limit: float) -> list[float]:
+        values = []
+        for index, count in enumerate(counts):
+            value = float(int(count) + 4 * self.corrections[index // self.size]) * (step * 2.0**-6)
+            values.append(single(max(0.0 if self.one_sided else -limit, min(limit, value))))
+        return values
+
+
+def read_corrections(source: Bytes, num_planes: int) -> list[int]:
+    """Section 6.11: in the form of section 5.3."""
+    r, unary_bits = source.byte(), source.varint()
+    assert r <= 15
+    assert unary_bits <= 8 * num_planes
+    unary, codes, zeros = source.fields(unary_bits, 1), [], 0
+    for bit in unary:
+        if bit:
+            codes.append(zeros << r)
+        zeros = 0 if bit else zeros + 1
+    assert zeros == 0
+    assert len(codes) == num_planes
+    numbers = [from_zigzag(code + rest) for code, rest in zip(codes, source.fields(num_planes, r), strict=True)]
+    assert all(abs(number) <= 1 << 20 for number in numbers)
+    return numbers
+
+
 def waves(side: int) -> list[list[int]]:
     """What frequency ``i`` adds to place ``x``, at ``[i][x]``."""
     angle = math.pi / (2 * side)
@@ -118,14 +152,18 @@ def sums(counts: list[int], table: list[list[int]]) -> list[int]:
 
 
 def read_serverlight(
-    source: Bytes, dtype: str, shape: list[int], num_elements: int, basis: Basis | Waves | None = None
+    source: Bytes, dtype: str, shape: list[int], num_elements: int, basis: Basis | Waves | Corrected | None = None
 ) -> list[float]:
     """Values in binary32, in C order."""
     mode, limit = source.byte(), LARGEST[dtype]
     if mode == ALL_ZERO:
         return basis.values([0.0] * num_elements, 0.0, limit) if basis else [0.0] * num_elements
     stage = read_stage(source, mode, shape, num_elements)
-    assert basis is None or stage.kind in (FLAT, TOKENS, TRELLIS)
+    if isinstance(basis, Corrected):
+        assert stage.kind in (ONE_SIDED_PLANES, SIGNED_PLANES)
+        basis.one_sided = stage.one_sided
+    else:
+        assert basis is None or stage.kind in (FLAT, TOKENS, TRELLIS)
     levels = read_levels(Bits(source), stage.kind, stage.short)
     shifts = read_shifts(source, stage)
     tables = [make(levels, stage.kind, stage.half) for make in (pair_tables, single_tables)]

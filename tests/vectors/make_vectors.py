@@ -25,7 +25,7 @@ def cases() -> dict[str, Case]:
     rng = np.random.default_rng(20251111)
     # In this order: they share the generator.
     earlier = {**plain_cases(rng), **serverlight_cases(rng), **half_escape_cases(rng), **shifted_cases(rng)}
-    return earlier | trellis_cases(rng) | segment_cases(rng)
+    return earlier | trellis_cases(rng) | segment_cases(rng) | corrected_cases(rng)
 
 
 def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:
@@ -180,6 +180,19 @@ def cosine_cases() -> dict[str, Case]:
         "trellis": (smooth(rng, 1, 9, 6, 6).bfloat16(), waves(sparsity=0.7, trellis=True)),
         "raw-bits": (smooth(rng, 1, 4, 5, 3) * 1e4, waves(sparsity=0.2, distortion=1e-4)),
         "large": (smooth(rng, 1, 5, 64, 72), waves(sparsity=0.97, checksum=False)),
+    }
+
+
+def corrected_cases(rng: np.random.Generator) -> dict[str, Case]:
+    """Planes with a bias correction: rectified and signed, every dtype, raw bits, planes that lack nothing, many planes."""
+    corrected = functools.partial(CodecConfig, bias_correction=True)
+    return {
+        "serverlight-corrected": (smooth(rng, 1, 12, 6, 6).relu(), corrected(sparsity=0.9)),
+        "serverlight-corrected-signed": (smooth(rng, 2, 5, 4, 7).half(), corrected(sparsity=0.8, distortion=0.8)),
+        "serverlight-corrected-bfloat16": (smooth(rng, 1, 9, 5, 5).relu().bfloat16(), corrected(sparsity=0.95)),
+        "serverlight-corrected-raw-bits": (smooth(rng, 1, 4, 8, 9).relu(), corrected(sparsity=0.5, distortion=1e-3)),
+        "serverlight-corrected-many": (smooth(rng, 1, 300, 4, 4).relu(), corrected(sparsity=0.93, checksum=False)),
+        "serverlight-corrected-tokens": (normal(rng, 8, 24), corrected(sparsity=0.7)),
     }
 
 

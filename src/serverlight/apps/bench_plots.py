@@ -29,7 +29,7 @@ BLUE, RED, ORANGE, GREEN, PURPLE, PINK, BROWN, TEAL, OLIVE = (
 STYLES = {
     # Colour by what a codec does; dashes are its form with an entropy coder or with another layout.
     "serverlight": (BLUE, "-", "o"), "serverlight-trellis": (BLUE, "--", "o"), "serverlight-steps": (BLUE, "--", "o"),
-    "serverlight-cosine": (BLUE, ":", "o"),
+    "serverlight-cosine": (BLUE, ":", "o"), "serverlight-corrected": (BLUE, "-.", "o"),
     "slicer-rans": (RED, "--", "s"), "slicer-bitmap": (RED, "-", "s"), "slicer-csr": (RED, ":", "s"),
     "slicer": (ORANGE, "-", "^"),
     "int-token": (GREEN, "-", "v"), "int-token-rans": (GREEN, "--", "v"),

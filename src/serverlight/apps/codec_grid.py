@@ -38,6 +38,10 @@ class CodecGrid:
         str, typer.Option(metavar="LIST", help="Of feature maps: `cosine` waves or `none` (serverlight).")
     ] = "none"
 
+    bias_correction: Annotated[
+        bool, typer.Option("--bias-correction", help="Send what planes lack in the mean (serverlight).")
+    ] = False
+
     def over(self, cuts: list[str], *, sparsity: str) -> list[tuple[str, CodecConfig]]:
         """Every setting at each cut, with that ``sparsity`` where none was asked for; raises :class:`ConfigError`."""
         from serverlight.codec import CodecConfig
@@ -61,6 +65,7 @@ class CodecGrid:
                 asymmetry_mode=mode,
                 trellis=self.trellis and p == "serverlight",
                 transform=transform if p == "serverlight" else "none",
+                bias_correction=self.bias_correction and p == "serverlight",
             )
             for p, s, m, d, a, mode, transform in grid
         ]
@@ -82,4 +87,5 @@ def settings_text(config: CodecConfig) -> str:
         asymmetry = f" lambda={config.asymmetry:g} of budget"
     trellis = " trellis" if config.trellis else ""
     transform = f" {config.transform}" if config.transform != "none" else ""
-    return f"s={config.sparsity:g}{asymmetry}{groups}{distortion}{transform}{trellis}"
+    correction = " corrected" if config.bias_correction else ""
+    return f"s={config.sparsity:g}{asymmetry}{groups}{distortion}{transform}{trellis}{correction}"

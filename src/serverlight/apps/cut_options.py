@@ -48,6 +48,12 @@ class CutOptions:
     transform: Annotated[
         str | None, typer.Option(help="Of feature maps: `cosine` codes the waves of each plane, `none` its elements.")
     ] = None
+    bias_correction: Annotated[
+        bool | None,
+        typer.Option(
+            "--bias-correction/--no-bias-correction", help="Send beside feature maps what each plane lacks in the mean."
+        ),
+    ] = None
     basis: Annotated[str | None, typer.Option(metavar="FILE", help="The basis that features are sent in.")] = None
     token_ids: Annotated[
         bool, typer.Option("--token-ids", help="Of a language model at layers.0: send token ids, and no features.")
@@ -73,6 +79,7 @@ class CutOptions:
             "asymmetry_mode": self.asymmetry_mode,
             "trellis": self.trellis,
             "transform": self.transform,
+            "bias_correction": self.bias_correction,
         }
         given: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
         is_open = is_auto(self.cut, self.plan)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from serverlight.codec import backends, contextual, slicer
+from serverlight.codec import backends, bias, contextual, slicer
 from serverlight.codec.backends import Float32
 from serverlight.codec.basis import Basis
 from serverlight.codec.config import CodecConfig
@@ -26,7 +26,7 @@ from serverlight.codec.tensors import (
     values_of,
     write_to,
 )
-from serverlight.codec.turned import coded_as, read_turned, seen_as
+from serverlight.codec.turned import coded_as, frame_of, read_turned
 from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer, behind_header, header_bytes, sealed
 from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnsupportedTensor
 
@@ -51,6 +51,7 @@ class Codec:
         if basis is not None and self.config.transform != "none":
             raise ConfigError("transform", "is 'cosine', and there is a basis; features are in one or the other")
         self.basis = basis
+        self._is_plain = basis is None and self.config.transform == "none" and not self.config.bias_correction
         self._kernels, self._backend = backends.load(backend), backend
 
     def __repr__(self) -> str:
@@ -67,15 +68,15 @@ class Codec:
             NonFiniteTensor: a value is NaN or infinite.
         """
         config = self.config
-        if config.profile == "serverlight" and self.basis is None and config.transform == "none":
+        if config.profile == "serverlight" and self._is_plain:
             kernels = backends.for_device(self._backend, device_type_of(x))
             if kernels is not None and not isinstance(x, np.ndarray | np.generic):
                 return encode_on_device(x, config, kernels)
         values, shape, dtype = to_float32(x)
         head = header_bytes(config.profile, dtype, shape, config.checksum)
         if config.profile == "serverlight":
-            if self.basis is not None or config.transform != "none":
-                return self._encode_turned(values, shape, dtype)
+            if not self._is_plain:
+                return frame_of(values, shape, dtype, config, self.basis, self._kernels)
             return sealed(head, self._kernels.encode_contextual(values, shape, config), checksum=config.checksum)
         check_finite(values)
         if config.profile == "fp16":
@@ -85,14 +86,6 @@ class Codec:
         writer.header(header)
         slicer.write(writer, self._kernels.encode_slicer(values, config), header, config.positions)
         return writer.finish(checksum=config.checksum)
-
-    def _encode_turned(self, values: Float32, shape: tuple[int, ...], dtype: str) -> bytes:
-        """The same of coefficients, where the tensor has any."""
-        config = self.config
-        seen = seen_as(values, shape, config, self.basis)
-        head = header_bytes(config.profile, dtype, shape, config.checksum, seen.digest, seen.cosine)
-        section = self._kernels.encode_contextual(seen.values, seen.shape, config, seen.spreads)
-        return sealed(head, section, checksum=config.checksum)
 
 
 def decode(
@@ -352,8 +345,11 @@ def inspect(frame: Frame, *, max_elements: int = DEFAULT_MAX_ELEMENTS) -> FrameI
     if header.profile == "fp16":
         _from_halves(reader, header.num_elements)
     elif header.profile == "serverlight":
-        config["transform"] = "cosine" if header.cosine else "none"
-        coded = contextual.read(reader, coded_as(header))
+        config |= {"transform": "cosine" if header.cosine else "none", "bias_correction": header.corrected}
+        read_as = coded_as(header)
+        if header.corrected:
+            bias.read(reader, header.shape)
+        coded = contextual.read(reader, read_as)
         config["step"] = coded.step if coded else 0.0
         config["trellis"] = coded is not None and coded.kind == TRELLIS
     else:

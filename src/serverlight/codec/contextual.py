@@ -20,7 +20,7 @@ from serverlight.codec.tables import Ints
 from serverlight.codec.wire import Header, Reader, Writer
 from serverlight.errors import BadPadding, FrameError, FrameTooShort, InconsistentFrame, UnsupportedFeature
 
-__all__ = ["is_along_trellis", "read", "with_unit_step", "write"]
+__all__ = ["is_along_trellis", "is_one_sided", "read", "with_unit_step", "write"]
 
 SHORT_KINDS, ALL_ZERO, TRELLIS_MODE = 4, 7, 15
 """From 4 on a kind is a layout, and the section is in short; with the flag of one-sided ones the last kind is the trellis."""
@@ -75,7 +75,7 @@ def read(reader: Reader, header: Header) -> Coded | None:
         return None
     kind, is_short = _kind_of(mode), mode & 7 >= SHORT_KINDS
     one_sided = bool(mode & ONE_SIDED_FLAG) and kind != tables.TRELLIS
-    _check_kind_of_coefficients(kind, header)
+    _check_kind_of_form(kind, header)
     if header.num_elements == 0:
         raise InconsistentFrame("an empty tensor is coded as zeros")
     if layout_of_kind(kind) is Layout.PLANES and one_sided != is_one_sided_kind(kind):
@@ -111,14 +111,19 @@ def read(reader: Reader, header: Header) -> Coded | None:
 
 
 def with_unit_step(section: memoryview, header: Header) -> tuple[float, memoryview]:
-    """The step of a frame of coefficients, and its sections with a step of 64, so that its values are whole 64ths of a step."""
+    """The step of a frame, and its sections with a step of 64, so that its values are whole 64ths of a step."""
     reader = Reader(section)
     mode = reader.byte("header")
     if mode == ALL_ZERO:
         return 0.0, section
-    _check_kind_of_coefficients(_kind_of(mode), header)
+    _check_kind_of_form(_kind_of(mode), header)
     step = _read_step(reader)
     return step, memoryview(b"".join((section[:1], UNIT_STEP, section[3:])))
+
+
+def is_one_sided(section: memoryview) -> bool:
+    """Whether sections that were read before say that no element is negative."""
+    return section[0] != ALL_ZERO and bool(section[0] & ONE_SIDED_FLAG)
 
 
 def is_along_trellis(section: memoryview) -> bool:
@@ -138,9 +143,12 @@ def _kind_of(mode: int) -> int:
     return kind_of(Layout(number - SHORT_KINDS), bool(mode & ONE_SIDED_FLAG))
 
 
-def _check_kind_of_coefficients(kind: int, header: Header) -> None:
-    if header.is_turned and kind in (tables.ONE_SIDED_PLANES, tables.SIGNED_PLANES):
+def _check_kind_of_form(kind: int, header: Header) -> None:
+    is_planes = kind in (tables.ONE_SIDED_PLANES, tables.SIGNED_PLANES)
+    if (header.basis or header.cosine) and is_planes:
         raise InconsistentFrame("contexts of planes for coefficients, which are no planes")
+    if header.corrected and not is_planes:
+        raise InconsistentFrame("a bias correction, and contexts of something else than planes")
 
 
 def _read_step(reader: Reader) -> float:

@@ -9,13 +9,13 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from serverlight.codec import rice as rice_codes
 from serverlight.codec.wire import Reader, Writer
 from serverlight.errors import InconsistentFrame
 
 __all__ = ["Coding", "PositionChoice", "choose", "read", "write"]
 
 PART = "positions"
-MAX_RICE = 31
 
 Positions = npt.NDArray[np.int64]
 """Flat indices of the kept elements, ascending."""
@@ -46,7 +46,7 @@ def choose(kept: Positions, shape: tuple[int, ...], wanted: str = "auto") -> Pos
         return PositionChoice(coding=Coding[wanted.upper()])
     if len(kept) == num_elements and wanted == "auto":
         return PositionChoice(coding=Coding.ALL)
-    rice, rice_bytes = _best_rice(_gaps(_listed(kept, num_elements)))
+    rice, rice_bytes = rice_codes.best_parameter(_gaps(_listed(kept, num_elements)))
     if wanted == "rice":
         return PositionChoice(coding=Coding.RICE, rice=rice)
     sizes = {
@@ -70,7 +70,7 @@ def write(writer: Writer, choice: PositionChoice, kept: Positions, shape: tuple[
         writer.bit_fields(counts, columns.bit_length(), PART)
         writer.bit_fields(kept % columns, (columns - 1).bit_length(), PART)
     elif choice.coding is Coding.RICE:
-        _write_rice(writer, _gaps(_listed(kept, math.prod(shape))), choice.rice)
+        rice_codes.write(writer, _gaps(_listed(kept, math.prod(shape))), choice.rice, PART)
 
 
 def read(reader: Reader, choice: PositionChoice, num_kept: int, shape: tuple[int, ...]) -> Positions:
@@ -111,17 +111,10 @@ def _read_csr(reader: Reader, num_kept: int, shape: tuple[int, ...]) -> Position
 def _read_rice(reader: Reader, num_kept: int, num_elements: int, rice: int) -> Positions:
     lists_dropped = 2 * num_kept > num_elements
     num_listed = num_elements - num_kept if lists_dropped else num_kept
-    unary_bits = reader.varint(PART)
-    if unary_bits > num_elements:
-        raise InconsistentFrame(f"positions: {unary_bits} unary bits for {num_elements} elements")
-    stops = np.flatnonzero(reader.bit_fields(unary_bits, 1, PART))
-    if len(stops) != num_listed or unary_bits != (int(stops[-1]) + 1 if num_listed else 0):
-        raise InconsistentFrame(f"positions: the unary section must end with the last of {num_listed} one bits")
-    remainders = reader.bit_fields(num_listed, rice, PART).astype(np.int64)
-    quotients = np.diff(stops, prepend=-1) - 1
-    if num_listed and int(quotients.max()) << rice >= num_elements:
-        raise InconsistentFrame("positions: a gap is longer than the tensor")
-    listed = np.cumsum((quotients << rice) + remainders + 1) - 1
+    gaps = rice_codes.read(
+        reader, num_listed, rice, most_unary_bits=num_elements, below=max(num_elements, 1), part=PART
+    )
+    listed = np.cumsum(gaps + 1) - 1
     return _listed(_proved_ascending(listed, num_elements), num_elements, complement=lists_dropped)
 
 
@@ -129,30 +122,6 @@ def _proved_ascending(positions: Positions, num_elements: int) -> Positions:
     if len(positions) and (int(positions[-1]) >= num_elements or (np.diff(positions) <= 0).any()):
         raise InconsistentFrame(f"positions: not strictly ascending below {num_elements}")
     return positions
-
-
-def _write_rice(writer: Writer, gaps: Positions, rice: int) -> None:
-    stops = np.cumsum((gaps >> rice) + 1) - 1
-    unary = np.zeros(int(stops[-1]) + 1 if len(stops) else 0, np.uint8)
-    unary[stops] = 1
-    writer.varint(len(unary), PART)
-    writer.bit_fields(unary, 1, PART)
-    writer.bit_fields(gaps & ((1 << rice) - 1), rice, PART)
-
-
-def _best_rice(gaps: Positions) -> tuple[int, int]:
-    """The parameter with the fewest bytes, and that number; the optimum lies beside log2 of the mean gap."""
-    mean = int(gaps.mean()) if len(gaps) else 0
-    guess = min(mean.bit_length(), MAX_RICE)
-    sizes = {r: _rice_bytes(gaps, r) for r in range(max(0, guess - 2), min(guess + 1, MAX_RICE) + 1)}
-    best = min(sizes, key=lambda r: (sizes[r], r))
-    return best, sizes[best]
-
-
-def _rice_bytes(gaps: Positions, rice: int) -> int:
-    unary_bits = int((gaps >> rice).sum()) + len(gaps)
-    length_bytes = max(1, -(-unary_bits.bit_length() // 7))
-    return length_bytes + _num_bytes(unary_bits) + _num_bytes(len(gaps) * rice)
 
 
 def _listed(kept: Positions, num_elements: int, complement: bool | None = None) -> Positions:

@@ -1,21 +1,25 @@
-"""What is coded in place of a tensor's elements: coefficients in a calibrated basis, or the waves that its planes are made of."""
+"""What is coded in place of a tensor's elements, or beside them: coefficients in a calibrated basis, the waves that its planes are
+made of, or what each plane lacks in the mean.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 
-from serverlight.codec import backends, contextual, cosine
+import numpy as np
+
+from serverlight.codec import backends, bias, contextual, cosine
 from serverlight.codec.activity import NO_SPREADS, Spreads
 from serverlight.codec.backends import Float32
 from serverlight.codec.basis import Basis, named
 from serverlight.codec.config import CodecConfig
 from serverlight.codec.layout import Layout, natural_layout
 from serverlight.codec.tensors import check_finite, from_double
-from serverlight.codec.wire import Header, Reader
+from serverlight.codec.wire import CORRECTED_FORM, COSINE_FORM, Header, Reader, header_bytes, sealed
 from serverlight.errors import UnknownBasis, UnsupportedTensor
 
-__all__ = ["Seen", "coded_as", "read_turned", "seen_as"]
+__all__ = ["coded_as", "frame_of", "read_turned"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,13 +37,45 @@ class Seen:
     cosine: bool = False
 
 
-def seen_as(values: Float32, shape: tuple[int, ...], config: CodecConfig, basis: Basis | None) -> Seen:
-    """The tensor of flat ``values`` in the basis, if there is one; or as waves, if the settings say so and it has any.
+def frame_of(
+    values: Float32,
+    shape: tuple[int, ...],
+    dtype: str,
+    config: CodecConfig,
+    basis: Basis | None,
+    kernels: backends.Kernels,
+) -> bytes:
+    """The frame of profile ``serverlight`` of flat ``values``, in what form of them basis and settings ask for, if it suits them.
 
     Raises:
         UnsupportedTensor: the shape does not suit the basis.
         NonFiniteTensor: a value is NaN or infinite.
     """
+    seen = _seen_as(values, shape, config, basis)
+    section = kernels.encode_contextual(seen.values, seen.shape, config, seen.spreads)
+    form, corrections = COSINE_FORM if seen.cosine else 0, b""
+    if config.bias_correction and seen.values is values and bias.suits(shape):
+        corrections = _corrections(values, section, shape, kernels)
+        form = CORRECTED_FORM if corrections else 0
+    head = header_bytes(config.profile, dtype, shape, config.checksum, seen.digest, form)
+    return sealed(head, corrections, section, checksum=config.checksum)
+
+
+def _corrections(
+    values: Float32, section: bytes | memoryview, shape: tuple[int, ...], kernels: backends.Kernels
+) -> bytes:
+    """What a reader of the sections lacks in the mean of each plane, packed; nothing if it lacks nothing."""
+    read_as = Header(profile="serverlight", dtype="float32", shape=shape, checksum=False)
+    step, units = contextual.with_unit_step(memoryview(section), read_as)
+    if not step:
+        return b""
+    read = np.empty(len(values), np.float32)
+    kernels.decode_contextual(units, read_as, read)
+    return bias.packed(bias.corrections_of(values, read, step, shape))
+
+
+def _seen_as(values: Float32, shape: tuple[int, ...], config: CodecConfig, basis: Basis | None) -> Seen:
+    """The tensor in the basis, if there is one; or as waves, if the settings say so and it has any."""
     if basis is not None:
         check_finite(values)
         if natural_layout(shape) is Layout.PLANES:
@@ -60,16 +96,25 @@ def coded_as(header: Header) -> Header:
     """What the sections of a frame are to be read as; raises :class:`InconsistentFrame` for a shape that is no planes'."""
     if header.cosine:
         return cosine.coded_as(header)
-    return dataclasses.replace(header, dtype="float32") if header.basis else header
+    if header.corrected:
+        bias.check_shape(header.shape)
+    return dataclasses.replace(header, dtype="float32") if header.is_turned else header
 
 
 def read_turned(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, given: Basis | None) -> None:
-    """Sections 6.8 and 6.10: what the backend decodes are whole 64ths of the step, not rounded to the frame's dtype yet."""
-    sections, read_as = reader.rest("sections"), coded_as(header)
-    basis = None if header.cosine else _named(given, header, sections)
+    """Sections 6.8, 6.10 and 6.11: what the backend decodes are whole 64ths of the step, not rounded to the frame's dtype yet."""
+    read_as = coded_as(header)
+    corrections = bias.read(reader, header.shape) if header.corrected else None
+    sections = reader.rest("sections")
+    basis = _named(given, header, sections) if header.basis else None
     step, section = contextual.with_unit_step(sections, read_as)
     kernels.decode_contextual(section, read_as, out, NO_SPREADS if basis is None else basis.spreads)
-    values = cosine.values_of(out, step, header.shape) if basis is None else basis.values(out, step)
+    if basis is not None:
+        values = basis.values(out, step)
+    elif corrections is None:
+        values = cosine.values_of(out, step, header.shape)
+    else:
+        values = bias.corrected(out, corrections, step, one_sided=contextual.is_one_sided(sections))
     out[:] = from_double(values, header.dtype)
 
 

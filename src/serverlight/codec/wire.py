@@ -32,6 +32,8 @@ except ImportError:
     from zlib import crc32
 
 __all__ = [
+    "CORRECTED_FORM",
+    "COSINE_FORM",
     "DEFAULT_MAX_ELEMENTS",
     "DTYPES",
     "MAX_RANK",
@@ -51,7 +53,8 @@ SHORT_MAGIC = 0xA0
 """The first byte of a short header, whose lower half is the rank."""
 MAX_HEADER_BYTES = 6 + 5 * MAX_RANK
 MAX_VARINT = 2**32 - 1
-CHECKSUM_FLAG, BASIS_FLAG, COSINE_FLAG = 1 << 4, 1 << 5, 1 << 6
+CHECKSUM_FLAG = 1 << 4
+BASIS_FORM, COSINE_FORM, CORRECTED_FORM, FORM_BITS = 1 << 5, 2 << 5, 3 << 5, 3 << 5
 CHECKSUM_BYTES, BASIS_BYTES, SHORT_BASIS_BYTES = 4, 8, 4
 DEFAULT_MAX_ELEMENTS = 1 << 28
 RESIDUE = 0x2144DF1C
@@ -83,10 +86,13 @@ class Header:
     cosine: bool = False
     """Whether they are cosine coefficients of planes (section 6.10)."""
 
+    corrected: bool = False
+    """Whether the mean error of each plane lies beside them (section 6.11)."""
+
     @property
     def is_turned(self) -> bool:
-        """Whether the sections hold coefficients, of which the values are made."""
-        return bool(self.basis) or self.cosine
+        """Whether the values are made of what the sections hold, and are not just that."""
+        return bool(self.basis) or self.cosine or self.corrected
 
     @property
     def num_elements(self) -> int:
@@ -96,10 +102,10 @@ class Header:
 
 @functools.lru_cache(maxsize=256)
 def header_bytes(
-    profile: str, dtype: str, shape: tuple[int, ...], checksum: bool, basis: bytes = b"", cosine: bool = False
+    profile: str, dtype: str, shape: tuple[int, ...], checksum: bool, basis: bytes = b"", form: int = 0
 ) -> bytes:
-    """Section 2 of a frame, in its short form."""
-    flags = (CHECKSUM_FLAG if checksum else 0) | (BASIS_FLAG if basis else 0) | (COSINE_FLAG if cosine else 0)
+    """Section 2 of a frame, in its short form; under a basis the form follows from it."""
+    flags = (CHECKSUM_FLAG if checksum else 0) | (BASIS_FORM if basis else form)
     front = bytes((SHORT_MAGIC | len(shape), DTYPES.index(dtype) | PROFILE_IDS[profile] << 2 | flags))
     return front + b"".join(map(varint_bytes, shape)) + basis[:SHORT_BASIS_BYTES]
 
@@ -268,7 +274,7 @@ class Reader:
             while end < min(len(view), MAX_HEADER_BYTES) and view[end] & 0x80:
                 end += 1
             end += 1
-        return bytes(view[: end + (digest_bytes if flags & BASIS_FLAG else 0)])
+        return bytes(view[: end + (digest_bytes if flags & FORM_BITS == BASIS_FORM else 0)])
 
     def header_fields(self) -> Header:
         """Reads section 2, and proves all but the limits and the checksum."""
@@ -277,15 +283,13 @@ class Reader:
         if profile not in PROFILE_NAMES:
             raise UnsupportedProfile(f"profile {profile}; this reader knows {PROFILE_NAMES}: update serverlight")
         dtype = flags & 0x0F
-        if dtype >= len(DTYPES) or flags & ~(0x0F | CHECKSUM_FLAG | BASIS_FLAG | COSINE_FLAG):
+        if dtype >= len(DTYPES) or flags & ~(0x0F | CHECKSUM_FLAG | FORM_BITS):
             raise UnsupportedFeature(f"dtype and flags byte 0x{flags:02x} has reserved bits or an unknown dtype")
-        turned = flags & (BASIS_FLAG | COSINE_FLAG)
-        if turned and PROFILE_NAMES[profile] != "serverlight":
+        form = flags & FORM_BITS
+        if form and PROFILE_NAMES[profile] != "serverlight":
             raise UnsupportedFeature(
-                f"a basis or a cosine transform under profile {PROFILE_NAMES[profile]}; only serverlight has one"
+                f"a basis, waves or corrections under profile {PROFILE_NAMES[profile]}; only serverlight has any"
             )
-        if turned == BASIS_FLAG | COSINE_FLAG:
-            raise UnsupportedFeature("a basis and a cosine transform; a frame has one of them at most")
         if rank > MAX_RANK:
             raise UnsupportedFeature(f"rank {rank}; a frame has at most {MAX_RANK} dimensions")
         shape = tuple(self.varint("header") for _ in range(rank))
@@ -295,8 +299,9 @@ class Reader:
             dtype=DTYPES[dtype],
             shape=shape,
             checksum=bool(flags & CHECKSUM_FLAG),
-            basis=bytes(self.take(digest_bytes, "header")) if flags & BASIS_FLAG else b"",
-            cosine=bool(flags & COSINE_FLAG),
+            basis=bytes(self.take(digest_bytes, "header")) if form == BASIS_FORM else b"",
+            cosine=form == COSINE_FORM,
+            corrected=form == CORRECTED_FORM,
         )
 
     def _short_front(self) -> tuple[int, int, int]:

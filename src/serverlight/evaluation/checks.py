@@ -13,7 +13,7 @@ from serverlight.evaluation.speed import SpeedRow
 
 __all__ = ["Check", "rate_checks", "speed_checks"]
 
-FORMS = ("", "-basis", "-trellis", "-trellis-basis", "-steps", "-cosine")
+FORMS = ("", "-basis", "-trellis", "-trellis-basis", "-steps", "-cosine", "-corrected")
 """Endings of the names of a codec's forms."""
 
 MAX_RATIOS = {"slicer-rans": 0.9, "slicer-csr": 0.9, "slicer-bitmap": 0.8}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serverlight.codec.basis import Basis
-from serverlight.codec.config import LONG_STEPS, PROFILES, CodecConfig
+from serverlight.codec.config import CORRECTED_STEPS, LONG_STEPS, PROFILES, CodecConfig
 from serverlight.codec.layout import Layout
 from serverlight.codec.rivals import zstd
 from serverlight.codec.rivals.blocks import Q80, BlockwiseInt8
@@ -133,6 +133,12 @@ def _profiles() -> list[Family]:
             name="serverlight-steps",
             make=_profile("serverlight"),
             axes={"sparsity": FINE_SPARSITIES, "distortion": (None, *LONG_STEPS)},
+            only_for=Layout.PLANES,
+        ),
+        Family(
+            name="serverlight-corrected",
+            make=_profile("serverlight", bias_correction=True),
+            axes={"sparsity": FINE_SPARSITIES, "distortion": CORRECTED_STEPS},
             only_for=Layout.PLANES,
         ),
         Family(

@@ -69,7 +69,7 @@ def test_a_profile_of_a_single_shot_model(tiny: str, tmp_path: pathlib.Path, mon
         assert cut.head_weight_bytes + cut.tail_weight_bytes == found.weight_bytes
         assert cut.head.ms() > 0 < cut.tail.ms()
     assert found.codec.encode.ms(rows=100) > found.codec.encode.ms(rows=1) > 0
-    assert found.other_codecs.keys() == {"slicer"}
+    assert found.other_codecs.keys() == {"slicer", "cosine", "corrected"}
     assert found.message.latency.ms() > 0 < found.message.server.ms()
     found.save(tmp_path / "profile.json")
     assert Profile.load(tmp_path / "profile.json") == found

@@ -143,7 +143,8 @@ def test_default_grid_searches_every_knob() -> None:
     for kind in ("single-shot", "language-model"):
         configs = candidate_configs(kind)  # type: ignore[arg-type]
         assert len(set(configs)) == len(configs)
-        for field in ("profile", "sparsity", "asymmetry", "num_groups", "distortion"):
+        forms = ("transform", "bias_correction") if kind == "single-shot" else ()
+        for field in ("profile", "sparsity", "asymmetry", "num_groups", "distortion", *forms):
             assert len({getattr(config, field) for config in configs}) > 1
         assert {config.num_groups for config in configs if config.profile == "serverlight"} == {1}
 

@@ -164,6 +164,8 @@ def settings(candidate: Candidate) -> str:
     knobs += [f"lambda {codec.asymmetry:g}"] if codec.asymmetry != 1 else []
     knobs += [f"M {codec.num_groups}"] if codec.profile == "slicer" else []
     knobs += [f"delta {codec.distortion:g}"] if codec.distortion is not None else []
+    knobs += [codec.transform] if codec.transform != "none" else []
+    knobs += ["corrected"] if codec.bias_correction else []
     return f"{codec.profile} {' '.join(knobs)}"
 
 

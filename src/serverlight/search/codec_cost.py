@@ -13,15 +13,43 @@ from serverlight.search.fitting import SIZE_TERMS, Point, fit_curve
 from serverlight.search.profile import CodecCost
 from serverlight.search.stopwatch import lower_quartile, quiet_collector, repeats_for, timed, work_clock
 
-__all__ = ["ELEMENTS", "OTHER_SETTINGS", "Sample", "measure_codec", "sample_map", "sample_tokens"]
+__all__ = [
+    "ELEMENTS",
+    "OTHER_SETTINGS",
+    "OTHER_SETTINGS_OF_MAPS",
+    "Sample",
+    "cost_name",
+    "measure_codec",
+    "sample_map",
+    "sample_signed_map",
+    "sample_tokens",
+]
 
 ELEMENTS = (1_000, 4_000, 16_000, 64_000, 256_000, 1_000_000)
 
 OTHER_SETTINGS = {"slicer": CodecConfig(profile="slicer", sparsity=0.5, num_groups=2, distortion=0.04)}
 """A setting of each profile that is searched beside the default: one in the middle of the grid."""
 
+OTHER_SETTINGS_OF_MAPS = {
+    **OTHER_SETTINGS,
+    "cosine": CodecConfig(transform="cosine"),
+    "corrected": CodecConfig(bias_correction=True),
+}
+"""The same for feature maps, which the default profile has other forms of."""
+
 Sample = Callable[[int], Tensor]
 """A feature of about so many elements."""
+
+
+def cost_name(config: CodecConfig) -> str:
+    """By which name a profile has what frames of such settings take.
+
+    >>> cost_name(CodecConfig(transform="cosine")), cost_name(CodecConfig(profile="slicer"))
+    ('cosine', 'slicer')
+    """
+    if config.transform != "none":
+        return config.transform
+    return "corrected" if config.bias_correction else config.profile
 
 
 def sample_map(elements: int) -> Tensor:
@@ -31,6 +59,11 @@ def sample_map(elements: int) -> Tensor:
     noise = torch.randn(1, channels, side, side)
     smooth = sum(noise.roll(shift, axis) for shift in (-1, 1) for axis in (2, 3)) + noise
     return (smooth / math.sqrt(5) + 0.5).relu()
+
+
+def sample_signed_map(elements: int) -> Tensor:
+    """Maps as behind a linear layer."""
+    return sample_map(elements) - 0.5
 
 
 def sample_tokens(elements: int, hidden: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 from serverlight.codec import CodecConfig
 from serverlight.search.profile import Kind
@@ -19,6 +20,12 @@ SPARSITIES = {
 STEPS = {"single-shot": (None, 0.15, 0.6), "language-model": (None, 0.15)}
 """Distortions of profile ``serverlight``: the optimum, a step of less than half of it, and for feature maps one of nearly twice."""
 
+FORMS: dict[Kind, tuple[dict[str, Any], ...]] = {
+    "single-shot": ({"transform": "cosine"}, {"bias_correction": True}),
+    "language-model": (),
+}
+"""What else profile ``serverlight`` writes of feature maps; where a cut has none of it the frames are those of the others."""
+
 ASYMMETRIES = (1.0, 0.7)
 
 SLICER_SPARSITIES = {
@@ -33,9 +40,9 @@ def candidate_configs(kind: Kind = "single-shot") -> tuple[CodecConfig, ...]:
     """The grid that is calibrated unless another is given.
 
     In profile ``serverlight`` the threshold sets the step and the sizes the groups, so sparsity, distortion and asymmetry are
-    all there is; asymmetry does nothing where no element is negative, and such settings are measured once. In ``slicer`` all four
-    knobs matter. ``asymmetry_mode`` and ``positions`` are left alone: the first moves the same elements about, the second is
-    chosen best by itself.
+    all there is, and the forms of feature maps; what writes the same frames, as asymmetry does where no element is negative, is
+    measured once. In ``slicer`` all four knobs matter. ``asymmetry_mode`` and ``positions`` are left alone: the first moves the
+    same elements about, the second is chosen best by itself.
 
     >>> {config.profile for config in candidate_configs("language-model")} == {"serverlight", "slicer"}
     True
@@ -47,6 +54,8 @@ def _serverlight(kind: Kind) -> Iterator[CodecConfig]:
     for sparsity, distortion, asymmetry in itertools.product(SPARSITIES[kind], STEPS[kind], ASYMMETRIES):
         if distortion is None or asymmetry == 1:
             yield CodecConfig(sparsity=sparsity, distortion=distortion, asymmetry=asymmetry)
+    for sparsity, form in itertools.product(SPARSITIES[kind], FORMS[kind]):
+        yield CodecConfig(sparsity=sparsity, **form)
 
 
 def _slicer(kind: Kind) -> Iterator[CodecConfig]:

@@ -18,10 +18,17 @@ from serverlight.models.loader import is_language_model
 from serverlight.partition import partition
 from serverlight.partition.inputs import as_call
 from serverlight.runtime.memory import keep_freed_memory
-from serverlight.search.codec_cost import OTHER_SETTINGS, Sample, measure_codec, sample_map, sample_tokens
+from serverlight.search.codec_cost import (
+    OTHER_SETTINGS,
+    OTHER_SETTINGS_OF_MAPS,
+    measure_codec,
+    sample_map,
+    sample_signed_map,
+    sample_tokens,
+)
 from serverlight.search.depth import anchors_of
 from serverlight.search.energy import find_sources, measure_watts
-from serverlight.search.profile import CodecCost, Profile, Side
+from serverlight.search.profile import Profile, Side
 from serverlight.search.profile_cache import ProfileCache
 from serverlight.search.rehearsal import (
     as_rehearsed,
@@ -108,7 +115,11 @@ def _of_single_shot(model: LoadedModel, machine: dict[str, Any], progress: Progr
         rehearsed = [names[depth] for depth in anchors_of(len(names))]
         advance = _counter(progress, len(batches) + len(rehearsed) + 3)
         cuts = measure_single_shot(model, parts, batches=batches, watch=watch, advance=advance)
-        codec, others = measure_codec(CodecConfig(), sample_map), _others(sample_map)
+        codec = measure_codec(CodecConfig(), sample_map)
+        others = {
+            name: measure_codec(other, sample_signed_map if name == "cosine" else sample_map, budget_s=OTHERS_S)
+            for name, other in OTHER_SETTINGS_OF_MAPS.items()
+        }
         advance()
         exchanges = rehearse_single_shot(
             model, parts, serving.address(rehearsed), rehearsed, watch=watch, advance=advance
@@ -151,7 +162,8 @@ def _of_language_model(
         advance = _counter(progress, len(rehearsed) + 5)
         cuts = measure_language(parts, on=machine["side"], watch=watch, advance=advance)
         sample = functools.partial(sample_tokens, hidden=head.hidden_size)
-        codec, others = measure_codec(LANGUAGE_CODEC, sample), _others(sample)
+        codec = measure_codec(LANGUAGE_CODEC, sample)
+        others = {name: measure_codec(other, sample, budget_s=OTHERS_S) for name, other in OTHER_SETTINGS.items()}
         advance()
         exchanges = rehearse_language(parts, serving.address(rehearsed), rehearsed, watch=watch, advance=advance)
     token = torch.zeros(1, 1, dtype=torch.int64)
@@ -172,10 +184,6 @@ def _of_language_model(
         watts=watts,
         weight_bytes=cuts[-1].head_weight_bytes,
     )
-
-
-def _others(sample: Sample) -> dict[str, CodecCost]:
-    return {name: measure_codec(config, sample, budget_s=OTHERS_S) for name, config in OTHER_SETTINGS.items()}
 
 
 def _watts(work: Callable[[], object]) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from serverlight.generation import CHUNK_TOKENS
 from serverlight.search import message_sizes
+from serverlight.search.codec_cost import cost_name
 from serverlight.search.prediction import MIB, Candidate, Prediction, Scene
 from serverlight.search.profile import CodecCost, Curve, CutCost, Profile, rested
 from serverlight.search.queueing import BatchTime, Load, closed_loop, open_loop
@@ -186,7 +187,7 @@ def _read_ms(candidate: Candidate, scene: Scene, *, tokens: int, context: float)
 
 
 def _codec(candidate: Candidate, profile: Profile) -> CodecCost:
-    return profile.codec_of(candidate.codec.profile) if candidate.codec else profile.codec
+    return profile.codec_of(cost_name(candidate.codec)) if candidate.codec else profile.codec
 
 
 def _batch_time(curve: Curve, context: float) -> BatchTime:

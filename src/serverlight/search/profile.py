@@ -214,7 +214,7 @@ class Profile:
     message: MessageCost
 
     other_codecs: Mapping[str, CodecCost] = dataclasses.field(default_factory=dict)
-    """By the names of the codec's other profiles, whose frames take other times."""
+    """By the names of the codec's other profiles and forms, whose frames take other times."""
 
     watts: float | None = None
     """What the machine draws while it computes, above idle; none where the platform does not tell."""
@@ -235,9 +235,9 @@ class Profile:
                 return cut
         raise ConfigError("cut", f"the profile has no {name!r}, but {', '.join(cut.name for cut in self.cuts)}")
 
-    def codec_of(self, profile: str) -> CodecCost:
-        """By the name of the codec's profile; one that was not measured is taken to be like the default."""
-        return self.other_codecs.get(profile, self.codec)
+    def codec_of(self, name: str) -> CodecCost:
+        """By the name of the codec's profile or form; one that was not measured is taken to be like the default."""
+        return self.other_codecs.get(name, self.codec)
 
     def scaled(self, *, speed: float, name: str, watts: float | None = None) -> Profile:
         """What the model would cost on a machine that is ``speed`` times as fast at everything, of that name and power.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serverlight.apps.codec_grid import settings_text
 from serverlight.apps.options import JsonOption, ModelArgument, ThreadsOption
 from serverlight.apps.terminal import STDOUT, check_writable, print_lines, print_table, progress_bar, write_json
 from serverlight.errors import ConfigError
@@ -212,7 +213,7 @@ def _cells(row: QualityRow) -> list[str]:
     return [
         row.cut,
         row.codec.profile,
-        _settings(row.codec),
+        settings_text(row.codec),
         f"{row.bits_per_element:.3f}",
         f"{row.frame_bytes:,.0f}",
         f"{row.rel_mse:.4f}",
@@ -221,10 +222,3 @@ def _cells(row: QualityRow) -> list[str]:
         f"{low:.2f} to {high:.2f}",
         "" if row.is_measured else "~",
     ]
-
-
-def _settings(config: CodecConfig) -> str:
-    groups = f" M={config.num_groups}" if config.profile == "slicer" else ""
-    distortion = "" if config.distortion is None else f" delta={config.distortion:g}"
-    asymmetry = "" if config.asymmetry == 1 else f" lambda={config.asymmetry:g}"
-    return f"s={config.sparsity:g}{asymmetry}{groups}{distortion}"

@@ -237,6 +237,9 @@ def test_hostile_frames() -> None:
     block = of_bits("1111")[6 : -len(sections)]
     for kind in (0, 1, 4, 5, 15):
         refuses(InconsistentFrame, front + block + bytes((sections[0] & 0xB0 | kind,)) + sections[1:])
+    refuses(
+        InconsistentFrame, front + block + bytes((sections[0] & 0xB0 | 2,))
+    )  # a sign that contradicts the kind comes first
     refuses(UnsupportedFeature, front + block + b"\x17" + sections[1:])
     for profile in (0, 1):
         refuses(UnsupportedFeature, front[:1] + bytes((CORRECTED | profile << 2,)) + front[2:] + block + sections)

@@ -73,16 +73,9 @@ def read(reader: Reader, header: Header) -> Coded | None:
     mode = reader.byte("header")
     if mode == ALL_ZERO:
         return None
-    kind, is_short = _kind_of(mode), mode & 7 >= SHORT_KINDS
+    is_short = mode & 7 >= SHORT_KINDS
+    kind, bounds = _proved_kind(mode, header)
     one_sided = bool(mode & ONE_SIDED_FLAG) and kind != tables.TRELLIS
-    _check_kind_of_form(kind, header)
-    if header.num_elements == 0:
-        raise InconsistentFrame("an empty tensor is coded as zeros")
-    if layout_of_kind(kind) is Layout.PLANES and one_sided != is_one_sided_kind(kind):
-        raise InconsistentFrame(f"kind {kind} of context contradicts the sign flag")
-    _, bounds = segments_of(header.shape, kind)
-    if is_short and len(bounds) > 2 and kind != tables.TRELLIS:
-        raise InconsistentFrame(f"a short section of {len(bounds) - 1} segments; only one has such")
     step = _read_step(reader)
     start = reader.byte("header") if layout_of_kind(kind) is Layout.TOKENS else 0
     if start >= len(activity.ACTIVITY):
@@ -116,7 +109,7 @@ def with_unit_step(section: memoryview, header: Header) -> tuple[float, memoryvi
     mode = reader.byte("header")
     if mode == ALL_ZERO:
         return 0.0, section
-    _check_kind_of_form(_kind_of(mode), header)
+    _proved_kind(mode, header)
     step = _read_step(reader)
     return step, memoryview(b"".join((section[:1], UNIT_STEP, section[3:])))
 
@@ -129,6 +122,20 @@ def is_one_sided(section: memoryview) -> bool:
 def is_along_trellis(section: memoryview) -> bool:
     """Whether a section says that its numbers go along a trellis; nothing of it is proved."""
     return len(section) > 0 and section[0] & TRELLIS_MODE == TRELLIS_MODE
+
+
+def _proved_kind(mode: int, header: Header) -> tuple[int, list[int]]:
+    """The family of contexts, and the segments' bounds, of a mode byte that is not that of zeros and suits the frame."""
+    kind = _kind_of(mode)
+    _check_kind_of_form(kind, header)
+    if header.num_elements == 0:
+        raise InconsistentFrame("an empty tensor is coded as zeros")
+    if layout_of_kind(kind) is Layout.PLANES and bool(mode & ONE_SIDED_FLAG) != is_one_sided_kind(kind):
+        raise InconsistentFrame(f"kind {kind} of context contradicts the sign flag")
+    _, bounds = segments_of(header.shape, kind)
+    if mode & 7 >= SHORT_KINDS and len(bounds) > 2 and kind != tables.TRELLIS:
+        raise InconsistentFrame(f"a short section of {len(bounds) - 1} segments; only one has such")
+    return kind, bounds
 
 
 def _kind_of(mode: int) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from serverlight.calibration import PRESETS, calibrate
 from serverlight.codec import CodecConfig
-from serverlight.codec.config import LONG_STEPS
+from serverlight.codec.config import CORRECTED_STEPS, LONG_STEPS
 from serverlight.errors import ConfigError
 
 
@@ -63,6 +63,8 @@ def test_longer_steps_are_tried_for_feature_maps() -> None:
     assert found.config.distortion in LONG_STEPS
     assert found.chosen.bits_per_element < plain.chosen.bits_per_element
     assert {trial.config.distortion for trial in found.trials} == {None, *LONG_STEPS}
+    corrected = {trial.config.distortion for trial in found.trials if trial.config.bias_correction}
+    assert corrected == set(CORRECTED_STEPS)
 
 
 def test_waves_are_tried_where_they_can_win() -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import pathlib
-import struct
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import independent_reader
-from serverlight.codec import Basis, Codec, CodecConfig, cosine, decode, decode_batch, decode_into, inspect
+from frame_readers import BACKENDS, agree, bits_of, check_altered, check_every_way_in, refuses
+from serverlight.codec import Basis, Codec, CodecConfig, cosine, decode, inspect
 from serverlight.errors import (
     ConfigError,
-    FrameError,
     FrameTooShort,
     InconsistentFrame,
     NonFiniteTensor,
@@ -29,7 +25,6 @@ from serverlight.errors import (
 
 Float32 = npt.NDArray[np.float32]
 
-BACKENDS = ["reference"] + ["cpu"] * (importlib.util.find_spec("numba") is not None)
 VECTORS = pathlib.Path(__file__).parents[1] / "vectors" / "cosine"
 COSINE = 64
 """The flag."""
@@ -40,21 +35,6 @@ def maps(*shape: int, seed: int = 0) -> Float32:
     x = np.random.default_rng(seed).standard_normal(shape)
     smooth = sum(np.roll(x, (i, j), (-2, -1)) for i in range(3) for j in range(3))
     return (np.asarray(smooth) / 3).astype(np.float32)
-
-
-def bits_of(y: Any) -> bytes:
-    return bytes(np.asarray(y.float() if isinstance(y, torch.Tensor) else y, np.float32).tobytes())
-
-
-def agree(frame: bytes) -> Any:
-    """All backends and the second reader give the same bits."""
-    y = decode(frame)
-    second = independent_reader.read_frame(frame)
-    assert struct.pack(f"<{len(second.values)}f", *second.values) == bits_of(y)
-    assert tuple(second.shape) == tuple(y.shape)
-    for backend in BACKENDS:
-        assert bits_of(decode(frame, backend=backend)) == bits_of(y)
-    return y
 
 
 def as_waves(frame: bytes, shape: tuple[int, ...]) -> bytes:
@@ -97,18 +77,9 @@ def test_backends_write_and_read_alike(shape: tuple[int, ...], dtype: torch.dtyp
     assert float((y.float() - x.float()).square().mean()) < 0.05 * float(x.float().square().mean())
 
 
-def test_strided_maps_and_every_way_in() -> None:
+def test_every_way_in() -> None:
     """Channels-last maps, batches, given memory, and a device."""
-    x = torch.from_numpy(maps(3, 8, 6, 10))
-    codec = Codec(CodecConfig(transform="cosine", sparsity=0.5))
-    frames = [codec.encode(one[None]) for one in x]
-    assert codec.encode(x[:1].to(memory_format=torch.channels_last)) == frames[0]
-    together = decode_batch([*frames, Codec().encode(x[:1])])
-    assert bits_of(together[:3]) == b"".join(bits_of(decode(frame)) for frame in frames)
-    out = torch.empty(1, 8, 6, 10)
-    decode_into(frames[1], out)
-    assert bits_of(out) == bits_of(together[1])
-    assert bits_of(decode(frames[2], device="cpu")) == bits_of(together[2])
+    check_every_way_in(CodecConfig(transform="cosine", sparsity=0.5), torch.from_numpy(maps(3, 8, 6, 10)))
 
 
 # -- exactness ---------------------------------------------------------------------------------------------------------
@@ -242,17 +213,6 @@ def test_bad_values_and_settings_are_refused() -> None:
 # -- hostile frames ----------------------------------------------------------------------------------------------------
 
 
-def refuses(error: type[FrameError], frame: bytes, *, unseen: bool = False) -> None:
-    for backend in BACKENDS:
-        for read in (decode, lambda frame, **how: decode_batch([frame], **how)):
-            with pytest.raises(FrameError) as caught:
-                read(frame, backend=backend)
-            assert type(caught.value) is error, caught.value
-    if not unseen:
-        with pytest.raises(error):
-            inspect(frame)
-
-
 def test_hostile_frames() -> None:
     """Ranks, sides, kinds and flags that no such frame has; cut, prolonged and spoiled ones."""
     frame = Codec(CodecConfig(sparsity=0.6, transform="cosine", checksum=False)).encode(maps(1, 4, 5, 6))
@@ -285,10 +245,4 @@ def test_hostile_frames() -> None:
 def test_altered_frames_decode_or_are_refused(at: int, value: int) -> None:
     """A changed byte gives a frame error or finite values, never anything else."""
     config = CodecConfig(sparsity=0.4, checksum=False, transform="cosine")
-    frame = bytearray(Codec(config).encode(maps(1, 4, 5, 6)))
-    frame[at % len(frame)] = value
-    try:
-        y = decode(bytes(frame), "numpy", max_elements=10_000)
-    except FrameError:
-        return
-    assert np.isfinite(y).all()
+    check_altered(Codec(config).encode(maps(1, 4, 5, 6)), at, value)

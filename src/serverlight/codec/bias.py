@@ -108,6 +108,6 @@ def corrected(units: Float32, corrections: Ints, step: float, *, one_sided: bool
     """
     if not len(corrections):
         return units.astype(np.float64)
-    planes = units.reshape(len(corrections), -1) + (UNITS * corrections).astype(np.float64)[:, None]
-    values: Float64 = planes.reshape(-1) * (step * 2.0**-6)
-    return np.maximum(values, 0.0) if one_sided else values
+    values: Float64 = units.reshape(len(corrections), -1) + (UNITS * corrections).astype(np.float64)[:, None]
+    values *= step * 2.0**-6
+    return np.maximum(values, 0.0, out=values).reshape(-1) if one_sided else values.reshape(-1)

@@ -81,7 +81,8 @@ def values_of(units: Float32, step: float, shape: tuple[int, ...]) -> Float64:
         else:
             whole = (cube.astype(np.int64) @ along + (1 << PASS_BITS - 1)) >> PASS_BITS
             part[...] = down.T @ whole
-    return values * (step * 2.0 ** (PASS_BITS - 2 * WAVE_BITS - 6))
+    values *= step * 2.0 ** (PASS_BITS - 2 * WAVE_BITS - 6)
+    return values
 
 
 def coded_as(header: Header) -> Header:

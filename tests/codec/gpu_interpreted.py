@@ -5,6 +5,7 @@ Each program and each operation there takes its time, so tensors are small: a fe
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import types
@@ -16,7 +17,8 @@ import torch
 import triton.language
 from triton.runtime import interpreter
 
-from serverlight.codec import Codec, CodecConfig, coded, decode, decode_batch, layout, wire
+from serverlight.codec import Codec, CodecConfig, calibrate_basis, coded, decode, decode_batch, layout, wire
+from serverlight.codec.activity import NO_SPREADS
 from serverlight.codec.backends import for_device, load
 from serverlight.codec.backends.gpu import kernels as gpu
 from serverlight.codec.backends.gpu import outline as gpu_outline
@@ -143,6 +145,29 @@ def test_golden_frames(folder: str) -> None:
     if header.profile != "serverlight" or header.num_elements > 400:
         pytest.skip("another profile, or too large for the interpreter")
     check_reading(frame)
+
+
+@pytest.mark.parametrize("form", [{"transform": "cosine"}, {"bias_correction": True}], ids=str)
+def test_forms_of_maps(form: dict[str, Any]) -> None:
+    """Waves and corrections, whose sections this backend writes and reads too."""
+    x = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(3)) + 0.3
+    frame = agree(x, CodecConfig(sparsity=0.7, **form))
+    assert wire.Reader(frame).header(1 << 10).is_turned
+
+
+def test_frames_under_a_basis() -> None:
+    """With spreads, which go through the host, and without."""
+    rows = [torch.randn(40, 6, generator=torch.Generator().manual_seed(4)) * torch.arange(1, 7)]
+    with_spreads = calibrate_basis(rows)
+    for basis in (with_spreads, dataclasses.replace(with_spreads, spreads=NO_SPREADS)):
+        x = rows[0][:3, None].repeat(1, 10, 1)
+        frames = {
+            Codec(CodecConfig(sparsity=0.5), basis=basis, backend=name).encode(x) for name in ("reference", "gpu")
+        }
+        assert len(frames) == 1
+        frame = frames.pop()
+        values = [decode(frame, basis=basis, backend=name) for name in ("reference", "gpu")]
+        assert bits_of(values[0]) == bits_of(values[1])
 
 
 def test_batch_into_one_tensor() -> None:

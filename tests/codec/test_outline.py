@@ -49,7 +49,7 @@ def why(known: Outline) -> Any:
 
 
 def is_for_kernels(header: wire.Header, section: memoryview) -> bool:
-    return header.profile == "serverlight" and not header.basis and not contextual.is_along_trellis(section)
+    return header.profile == "serverlight" and not header.is_turned and not contextual.is_along_trellis(section)
 
 
 def test_golden_frames() -> None:

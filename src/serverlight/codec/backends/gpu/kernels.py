@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from serverlight.codec import backends, contextual
+from serverlight.codec.activity import NO_SPREADS, Spreads
 from serverlight.codec.backends import Float32
 from serverlight.codec.backends.gpu.launch import INTERPRETED, values_on_host
 from serverlight.codec.backends.gpu.model import HAS_NUMBA
@@ -47,8 +48,12 @@ class TritonKernels(SlicerKernels):
         self.device_type = "cpu" if INTERPRETED else "cuda"
         self.few_elements = 0 if INTERPRETED else FEW_ELEMENTS
 
-    def encode_contextual(self, values: Float32, shape: tuple[int, ...], config: CodecConfig) -> bytes:
-        """Copies the values to the device, and writes there."""
+    def encode_contextual(
+        self, values: Float32, shape: tuple[int, ...], config: CodecConfig, spreads: Spreads = NO_SPREADS
+    ) -> bytes | memoryview:
+        """Copies the values to the device, and writes there; what has spreads is written on the host."""
+        if len(spreads):
+            return backends.load("auto").encode_contextual(values, shape, config, spreads)
         return b"".join(self.encode_on_device(torch.tensor(values, device=self.device_type), shape, config))
 
     def encode_on_device(
@@ -66,8 +71,13 @@ class TritonKernels(SlicerKernels):
             contextual.write(writer, coded_tensor(values, shape, config))
         return writer.parts
 
-    def decode_contextual(self, section: memoryview, header: Header, out: Float32) -> None:
-        """Reads on the device, and copies the values to the host."""
+    def decode_contextual(
+        self, section: memoryview, header: Header, out: Float32, spreads: Spreads = NO_SPREADS
+    ) -> None:
+        """Reads on the device, and copies the values to the host; what has spreads is read there."""
+        if len(spreads):
+            backends.load("auto").decode_contextual(section, header, out, spreads)
+            return
         fault = self.decode_contextuals([section], header, out)
         if fault is not None:
             raise fault[1]

@@ -7,6 +7,7 @@ in the wrong place harms more than a large one elsewhere.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -129,15 +130,18 @@ def _bases_for(features: Iterable[tuple[torch.Tensor, ...]]) -> list[CodecConfig
         candidates += [CodecConfig(distortion=step, bias_correction=True) for step in CORRECTED_STEPS]
     forms = itertools.product(("none", "cosine"), (False, True))
     candidates += [CodecConfig(transform=transform, trellis=trellis) for transform, trellis in forms]
-    by_frames: dict[tuple[bytes, ...], CodecConfig] = {}
+    by_frames: dict[bytes, CodecConfig] = {}
     for config in candidates:
-        by_frames.setdefault(_frames(config, tensors), config)
+        by_frames.setdefault(_digest_of_frames(config, tensors), config)
     return list(by_frames.values())
 
 
-def _frames(config: CodecConfig, tensors: Iterable[torch.Tensor]) -> tuple[bytes, ...]:
-    codec = Codec(config)
-    return tuple(codec.encode(x) for x in tensors)
+def _digest_of_frames(config: CodecConfig, tensors: Iterable[torch.Tensor]) -> bytes:
+    """Of all of them, which together may be too many to keep."""
+    codec, digest = Codec(config), hashlib.blake2b(digest_size=16)
+    for x in tensors:
+        digest.update(codec.encode(x))
+    return digest.digest()
 
 
 def _bisect(measured: _Measured, base: CodecConfig, target: float) -> Iterable[Trial]:

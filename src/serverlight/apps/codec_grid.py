@@ -37,7 +37,6 @@ class CodecGrid:
     transform: Annotated[
         str, typer.Option(metavar="LIST", help="Of feature maps: `cosine` waves or `none` (serverlight).")
     ] = "none"
-
     bias_correction: Annotated[
         bool, typer.Option("--bias-correction", help="Send what planes lack in the mean (serverlight).")
     ] = False

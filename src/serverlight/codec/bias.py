@@ -26,6 +26,8 @@ __all__ = ["check_shape", "corrected", "corrections_of", "packed", "read", "suit
 Ints = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 
+PART = "corrections"
+
 LEAST_PLANE = 16
 """Smaller planes have none: a correction takes about three bits."""
 
@@ -81,9 +83,6 @@ def packed(corrections: Ints) -> bytes:
     writer.byte(parameter, PART)
     rice.write(writer, numbers, parameter, PART)
     return b"".join(writer.parts)
-
-
-PART = "corrections"
 
 
 def read(reader: Reader, shape: tuple[int, ...]) -> Ints:

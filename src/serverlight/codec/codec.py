@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from serverlight.codec import backends, bias, contextual, slicer
+from serverlight.codec import backends, contextual, slicer
 from serverlight.codec.backends import Float32
 from serverlight.codec.basis import Basis
 from serverlight.codec.config import CodecConfig
@@ -26,7 +26,7 @@ from serverlight.codec.tensors import (
     values_of,
     write_to,
 )
-from serverlight.codec.turned import coded_as, frame_of, read_turned
+from serverlight.codec.turned import frame_of, read_front, read_turned
 from serverlight.codec.wire import DEFAULT_MAX_ELEMENTS, Header, Reader, Writer, behind_header, header_bytes, sealed
 from serverlight.errors import ConfigError, FrameError, InconsistentFrame, UnsupportedTensor
 
@@ -346,9 +346,7 @@ def inspect(frame: Frame, *, max_elements: int = DEFAULT_MAX_ELEMENTS) -> FrameI
         _from_halves(reader, header.num_elements)
     elif header.profile == "serverlight":
         config |= {"transform": "cosine" if header.cosine else "none", "bias_correction": header.corrected}
-        read_as = coded_as(header)
-        if header.corrected:
-            bias.read(reader, header.shape)
+        read_as, _ = read_front(reader, header)
         coded = contextual.read(reader, read_as)
         config["step"] = coded.step if coded else 0.0
         config["trellis"] = coded is not None and coded.kind == TRELLIS

@@ -19,7 +19,7 @@ from serverlight.codec.tensors import check_finite, from_double
 from serverlight.codec.wire import CORRECTED_FORM, COSINE_FORM, Header, Reader, header_bytes, sealed
 from serverlight.errors import UnknownBasis, UnsupportedTensor
 
-__all__ = ["coded_as", "frame_of", "read_turned"]
+__all__ = ["frame_of", "read_front", "read_turned"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,19 +92,23 @@ def _seen_as(values: Float32, shape: tuple[int, ...], config: CodecConfig, basis
     return Seen(values=values, shape=shape)
 
 
-def coded_as(header: Header) -> Header:
-    """What the sections of a frame are to be read as; raises :class:`InconsistentFrame` for a shape that is no planes'."""
+def read_front(reader: Reader, header: Header) -> tuple[Header, bias.Ints | None]:
+    """What the sections of a frame are to be read as, and the corrections before them, if there are any.
+
+    Raises:
+        FrameError: the shape does not suit the form, or the corrections break a rule.
+    """
     if header.cosine:
-        return cosine.coded_as(header)
+        return cosine.coded_as(header), None
     if header.corrected:
         bias.check_shape(header.shape)
-    return dataclasses.replace(header, dtype="float32") if header.is_turned else header
+        return dataclasses.replace(header, dtype="float32"), bias.read(reader, header.shape)
+    return dataclasses.replace(header, dtype="float32") if header.basis else header, None
 
 
 def read_turned(reader: Reader, header: Header, kernels: backends.Kernels, out: Float32, given: Basis | None) -> None:
     """Sections 6.8, 6.10 and 6.11: what the backend decodes are whole 64ths of the step, not rounded to the frame's dtype yet."""
-    read_as = coded_as(header)
-    corrections = bias.read(reader, header.shape) if header.corrected else None
+    read_as, corrections = read_front(reader, header)
     sections = reader.rest("sections")
     basis = _named(given, header, sections) if header.basis else None
     step, section = contextual.with_unit_step(sections, read_as)
